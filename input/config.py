@@ -1,0 +1,126 @@
+"""Settings of the data side. No TensorFlow import here, so that `--help` answers at once."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class AnchorConfig:
+    """Anchors of P3-P7; defaults of the RetinaNet paper (Lin et al. 2017, section 4).
+
+    An anchor of base size `s`, scale `c` and aspect ratio `r` (width / height) has area `(s * c) ** 2`,
+    height `s * c / sqrt(r)` and width `s * c * sqrt(r)`, in pixels of the network's input.
+    """
+
+    min_level: int = 3
+    max_level: int = 7
+    sizes: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)  # one a level
+    scales: tuple[float, ...] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
+    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+
+    def __post_init__(self):
+        if len(self.sizes) != self.max_level - self.min_level + 1:
+            raise ValueError(
+                f"--anchor_sizes needs {self.max_level - self.min_level + 1} values, one for each of the levels "
+                f"P{self.min_level}-P{self.max_level}; got {len(self.sizes)}: {self.sizes}."
+            )
+        for flag, values in (
+            ("anchor_sizes", self.sizes),
+            ("anchor_scales", self.scales),
+            ("aspect_ratios", self.aspect_ratios),
+        ):
+            if not values or min(values) <= 0:
+                raise ValueError(f"--{flag} needs positive values; got {values}.")
+
+    @property
+    def levels(self) -> range:
+        return range(self.min_level, self.max_level + 1)
+
+    @property
+    def anchors_per_location(self) -> int:
+        return len(self.scales) * len(self.aspect_ratios)
+
+
+@dataclasses.dataclass(frozen=True)
+class MatchConfig:
+    """When an anchor is positive, ignored or background (Lin et al. 2017, section 4)."""
+
+    positive_iou: float = 0.5  # IoU >= this: positive
+    negative_iou: float = 0.4  # IoU < this: background; in between: ignored
+    force_match: bool = True  # every box keeps its best anchor, whatever the IoU
+
+    def __post_init__(self):
+        if not 0 < self.negative_iou <= self.positive_iou <= 1:
+            raise ValueError(
+                f"need 0 < negative_iou <= positive_iou <= 1; got {self.negative_iou} and {self.positive_iou}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """What happens to a training image. The defaults change nothing (`--augment=none`)."""
+
+    # On the host, per image.
+    scale_min: float = 1.0  # scale jitter: the resized image's size relative to the letterboxed one
+    scale_max: float = 1.0
+    # On the device, per batch.
+    horizontal_flip: float = 0.0  # probability
+    vertical_flip: float = 0.0
+    brightness: float = 0.0  # largest shift, as a share of the full range
+    contrast: float = 0.0  # factor drawn from [1 - contrast, 1 + contrast]
+    saturation: float = 0.0  # factor drawn from [1 - saturation, 1 + saturation]
+    hue: float = 0.0  # largest rotation, in turns
+    # Box rules after a crop: one place, `augment.crop_boxes`.
+    min_visible: float = 0.25  # a box keeps at least this share of its area, or it is dropped
+
+    @classmethod
+    def preset(cls, name: str) -> "AugmentConfig":
+        """The augmentation called `name`: none, paper, default or strong."""
+        presets = {
+            "none": cls(),
+            "paper": cls(horizontal_flip=0.5),
+            "default": cls(
+                horizontal_flip=0.5,
+                scale_min=0.8,
+                scale_max=1.25,
+                brightness=0.1,
+                contrast=0.2,
+                saturation=0.2,
+                hue=0.02,
+            ),
+            "strong": cls(
+                horizontal_flip=0.5,
+                scale_min=0.5,
+                scale_max=2.0,
+                brightness=0.15,
+                contrast=0.4,
+                saturation=0.4,
+                hue=0.05,
+            ),
+        }
+        if name not in presets:
+            raise ValueError(f"--augment={name}: choose one of {', '.join(presets)}.")
+        return presets[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class InputConfig:
+    """From shards to batches."""
+
+    image_size: tuple[int, int] = (512, 512)  # (height, width) of the network's input, multiples of 32
+    batch_size: int = 16  # global: over all replicas
+    max_boxes: int = 100  # boxes an image is padded to; the largest are kept
+    shuffle_buffer: int = 2048  # records, still encoded
+    seed: int = 0
+    target_assignment: str = "device"  # or "host"
+    anchor: AnchorConfig = AnchorConfig()
+    match: MatchConfig = MatchConfig()
+    augment: AugmentConfig = AugmentConfig.preset("default")
+
+    def __post_init__(self):
+        if min(self.image_size) <= 0 or any(side % 32 for side in self.image_size):
+            raise ValueError(f"image_size {self.image_size} must be positive multiples of 32.")
+        for name in ("batch_size", "max_boxes", "shuffle_buffer"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1; got {getattr(self, name)}.")
+        if self.target_assignment not in ("device", "host"):
+            raise ValueError(f"--target_assignment={self.target_assignment}: choose device or host.")

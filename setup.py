@@ -1,0 +1,29 @@
+"""Packaging. The modules keep the names that the commands use, so they are listed one by one."""
+
+from setuptools import setup
+
+setup(
+    name="retinanet-tf",
+    version="0.1.0",
+    description="Train a RetinaNet detector on a Pascal VOC-style dataset with TensorFlow.",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=["input", "model", "trainer"],
+    py_modules=["flags", "prepare_tfrecords"],
+    python_requires=">=3.9,<3.12",
+    install_requires=[
+        "tensorflow==2.15.1",
+        "tensorflow-addons==0.23.0",  # no longer works on any later TensorFlow
+        "numpy<2",
+        "lxml",
+        "absl-py",
+        "tqdm",
+        "Pillow",
+        "pycocotools",
+    ],
+    extras_require={
+        "and-cuda": ["tensorflow[and-cuda]==2.15.1"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "build"],
+    },
+)
