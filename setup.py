@@ -9,6 +9,12 @@ setup(
     long_description=open("README.md", encoding="utf-8").read(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    classifiers=[
+        "Programming Language :: Python :: 3.9",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
     packages=["input", "model", "trainer"],
     py_modules=["flags", "prepare_tfrecords"],
     python_requires=">=3.9,<3.12",
@@ -21,9 +27,10 @@ setup(
         "tqdm",
         "Pillow",
         "pycocotools",
+        "setuptools<81",  # TensorBoard 2.15 imports pkg_resources, which later ones no longer have
     ],
     extras_require={
         "and-cuda": ["tensorflow[and-cuda]==2.15.1"],
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "build"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff"],
     },
 )

@@ -1,0 +1,62 @@
+#!/bin/sh
+# Makes .venv with the project installed editable, from the versions in constraints.txt. Does nothing when that is done.
+# PYTHON=path names the interpreter for a new .venv; GPU=0 or 1 overrides looking for a GPU with nvidia-smi.
+set -eu
+cd "$(dirname "$0")/.."
+
+fail() { echo "make venv: $*" >&2; exit 1; }
+
+case "${GPU:-}" in
+  "") if nvidia-smi -L >/dev/null 2>&1; then extras=test,and-cuda; else extras=test; fi ;;
+  0) extras=test ;;
+  1) extras=test,and-cuda ;;
+  *) fail "GPU=$GPU: use 0 or 1." ;;
+esac
+
+# A .venv that was moved, interrupted or made from other pins does not carry this line.
+pins=$(cat setup.py constraints.txt | cksum)
+stamp=.venv/made-from
+is_made() {
+  case "$(cat $stamp 2>/dev/null)" in
+    "$PWD $pins $extras"*) .venv/bin/python -c "" 2>/dev/null ;; # one made with CUDA does without it too
+    *) return 1 ;;
+  esac
+}
+
+is_made && exit 0
+# One at a time; whoever waited finds it done.
+if command -v flock >/dev/null; then exec 9<>setup.py; flock 9; fi
+is_made && exit 0
+
+[ "$(uname -sm)" != "Linux aarch64" ] ||
+  fail "TensorFlow Addons has no wheels for Linux on Arm: use an x86-64 machine."
+
+# Run, not only found: a pyenv shim can stand for a version that is not there, and Debian's Python may lack ensurepip.
+suits() {
+  "$1" -c "import sys, ensurepip, venv; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 11))" >/dev/null 2>&1
+}
+find_python() {
+  pyenv=${PYENV_ROOT:-${HOME:-}/.pyenv}/versions
+  for python in ${PYTHON:-python3 python python3.11 python3.10 python3.9 "$pyenv"/3.11*/bin/python "$pyenv"/3.*/bin/python}; do
+    if suits "$python"; then echo "$python" && return; fi
+  done
+}
+
+python=$(find_python)
+rm -rf .venv
+if [ -n "$python" ]; then
+  echo "Making .venv with $("$python" --version) and downloading TensorFlow: a minute or more." >&2
+  "$python" -m venv .venv
+elif [ -n "${PYTHON:-}" ]; then
+  fail "PYTHON=$PYTHON does not run as Python 3.9, 3.10 or 3.11 with venv and ensurepip."
+elif uv --version >/dev/null 2>&1 && uv venv --seed --python ">=3.9,<3.12" .venv; then
+  :
+else
+  fail "TensorFlow 2.15 needs Python 3.9, 3.10 or 3.11 with venv, and neither one nor a working uv was found:" \
+    "install one (on Debian and Ubuntu: apt-get install python3.11-venv) and call make again."
+fi
+
+install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$@"; }
+install setuptools wheel # pinned, so that building the project itself fetches nothing more
+install --no-build-isolation --editable ".[$extras]"
+echo "$PWD $pins $extras" >$stamp
