@@ -12,6 +12,7 @@ class Record(NamedTuple):
     """One parsed tf.Example; the image is still encoded."""
 
     image: tf.Tensor  # string []
+    size: tf.Tensor  # i32 [2], height and width of the image
     normalized_boxes: tf.Tensor  # f32 [n, 4], ymin xmin ymax xmax in 0..1 of the image
     classes: tf.Tensor  # i32 [n], 0-based
     difficult: tf.Tensor  # bool [n]

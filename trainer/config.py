@@ -1,0 +1,106 @@
+"""Settings of a training run, and the whole of them as one value. No TensorFlow import here."""
+
+import dataclasses
+import json
+import typing
+
+from input.config import InputConfig
+from model.config import DetectConfig, LossConfig, ModelConfig
+
+SCHEDULES = ("constant", "cosine", "step", "polynomial", "exponential")
+OPTIMIZERS = ("sgd", "adamw")
+PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+DISTRIBUTIONS = ("auto", "one_device", "mirrored", "multi_worker")
+
+
+def _require(flag, value, choices):
+    if value not in choices:
+        raise ValueError(f"--{flag}={value}: choose one of {', '.join(choices)}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimizer and its learning rate; defaults of the RetinaNet paper (Lin et al. 2017, section 4.1)."""
+
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 1e-4  # of kernels only
+    clip_norm: float = 10.0  # global norm of the gradients; 0: no clipping
+    learning_rate: float = 0.01  # at batch 16
+    lr_schedule: str = "cosine"
+    lr_steps: tuple[float, ...] = (0.67, 0.89)  # step schedule: shares of the run at which the rate falls tenfold
+    lr_end: float = 0.0  # polynomial and cosine: final rate as a share of the first
+    lr_power: float = 0.9  # polynomial
+    lr_decay: float = 0.01  # exponential: what remains of the rate at the end
+    warmup_steps: int = 500
+
+    def __post_init__(self):
+        _require("optimizer", self.optimizer, OPTIMIZERS)
+        _require("lr_schedule", self.lr_schedule, SCHEDULES)
+        if self.learning_rate <= 0:
+            raise ValueError(f"--learning_rate must be positive; got {self.learning_rate}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long to train, on what, and what to write when."""
+
+    epochs: float = 0.0  # used where train_steps is 0
+    train_steps: int = 0
+    precision: str = "float32"
+    distribution: str = "auto"
+    num_gpus: int = -1  # -1: all
+    logical_cpus: int = 1  # split the CPU, to try replicas without GPUs
+    steps_per_loop: int = 20
+    log_every: int = 0  # 0: every loop
+    eval_every: int = 0  # steps; 0: ten times a run
+    checkpoint_every: int = 0  # steps; 0: with every evaluation
+    keep_checkpoints: int = 3
+    best_metric: str = "coco_ap"  # a key of the evaluation's result
+    xla: bool = False
+    eager: bool = False
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+    def __post_init__(self):
+        _require("precision", self.precision, PRECISIONS)
+        _require("distribution", self.distribution, DISTRIBUTIONS)
+        if self.steps_per_loop < 1:
+            raise ValueError(f"--steps_per_loop must be at least 1; got {self.steps_per_loop}.")
+        if self.logical_cpus < 1:
+            raise ValueError(f"--logical_cpus must be at least 1; got {self.logical_cpus}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that a run depends on; `RUN/config.json` holds it."""
+
+    labels: tuple[str, ...] = ()
+    input: InputConfig = InputConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    detect: DetectConfig = DetectConfig()
+    train: TrainConfig = TrainConfig()
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Config":
+        """The config that `to_json` wrote. A setting it lacks takes its default; an unknown one is an error."""
+        return _build(cls, json.loads(text))
+
+
+def _build(kind, values):
+    """A dataclass from nested dicts; JSON's lists become tuples."""
+    types = typing.get_type_hints(kind)
+    unknown = set(values) - set(types)
+    if unknown:
+        raise ValueError(f"unknown {kind.__name__} settings {sorted(unknown)}: written by another version?")
+    settings = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(types[name]):
+            value = _build(types[name], value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        settings[name] = value
+    return kind(**settings)

@@ -1,0 +1,56 @@
+"""One training step, in replica context."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from input import batch_augment, pipeline, types
+from model import losses
+from model.types import Losses
+from trainer.config import Config
+
+
+class StepResult(NamedTuple):
+    """Sums over all replicas."""
+
+    losses: Losses  # f32 scalars
+    num_positives: tf.Tensor  # f32 scalar: positive anchors in the global batch
+
+
+def make_train_step(model: tf.keras.Model, optimizer: tf.keras.optimizers.Optimizer, config: Config, *, method: str):
+    """The function that `strategy.run` calls with a replica's batch.
+
+    The loss is divided by the number of positive anchors of the *global* batch, and gradients are summed over replicas,
+    so that N replicas do exactly what one with the whole batch would.
+
+    Args:
+      model: the network.
+      optimizer: possibly a `LossScaleOptimizer`.
+      config: augmentation, anchors and losses.
+      method: of `targets.assign_targets`: dense on a GPU, sparse on a CPU.
+
+    Returns:
+      `train_step(batch, targets=None) -> StepResult`; `targets` where the host has assigned them.
+    """
+    scales_loss = isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
+
+    def train_step(batch: types.Batch, targets: types.Targets = None) -> StepResult:
+        replicas = tf.distribute.get_replica_context()
+        if targets is None:
+            batch = batch_augment.augment(batch, config.input.augment)
+            images, targets = batch.images, pipeline.assign(batch, config.input, method=method)
+        else:
+            images = batch_augment.augment_images(batch, config.input.augment)
+        num_positives = replicas.all_reduce("sum", losses.count_positives(targets))
+
+        with tf.GradientTape() as tape:
+            predictions = model(images, training=True)
+            local = losses.detection_losses(predictions, targets, tf.maximum(num_positives, 1.0), config.loss)
+            scaled = optimizer.get_scaled_loss(local.loss) if scales_loss else local.loss
+        gradients = tape.gradient(scaled, model.trainable_variables)
+        if scales_loss:
+            gradients = optimizer.get_unscaled_gradients(gradients)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables))
+        return StepResult(Losses(*(replicas.all_reduce("sum", value) for value in local)), num_positives)
+
+    return train_step
