@@ -32,24 +32,28 @@ is_made && exit 0
   fail "TensorFlow Addons has no wheels for Linux on Arm: use an x86-64 machine."
 
 # Run, not only found: a pyenv shim can stand for a version that is not there, and Debian's Python may lack ensurepip.
-suits() {
-  "$1" -c "import sys, ensurepip, venv; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 11))" >/dev/null 2>&1
+# The base interpreter, since python3 may be the .venv that is about to be replaced.
+base_of() {
+  "$1" -c "
+import ensurepip, sys, venv
+if not (3, 9) <= sys.version_info[:2] <= (3, 11): sys.exit(1)
+print(sys._base_executable)" 2>/dev/null
 }
 find_python() {
   pyenv=${PYENV_ROOT:-${HOME:-}/.pyenv}/versions
   for python in ${PYTHON:-python3 python python3.11 python3.10 python3.9 "$pyenv"/3.11*/bin/python "$pyenv"/3.*/bin/python}; do
-    if suits "$python"; then echo "$python" && return; fi
+    base_of "$python" && return
   done
 }
 
-python=$(find_python)
-rm -rf .venv
+python=$(find_python) || true
 if [ -n "$python" ]; then
   echo "Making .venv with $("$python" --version) and downloading TensorFlow: a minute or more." >&2
+  rm -rf .venv
   "$python" -m venv .venv
 elif [ -n "${PYTHON:-}" ]; then
   fail "PYTHON=$PYTHON does not run as Python 3.9, 3.10 or 3.11 with venv and ensurepip."
-elif uv --version >/dev/null 2>&1 && uv venv --seed --python ">=3.9,<3.12" .venv; then
+elif uv --version >/dev/null 2>&1 && rm -rf .venv && uv venv --seed --python ">=3.9,<3.12" .venv; then
   :
 else
   fail "TensorFlow 2.15 needs Python 3.9, 3.10 or 3.11 with venv, and neither one nor a working uv was found:" \
