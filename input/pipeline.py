@@ -5,6 +5,8 @@ with no saved iterator state: the records already seen are skipped, still encode
 decoding.
 """
 
+from typing import NamedTuple
+
 import tensorflow as tf
 
 from input import augment, batch_augment, targets, tfrecord, types
@@ -14,9 +16,15 @@ _AUTOTUNE = tf.data.AUTOTUNE
 _READERS = 8  # files read in turn
 
 
-def _read(paths, counts, files_shuffle_seed=None):
-    """Dataset of (record_index i64, serialized), each record numbered by its place in `paths` read in order."""
-    firsts = [sum(counts[:i]) for i in range(len(counts))]
+class _Shard(NamedTuple):
+    path: str
+    first: int  # index of its first record, over all shards read in order
+    count: int
+
+
+def _read(shards, files_shuffle_seed=None):
+    """Dataset of (record_index i64, serialized)."""
+    paths, firsts, _ = zip(*shards)
     files = tf.data.Dataset.from_tensor_slices((list(paths), tf.constant(firsts, tf.int64)))
     if files_shuffle_seed is None:
         return files.flat_map(lambda path, first: tf.data.TFRecordDataset(path).enumerate(first))
@@ -29,14 +37,14 @@ def _read(paths, counts, files_shuffle_seed=None):
     )
 
 
-def _training_records(paths, counts, config: InputConfig, first_record):
+def _training_records(shards, config: InputConfig, first_record):
     """Endless dataset of (record_index, serialized, seed i32 [2]), starting after `first_record` records."""
-    first_epoch, first_in_epoch = divmod(first_record, sum(counts))
+    first_epoch, first_in_epoch = divmod(first_record, sum(shard.count for shard in shards))
 
     def one_epoch(epoch):
         # Only the low half differs between epochs; the generators mix it well.
         seed = epoch + (config.seed << 32)
-        records = _read(paths, counts, seed)
+        records = _read(shards, seed)
         records = records.shuffle(config.shuffle_buffer, seed=seed)
         records = records.skip(tf.where(epoch == first_epoch, tf.constant(first_in_epoch, tf.int64), 0))
         return records.map(lambda index, serialized: (index, serialized, _seed(config.seed, epoch, index)))
@@ -65,8 +73,29 @@ def _to_batch(sample: types.Sample, valid, record_index, seeds) -> types.Batch:
     )
 
 
+def _shards(paths):
+    """The shards that hold records.
+
+    Raises:
+      ValueError: none does.
+    """
+    paths = list(paths)
+    counts = tfrecord.count_records(paths)
+    shards = [_Shard(path, sum(counts[:i]), count) for i, (path, count) in enumerate(zip(paths, counts)) if count]
+    if not shards:
+        raise ValueError(f"no records in {', '.join(paths) or 'an empty list of files'}: convert the data set again.")
+    return shards
+
+
 def make_dataset(
-    paths, config: InputConfig, *, training: bool, batch_size: int, first_record: int = 0
+    paths,
+    config: InputConfig,
+    *,
+    training: bool,
+    batch_size: int,
+    first_record: int = 0,
+    num_pipelines: int = 1,
+    pipeline_id: int = 0,
 ) -> tf.data.Dataset:
     """Batches of decoded images with their boxes.
 
@@ -76,18 +105,21 @@ def make_dataset(
       training: endless, shuffled and augmented; otherwise each image once, in order, unaugmented, the last batch
         padded with images marked not `valid`.
       batch_size: images in a batch.
-      first_record: training only: how many records an earlier run has already consumed.
+      first_record: training only: how many records an earlier run has already consumed, in this pipeline.
+      num_pipelines, pipeline_id: training only: of several workers, each reads every `num_pipelines`-th file.
 
     Returns:
       `Dataset[Batch]` with static shapes.
 
     Raises:
-      ValueError: there are no files or no records.
+      ValueError: there are no files, no records, or fewer files with records than pipelines.
     """
-    paths = list(paths)
-    counts = tfrecord.count_records(paths)
-    if not sum(counts):
-        raise ValueError(f"no records in {', '.join(paths) or 'an empty list of files'}: convert the data set again.")
+    shards = _shards(paths)
+    if len(shards) < num_pipelines:
+        raise ValueError(
+            f"{len(shards)} shards with records for {num_pipelines} workers: convert again with --num_shards a "
+            f"multiple of {num_pipelines}."
+        )
 
     if training:
 
@@ -96,15 +128,15 @@ def make_dataset(
             sample = augment.load_and_crop(tfrecord.parse_example(serialized), config, host_seed)
             return _to_batch(sample, True, index, device_seed)
 
-        records = _training_records(paths, counts, config, first_record)
+        records = _training_records(shards[pipeline_id::num_pipelines], config, first_record)
     else:
 
         def load(index, serialized, valid):
             sample = augment.load_and_crop(tfrecord.parse_example(serialized), config)
             return _to_batch(sample, valid, index, tf.zeros([2], tf.int32))
 
-        records = _read(paths, counts)
-        padding = records.take(1).repeat(-sum(counts) % batch_size)
+        records = _read(shards)
+        padding = records.take(1).repeat(-sum(shard.count for shard in shards) % batch_size)
         records = tf.data.Dataset.zip((records, tf.data.Dataset.from_tensors(True).repeat())).concatenate(
             tf.data.Dataset.zip((padding, tf.data.Dataset.from_tensors(False).repeat()))
         )

@@ -6,6 +6,7 @@
 import json
 import os
 import shutil
+from typing import Optional
 
 import tensorflow as tf
 
@@ -132,7 +133,7 @@ class Checkpoints:
             shutil.rmtree(self._root, ignore_errors=True)
 
 
-def find_checkpoint(model_dir: str, checkpoint: str = None) -> str:
+def find_checkpoint(model_dir: str, checkpoint: Optional[str] = None) -> str:
     """The path prefix of the checkpoint asked for, else the best one, else the latest.
 
     Raises:
@@ -155,7 +156,7 @@ def find_checkpoint(model_dir: str, checkpoint: str = None) -> str:
     raise FileNotFoundError(f"{model_dir} holds no checkpoint yet: train first, or wait for the first evaluation.")
 
 
-def load_for_inference(model_dir: str, checkpoint: str = None):
+def load_for_inference(model_dir: str, checkpoint: Optional[str] = None):
     """The trained network of a run.
 
     Args:

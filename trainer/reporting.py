@@ -34,11 +34,12 @@ class DailyFileHandler(logging.Handler):
 
 def log_to(model_dir: str) -> DailyFileHandler:
     """Sends the project's log to the terminal and to `RUN/logs/`; give the result to `stop_logging`."""
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.DEBUG)
     log.propagate = False
     if not log.handlers:
         terminal = logging.StreamHandler()
         terminal.setFormatter(_FORMAT)
+        terminal.setLevel(logging.INFO)
         log.addHandler(terminal)
     handler = DailyFileHandler(os.path.join(model_dir, "logs"))
     log.addHandler(handler)

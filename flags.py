@@ -1,0 +1,149 @@
+"""Every flag of the trainer; each default comes from its dataclass.
+
+Only entry files read this. `config_from_flags` turns the flags into frozen dataclasses, which is what the rest sees.
+"""
+
+import dataclasses
+
+from absl import flags
+
+from input.config import AnchorConfig, AugmentConfig, InputConfig, MatchConfig
+from model.config import BACKBONES, NECKS, DetectConfig, LossConfig, ModelConfig
+from trainer.config import DISTRIBUTIONS, OPTIMIZERS, PRECISIONS, SCHEDULES, Config, OptimizerConfig, TrainConfig
+
+FLAGS = flags.FLAGS
+
+_input, _anchor, _match = InputConfig(), AnchorConfig(), MatchConfig()
+_model, _loss, _detect = ModelConfig(), LossConfig(), DetectConfig()
+_train, _optimizer = TrainConfig(), OptimizerConfig()
+
+
+def _numbers(values):
+    return [f"{value:g}" for value in values]
+
+
+# Data and output
+flags.DEFINE_list("train_records", None, "Shards to train on: patterns such as 'OUT/train-*.tfrecord'.")
+flags.DEFINE_list("val_records", [], "Shards to evaluate on while training; none: no evaluation, no best checkpoint.")
+flags.DEFINE_string("model_dir", None, "The run's folder; where it holds checkpoints, the run is resumed.")
+
+# Input
+flags.DEFINE_string("image_size", "x".join(map(str, _input.image_size)), "N or HxW, padded up to a multiple of 32.")
+flags.DEFINE_integer("batch_size", _input.batch_size, "Images a step, over all replicas.", lower_bound=1)
+flags.DEFINE_integer("max_boxes", _input.max_boxes, "Boxes an image, at most: the largest are kept.", lower_bound=1)
+flags.DEFINE_integer("shuffle_buffer", _input.shuffle_buffer, "Records in the shuffle buffer, encoded.", lower_bound=1)
+flags.DEFINE_enum("augment", "default", ["none", "paper", "default", "strong"], "Preset of the augmentation.")
+flags.DEFINE_enum("target_assignment", _input.target_assignment, ["device", "host"], "Where anchors get targets.")
+flags.DEFINE_integer("seed", _input.seed, "Of weights, order and augmentation.", lower_bound=0)
+
+# Anchors
+flags.DEFINE_list("anchor_sizes", _numbers(_anchor.sizes), "Base size in pixels for each of the levels P3-P7.")
+flags.DEFINE_list("anchor_scales", [f"{scale:.6g}" for scale in _anchor.scales], "Factors of the base size.")
+flags.DEFINE_list("aspect_ratios", _numbers(_anchor.aspect_ratios), "Width / height.")
+flags.DEFINE_float("positive_iou", _match.positive_iou, "An anchor is positive from this IoU.")
+flags.DEFINE_float("negative_iou", _match.negative_iou, "An anchor is background below this IoU.")
+
+# Network and losses
+flags.DEFINE_enum("backbone", _model.backbone, BACKBONES, "Backbone.")
+flags.DEFINE_enum("neck", _model.neck, NECKS, "Feature pyramid.")
+flags.DEFINE_integer("neck_filters", _model.neck_filters, "Width of the neck and of the heads.", lower_bound=1)
+flags.DEFINE_integer("head_convs", _model.head_convs, "Convolutions in each head.", lower_bound=0)
+flags.DEFINE_bool("sync_batch_norm", _model.sync_batch_norm, "Batch statistics over all replicas.")
+flags.DEFINE_float("focal_alpha", _loss.focal_alpha, "Weight of the foreground.")
+flags.DEFINE_float("focal_gamma", _loss.focal_gamma, "Focusing exponent.", lower_bound=0.0)
+flags.DEFINE_float("box_loss_weight", _loss.box_loss_weight, "Weight of the box loss.")
+
+# Detections
+flags.DEFINE_float("score_threshold", _detect.score_threshold, "Detections below this score are dropped.")
+flags.DEFINE_float("nms_iou", _detect.nms_iou, "IoU from which a weaker detection of the same class is dropped.")
+flags.DEFINE_integer("max_detections", _detect.max_detections, "Detections an image, at most.", lower_bound=1)
+
+# Optimizer
+flags.DEFINE_enum("optimizer", _optimizer.optimizer, OPTIMIZERS, "Optimizer.")
+flags.DEFINE_float("learning_rate", _optimizer.learning_rate, "Peak learning rate, for the batch size given.")
+flags.DEFINE_enum("lr_schedule", _optimizer.lr_schedule, SCHEDULES, "Shape of the rate after the warm-up.")
+flags.DEFINE_integer(
+    "warmup_steps", _optimizer.warmup_steps, "Linear warm-up, cut to a tenth of the run.", lower_bound=0
+)
+flags.DEFINE_float("momentum", _optimizer.momentum, "Of SGD.")
+flags.DEFINE_float("weight_decay", _optimizer.weight_decay, "Of kernels, as an L2 term's factor.", lower_bound=0.0)
+flags.DEFINE_float("clip_norm", _optimizer.clip_norm, "Global norm of the gradients; 0: no clipping.", lower_bound=0.0)
+
+# Run
+flags.DEFINE_float("epochs", _train.epochs, "Passes over the training shards, unless --train_steps is given.")
+flags.DEFINE_integer("train_steps", _train.train_steps, "Steps; 0: as --epochs says.", lower_bound=0)
+flags.DEFINE_enum("precision", _train.precision, PRECISIONS, "Of the computation; float16 scales the loss.")
+flags.DEFINE_enum("distribution", _train.distribution, DISTRIBUTIONS, "auto: mirrored over all devices, if several.")
+flags.DEFINE_integer("num_gpus", _train.num_gpus, "GPUs to use; -1: all.", lower_bound=-1)
+flags.DEFINE_integer("logical_cpus", _train.logical_cpus, "Split the CPU into N devices, to try replicas.")
+flags.DEFINE_integer("steps_per_loop", _train.steps_per_loop, "Steps a call of the compiled loop.", lower_bound=1)
+flags.DEFINE_integer("log_every", _train.log_every, "Steps between reports; 0: every loop.", lower_bound=0)
+flags.DEFINE_integer("eval_every", _train.eval_every, "Steps between evaluations; 0: ten a run.", lower_bound=0)
+flags.DEFINE_integer(
+    "checkpoint_every", _train.checkpoint_every, "Steps between checkpoints; 0: with every evaluation.", lower_bound=0
+)
+flags.DEFINE_integer("keep_checkpoints", _train.keep_checkpoints, "Latest checkpoints to keep.", lower_bound=1)
+flags.DEFINE_enum(
+    "best_metric",
+    _train.best_metric,
+    ["coco_ap", "coco_ap50", "voc07_ap50", "voc12_ap50"],
+    "Of the evaluation, decides which checkpoint is the best.",
+)
+flags.DEFINE_bool("xla", _train.xla, "Compile the step with XLA; one replica only.")
+flags.DEFINE_bool("eager", _train.eager, "Run step by step without graphs, for debugging.")
+
+REQUIRED = ("train_records", "model_dir")
+
+
+def parse_image_size(text: str) -> tuple[int, int]:
+    """ "512" or "480x640" (height x width) -> (height, width), each padded up to a multiple of 32.
+
+    Raises:
+      ValueError: naming the flag.
+    """
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdigit() and int(side) > 0 for side in sides):
+        raise ValueError(f"--image_size={text}: write N or HxW, such as 512 or 480x640 (height x width).")
+    height, width = (-(-int(side) // 32) * 32 for side in (sides * 2)[:2])
+    return height, width
+
+
+def _floats(name: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(value) for value in FLAGS[name].value)
+    except ValueError:
+        raise ValueError(f"--{name}={','.join(FLAGS[name].value)}: write numbers with commas between them.") from None
+
+
+def _take(kind, **settings):
+    """A dataclass with each field that has a flag of its name set from it."""
+    named = {field.name: FLAGS[field.name].value for field in dataclasses.fields(kind) if field.name in FLAGS}
+    return kind(**{**named, **settings})
+
+
+def config_from_flags(labels: tuple[str, ...] = ()) -> Config:
+    """The flags as a `Config`.
+
+    Raises:
+      ValueError: naming the flag whose value does not fit.
+    """
+    scales = _floats("anchor_scales")
+    anchor = AnchorConfig(
+        sizes=_floats("anchor_sizes"),
+        scales=AnchorConfig.scales if FLAGS["anchor_scales"].using_default_value else scales,
+        aspect_ratios=_floats("aspect_ratios"),
+    )
+    return Config(
+        labels=labels,
+        input=_take(
+            InputConfig,
+            image_size=parse_image_size(FLAGS.image_size),
+            anchor=anchor,
+            match=_take(MatchConfig),
+            augment=AugmentConfig.preset(FLAGS.augment),
+        ),
+        model=_take(ModelConfig),
+        loss=_take(LossConfig),
+        detect=_take(DetectConfig),
+        train=_take(TrainConfig, optimizer=_take(OptimizerConfig)),
+    )

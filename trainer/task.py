@@ -1,0 +1,40 @@
+"""python -m trainer.task: trains a detector on TFRecords and evaluates it."""
+
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow: its start-up lines hide ours
+
+from absl import app
+from absl import flags as absl_flags
+
+import flags
+
+FLAGS = absl_flags.FLAGS
+absl_flags.adopt_module_key_flags(flags)
+
+
+def main(argv):
+    """Flags -> config -> run. TensorFlow is imported here, so that `--help` answers at once."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}; flags are written --name=value.")
+    try:
+        flags.config_from_flags()  # a wrong flag shows before the seconds that TensorFlow takes to start
+        from input import tfrecord
+        from trainer import train
+
+        train_paths = tfrecord.expand_glob(FLAGS.train_records)
+        val_paths = tfrecord.expand_glob(FLAGS.val_records) if FLAGS.val_records else []
+        config = flags.config_from_flags(tfrecord.read_labels([*train_paths, *val_paths]))
+        train.set_up_devices(config.train)
+        result = train.train_and_evaluate(
+            config, train_paths=train_paths, val_paths=val_paths, model_dir=FLAGS.model_dir
+        )
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")  # says what is wrong and what to do; a traceback would bury it
+    if result.stopped_by is not None:
+        sys.exit(128 + result.stopped_by)
+
+
+if __name__ == "__main__":
+    app.run(main)
