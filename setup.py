@@ -23,6 +23,7 @@ setup(
         "tensorflow-addons==0.23.0",  # no longer works on any later TensorFlow
         "numpy<2",
         "lxml",
+        "google-crc32c",  # the checksum of TFRecords without the seconds that importing TensorFlow takes
         "absl-py",
         "tqdm",
         "Pillow",
