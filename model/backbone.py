@@ -1,0 +1,143 @@
+"""ResNet 18-152 (He et al. 2015), giving C3, C4 and C5.
+
+The topology is Keras's `tf.keras.applications.ResNet50/101/152`, so that its ImageNet weights fit: a bottleneck strides
+in its first 1x1 convolution ("v1"; torchvision's "v1.5" strides in the 3x3), and every strided convolution and the pool
+pad symmetrically. Each convolution is followed by batch normalisation and has no bias, which would be a useless
+parameter: a bias `c` of foreign weights is the same as a moving mean less `c`.
+"""
+
+import tensorflow as tf
+
+from model.config import ModelConfig
+
+_LAYOUTS = {  # bottleneck or basic blocks, and how many a stage
+    "resnet18": (False, (2, 2, 2, 2)),
+    "resnet34": (False, (3, 4, 6, 3)),
+    "resnet50": (True, (3, 4, 6, 3)),
+    "resnet101": (True, (3, 4, 23, 3)),
+    "resnet152": (True, (3, 8, 36, 3)),
+}
+
+
+class ConvNorm(tf.keras.layers.Layer):
+    """Convolution and batch normalisation; [b, h, w, c] to [b, ceil(h / strides), ceil(w / strides), filters].
+
+    Statistics are taken over all replicas where `config.sync_batch_norm` asks for it and the layer is made in the scope
+    of a strategy with several replicas; one replica keeps the fused kernel, which the synchronised layer cannot use.
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int,
+        *,
+        config: ModelConfig,
+        name: str,
+        strides: int = 1,
+        zero_gamma: bool = False,
+    ):
+        super().__init__(name=name)
+        self._padding = kernel_size // 2 if strides > 1 else 0
+        self.conv = tf.keras.layers.Conv2D(
+            filters,
+            kernel_size,
+            strides,
+            padding="valid" if self._padding else "same",
+            use_bias=False,
+            kernel_initializer="he_normal",
+            name="conv",
+        )
+        self.norm = tf.keras.layers.BatchNormalization(
+            momentum=config.batch_norm_momentum,
+            epsilon=config.batch_norm_epsilon,
+            gamma_initializer="zeros" if zero_gamma else "ones",
+            synchronized=config.sync_batch_norm and tf.distribute.get_strategy().num_replicas_in_sync > 1,
+            name="norm",
+        )
+
+    def call(self, inputs, training=False):
+        if self._padding:
+            inputs = _pad(inputs, self._padding)
+        return self.norm(self.conv(inputs), training=training)
+
+
+class ResidualBlock(tf.keras.layers.Layer):
+    """A basic block (3x3, 3x3) or a bottleneck (1x1, 3x3, 1x1 to 4 * filters); its first convolution strides.
+
+    The last gamma starts at zero, so that a fresh block is the identity (Goyal et al. 2017, section 5.1).
+    """
+
+    def __init__(self, filters: int, *, bottleneck: bool, strides: int, project: bool, config: ModelConfig, name: str):
+        super().__init__(name=name)
+        kernel_sizes = (1, 3, 1) if bottleneck else (3, 3)
+        last = len(kernel_sizes)
+        filters_out = filters * 4 if bottleneck else filters
+        self.shortcut = ConvNorm(filters_out, 1, strides=strides, config=config, name=f"{name}_0") if project else None
+        self.convs = [
+            ConvNorm(
+                filters_out if i == last else filters,
+                kernel_size,
+                strides=strides if i == 1 else 1,
+                zero_gamma=i == last,
+                config=config,
+                name=f"{name}_{i}",
+            )
+            for i, kernel_size in enumerate(kernel_sizes, start=1)
+        ]
+
+    def call(self, inputs, training=False):
+        shortcut = inputs if self.shortcut is None else self.shortcut(inputs, training=training)
+        outputs = self.convs[0](inputs, training=training)
+        for conv in self.convs[1:]:
+            outputs = conv(tf.nn.relu(outputs), training=training)
+        return tf.nn.relu(outputs + shortcut)
+
+
+class ResNet(tf.keras.layers.Layer):
+    """Images float [b, h, w, 3], normalised, to (C3, C4, C5) of strides 8, 16 and 32.
+
+    Every convolution is a `ConvNorm` in `conv_norms`, named like Keras's: "conv1", "conv2_block1_0" (the projection),
+    "conv2_block1_1", ...; its `conv` and `norm` are Keras's layers of that name with "_conv" and "_bn" added.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(name=config.backbone)
+        bottleneck, num_blocks = _LAYOUTS[config.backbone]
+        self.stem = ConvNorm(64, 7, strides=2, config=config, name="conv1")
+        self.stages = [
+            [
+                ResidualBlock(
+                    64 * 2**stage,
+                    bottleneck=bottleneck,
+                    strides=2 if stage > 0 and block == 0 else 1,
+                    project=block == 0 and (bottleneck or stage > 0),
+                    config=config,
+                    name=f"conv{stage + 2}_block{block + 1}",
+                )
+                for block in range(num_blocks[stage])
+            ]
+            for stage in range(4)
+        ]
+
+    @property
+    def conv_norms(self) -> list[ConvNorm]:
+        """Every `ConvNorm`, from the stem on."""
+        found = [self.stem]
+        for stage in self.stages:
+            for block in stage:
+                found += block.convs if block.shortcut is None else [block.shortcut, *block.convs]
+        return found
+
+    def call(self, inputs, training=False):
+        # Padding with zeros is as good as with -inf: the stem's outputs are not negative.
+        outputs = tf.nn.max_pool2d(_pad(tf.nn.relu(self.stem(inputs, training=training)), 1), 3, 2, "VALID")
+        features = []
+        for stage in self.stages:
+            for block in stage:
+                outputs = block(outputs, training=training)
+            features.append(outputs)
+        return tuple(features[1:])
+
+
+def _pad(images, padding: int):
+    return tf.pad(images, [[0, 0], [padding, padding], [padding, padding], [0, 0]])

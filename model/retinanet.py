@@ -1,0 +1,51 @@
+"""The assembled network (Lin et al. 2017): backbone, neck, class and box subnets."""
+
+import tensorflow as tf
+
+from model import backbone, heads, necks
+from model.config import ModelConfig
+from model.types import Predictions
+
+
+class RetinaNet(tf.keras.Model):
+    """Images float [b, h, w, 3], normalised, sides multiples of 32, to `Predictions` over the anchors of P3-P7.
+
+    Runs in the global Keras policy and answers in float32. Its parts, `backbone`, `neck`, `class_head` and `box_head`,
+    are the names of a checkpoint's branches too.
+    """
+
+    def __init__(self, config: ModelConfig, *, num_classes: int, anchors_per_location: int):
+        super().__init__(name="retinanet")
+        self.backbone = backbone.ResNet(config)
+        self.neck = necks.make_neck(config)
+        self.class_head = heads.make_class_head(
+            config, num_classes=num_classes, anchors_per_location=anchors_per_location
+        )
+        self.box_head = heads.make_box_head(config, anchors_per_location=anchors_per_location)
+
+    def call(self, images, training=False):
+        features = self.neck(self.backbone(images, training=training))
+        return Predictions(class_logits=self.class_head(features), box_deltas=self.box_head(features))
+
+
+def make_model(
+    config: ModelConfig, *, num_classes: int, anchors_per_location: int, image_size: tuple[int, int]
+) -> RetinaNet:
+    """A `RetinaNet` with its variables made; call it in the strategy's scope.
+
+    Args:
+      config: the network.
+      num_classes: k.
+      anchors_per_location: anchors a cell of each level, as `AnchorConfig.anchors_per_location`.
+      image_size: (height, width), multiples of 32.
+
+    Raises:
+      ValueError: a side is not a positive multiple of 32, or there is no class.
+    """
+    if num_classes < 1:
+        raise ValueError(f"a detector needs at least one class; got {num_classes}.")
+    if min(image_size) <= 0 or any(side % 32 for side in image_size):
+        raise ValueError(f"image_size {tuple(image_size)} must be positive multiples of 32.")
+    model = RetinaNet(config, num_classes=num_classes, anchors_per_location=anchors_per_location)
+    model(tf.keras.Input((*image_size, 3)))
+    return model
