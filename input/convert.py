@@ -1,0 +1,670 @@
+"""VOC folders -> shards, labels and manifest: parallel, restartable and atomic.
+
+Every shard is made by one worker, in a hidden folder inside the output folder, and carries a key of all that decides
+its bytes. A later run takes over the shards whose key still holds; only when all are there do they get their names.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from input import tfrecord, voc
+
+_RECORD_OVERHEAD = 2048  # bytes of a record beside its image, about
+_MIN_SHARDS = 8
+
+
+class ConversionError(Exception):
+    """The conversion cannot be done; the message says why and what to do, a line for each problem."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertConfig:
+    """What to convert, and how. Folders left empty follow from `voc_dirs`."""
+
+    output_dir: str
+    voc_dirs: tuple[str, ...] = ()  # each holds Annotations/, JPEGImages/, ImageSets/Main/*.txt
+    annotations_dir: str = ""
+    images_dir: str = ""
+    image_set: str = ""
+    image_set_file: str = ""
+    val_fraction: float = 0.0
+    labels_file: str = ""
+    on_error: str = "fail"  # or "skip"
+    strict: bool = False
+    zero_based: bool = False
+    drop_empty: bool = False
+    drop_unknown_classes: bool = False
+    verify: str = "decode"
+    max_pixels: int = 100_000_000
+    num_shards: int = 0  # 0: by shard_bytes
+    shard_bytes: int = 128 << 20
+    seed: int = 0
+    overwrite: bool = False
+    num_workers: int = 0  # 0: all cores
+
+    def __post_init__(self):
+        if not self.voc_dirs and not (self.annotations_dir and self.images_dir):
+            raise ConversionError("give --voc_dir, or both --annotations_dir and --images_dir.")
+        if len(self.voc_dirs) > 1 and (self.annotations_dir or self.images_dir or self.image_set_file):
+            raise ConversionError("--annotations_dir, --images_dir and --image_set_file go with one --voc_dir only.")
+        if self.val_fraction and (self.image_set or self.image_set_file):
+            raise ConversionError("--val_fraction divides a folder without image sets; leave out --image_set.")
+        if not 0 <= self.val_fraction < 1:
+            raise ConversionError(f"--val_fraction={self.val_fraction} must be at least 0 and below 1.")
+        if self.on_error not in ("fail", "skip"):
+            raise ConversionError(f"--on_error={self.on_error}: choose fail or skip.")
+        if min(self.num_shards, self.num_workers) < 0 or min(self.shard_bytes, self.max_pixels) < 1:
+            raise ConversionError("--num_shards, --num_workers, --shard_bytes and --max_pixels must be positive.")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the outcome beside the files and the labels."""
+        names = (
+            *("on_error", "strict", "zero_based", "drop_empty", "drop_unknown_classes", "verify", "max_pixels"),
+            *("num_shards", "shard_bytes", "seed", "val_fraction"),
+        )
+        return {name: getattr(self, name) for name in names}
+
+
+# Finding the files.
+
+
+class Input(NamedTuple):
+    """The files of one record, and what tells whether they changed: sizes and modification times, as rsync does."""
+
+    source: voc.Source
+    num_bytes: int  # of the image
+    fingerprint: str
+
+
+def _list_folder(path: str, extensions: Sequence[str]) -> dict[str, os.DirEntry]:
+    """The files with one of the extensions, by stem; of several with one stem the earlier extension wins."""
+    found: dict[str, tuple[int, os.DirEntry]] = {}
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                stem, extension = os.path.splitext(entry.name)
+                if extension.lower() in extensions and not stem.startswith("._"):  # macOS leaves those behind
+                    key = voc.name_key(stem)
+                    rank = (extensions.index(extension.lower()), entry.name)
+                    if key not in found or rank < found[key][0]:
+                        found[key] = rank, entry
+    except OSError as error:
+        raise ConversionError(f"{path}: {error.strerror}; check --voc_dir, --annotations_dir, --images_dir.") from error
+    return {key: entry for key, (_, entry) in found.items()}
+
+
+def _stat(entry: os.DirEntry) -> tuple[int, int]:
+    try:
+        stat = entry.stat()
+    except OSError:
+        return 0, 0  # a broken link or a loop of links; reading it gives the reason
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _read_image_set(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            lines = [line.strip() for line in file]
+    except FileNotFoundError:
+        folder = os.path.dirname(path)
+        there = sorted(os.path.splitext(name)[0] for name in os.listdir(folder)) if os.path.isdir(folder) else []
+        raise ConversionError(f"{path} is missing; image sets there: {', '.join(there) or 'none'}.") from None
+    except UnicodeDecodeError:
+        raise ConversionError(f"{path} is not UTF-8: save it again as UTF-8.") from None
+    if not (lines := [voc.name_key(line) for line in lines if line]):
+        raise ConversionError(f"{path} lists no image.")
+    return lines
+
+
+def _image_id(line: str, xml_files: dict[str, os.DirEntry]) -> str:
+    """A line of an image set is an id, perhaps with VOC's -1, 0 or 1 for a class, or with an extension."""
+    if line in xml_files:
+        return line
+    name, _, flag = line.rpartition(" ")
+    if flag in ("-1", "0", "1") and name.strip():
+        line = name.strip()
+    stem, extension = os.path.splitext(line)
+    return stem if extension.lower() in (".xml", *voc.IMAGE_EXTENSIONS) else line
+
+
+class Listing(NamedTuple):
+    inputs: list[Input]  # in order of their ids
+    findings: list[voc.Finding]  # about the lists themselves
+
+
+def list_inputs(config: ConvertConfig) -> dict[str, Listing]:
+    """The inputs of each split.
+
+    Raises:
+      ConversionError: a folder or image set is missing or empty.
+    """
+    inputs: dict[str, Input] = {}
+    findings = []
+    for voc_dir in config.voc_dirs or ("",):
+        xml_dir = config.annotations_dir or os.path.join(voc_dir, "Annotations")
+        image_dir = config.images_dir or os.path.join(voc_dir, "JPEGImages")
+        xml_files = _list_folder(xml_dir, (".xml",))
+        image_files = _list_folder(image_dir, voc.IMAGE_EXTENSIONS)
+        by_name = {voc.name_key(entry.name): entry for entry in image_files.values()}
+        set_file = config.image_set_file
+        if not set_file and config.image_set:
+            set_file = os.path.join(voc_dir, "ImageSets", "Main", config.image_set + ".txt")
+        ids = [_image_id(line, xml_files) for line in _read_image_set(set_file)] if set_file else list(xml_files)
+        counts = collections.Counter(ids)
+        for image_id in counts:
+            if counts[image_id] > 1:
+                detail = f"{counts[image_id]} times in {os.path.basename(set_file)}"
+                findings.append(voc.Finding(image_id, image_id + ".xml", "listed_twice", detail))
+            xml, image = xml_files.get(image_id), image_files.get(image_id)
+            if xml and not image:
+                filename = voc.name_key(voc.filename_in(xml.path))
+                image = by_name.get(filename) or image_files.get(filename)
+            if image_id in inputs:
+                detail = f"{inputs[image_id].source.xml_path or image_id} has the same id; rename one, and its image"
+                findings.append(voc.Finding(image_id, xml.path if xml else image_id, "duplicate_id", detail))
+                continue
+            stats = [_stat(entry) if entry else (-1, 0) for entry in (xml, image)]
+            inputs[image_id] = Input(
+                voc.Source(image_id, xml.path if xml else "", image.path if image else ""),
+                max(stats[1][0], 0),
+                hashlib.sha256(repr(stats).encode()).hexdigest()[:8],
+            )
+    if not inputs:
+        raise ConversionError(f"{xml_dir} holds no XML file.")
+    listed = [inputs[image_id] for image_id in sorted(inputs)]
+    if config.val_fraction:
+        num_val = round(config.val_fraction * len(listed))
+        shuffled = _shuffled(listed, config.seed, "val")
+        splits = {"train": shuffled[num_val:], "val": shuffled[:num_val]}
+    else:
+        splits = {config.image_set or os.path.splitext(os.path.basename(config.image_set_file))[0] or "all": listed}
+    if not all(splits.values()):
+        raise ConversionError(f"--val_fraction={config.val_fraction} of {len(listed)} images leaves a split empty.")
+    ids = {name: {item.source.image_id for item in split} for name, split in splits.items()}
+    return {
+        name: Listing(
+            sorted(split, key=lambda item: item.source.image_id),
+            [finding for finding in findings if finding.image_id in ids[name]],
+        )
+        for name, split in splits.items()
+    }
+
+
+def _shuffled(inputs: Iterable[Input], seed: int, purpose: str) -> list[Input]:
+    """In the order of a hash, so that it depends on nothing but the ids and the seed."""
+    return sorted(inputs, key=lambda item: hashlib.sha256(f"{purpose} {seed} {item.source.image_id}".encode()).digest())
+
+
+# One shard, in a worker.
+
+
+class ShardTask(NamedTuple):
+    index: int
+    sources: list[voc.Source]
+    staged: str  # path without extension of the shard and its result
+    key: str
+    options: voc.ReadOptions
+    strict: bool
+    drop_empty: bool
+
+
+def convert_shard(task: ShardTask, advance) -> dict[str, Any]:
+    """Writes one shard and, last, its result beside it; calls `advance(1)` after each image."""
+    counts: collections.Counter = collections.Counter()
+    boxes_per_class: collections.Counter = collections.Counter()
+    images_per_class: collections.Counter = collections.Counter()
+    findings: list[voc.Finding] = []
+    left_out = []
+    digest = hashlib.sha256()
+    partial = f"{task.staged}.{os.getpid()}.partial"
+    try:
+        with open(partial, "wb") as shard:
+            for source in task.sources:
+                try:
+                    example = voc.read_annotation(source, task.options)
+                    mended = [finding for finding in example.findings if finding.reason in voc.MENDED]
+                    findings += example.findings
+                    annotation = example.annotation
+                    if task.strict and mended:
+                        left_out.append(source.image_id)
+                    elif task.drop_empty and not annotation.classes:
+                        left_out.append(source.image_id)
+                        findings.append(voc.Finding(source.image_id, annotation.filename, "dropped_empty", ""))
+                    else:
+                        record = tfrecord.frame_record(tfrecord.encode_example(annotation, example.jpeg))
+                        shard.write(record)
+                        digest.update(record)
+                        boxes_per_class.update(annotation.class_names)
+                        images_per_class.update(set(annotation.class_names))
+                        counts["num_records"] += 1
+                        counts["num_bytes"] += len(record)
+                        counts["num_negatives"] += not annotation.classes
+                        counts["num_difficult"] += sum(annotation.difficult)
+                        counts["num_truncated"] += sum(annotation.truncated)
+                except voc.Refused as refusal:
+                    left_out.append(source.image_id)
+                    findings.append(
+                        voc.Finding(source.image_id, os.path.basename(refusal.path), refusal.reason, refusal.detail)
+                    )
+                advance(1)
+            shard.flush()
+            os.fsync(shard.fileno())
+        os.replace(partial, task.staged + ".shard")
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
+    result = {
+        "key": task.key,
+        "sha256": digest.hexdigest(),
+        **{name: counts[name] for name in ("num_records", "num_bytes", "num_negatives", "num_difficult")},
+        "num_truncated": counts["num_truncated"],
+        "boxes_per_class": dict(boxes_per_class),
+        "images_per_class": dict(images_per_class),
+        "left_out": left_out,
+        "findings": findings,
+    }
+    _write_json(task.staged + ".json", result)
+    return result
+
+
+def _write_json(path: str, value: Any) -> None:
+    partial = f"{path}.{os.getpid()}.partial"
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+# Workers.
+
+_progress = None  # in a worker: the shared count of images done
+
+
+def _start_worker(progress) -> None:
+    global _progress
+    _progress = progress
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+
+    def leave_with_parent():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+def _advance(count: int) -> None:
+    with _progress.get_lock():
+        _progress.value += count
+
+
+def _work(function, argument) -> Any:
+    return function(argument, _advance)
+
+
+class Workers:
+    """Processes that apply a function to arguments. They are spawned, never forked: the caller may run TensorFlow."""
+
+    def __init__(self, num_workers: int):
+        self._pool = None
+        if num_workers > 1:
+            context = multiprocessing.get_context("spawn")
+            self._progress = context.Value("q", 0)
+            self._pool = concurrent.futures.ProcessPoolExecutor(num_workers, context, _start_worker, (self._progress,))
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, exception_type, *_) -> None:
+        if self._pool:
+            processes = list(self._pool._processes.values())
+            self._pool.shutdown(wait=exception_type is None, cancel_futures=True)
+            if exception_type is not None:
+                for process in processes:
+                    process.kill()
+
+    def map(self, function, arguments: Sequence[Any], total: int, what: str) -> list[Any]:
+        """`function(argument, advance)` of each argument; shows how many of `total` images are done."""
+        with tqdm(total=total, desc=what, unit=" images", disable=None) as bar:
+            if not self._pool:
+                return [function(argument, bar.update) for argument in arguments]
+            start = self._progress.value
+            futures = [self._pool.submit(_work, function, argument) for argument in arguments]
+            waiting: Iterable = futures
+            while waiting:
+                done, waiting = concurrent.futures.wait(waiting, 0.2, concurrent.futures.FIRST_EXCEPTION)
+                bar.update(self._progress.value - start - bar.n)
+                for future in done:
+                    future.result()
+            return [future.result() for future in futures]
+
+
+def _class_names(paths: Sequence[str], advance) -> set[str]:
+    names = set()
+    for path in paths:
+        names |= voc.class_names(path)
+        advance(1)
+    return names
+
+
+def find_classes(inputs: Sequence[Input], workers: Workers) -> tuple[str, ...]:
+    """All class names, sorted."""
+    paths = [item.source.xml_path for item in inputs if item.source.xml_path]
+    chunks = [paths[start : start + 256] for start in range(0, len(paths), 256)]
+    labels = tuple(sorted(set().union(*workers.map(_class_names, chunks, len(paths), "finding classes"))))
+    if not labels:
+        raise ConversionError("no annotation names a class: check --voc_dir, or give --labels.")
+    return labels
+
+
+# One split.
+
+
+def _num_shards(inputs: Sequence[Input], config: ConvertConfig) -> int:
+    """By bytes, and never by the number of cores: the same input gives the same shards everywhere."""
+    num_bytes = sum(item.num_bytes + _RECORD_OVERHEAD for item in inputs)
+    wanted = config.num_shards or max(math.ceil(num_bytes / config.shard_bytes), _MIN_SHARDS)
+    return min(wanted, len(inputs))
+
+
+def _stage(
+    split: str, inputs: Sequence[Input], labels: tuple[str, ...], config: ConvertConfig, workers: Workers
+) -> list[dict[str, Any]]:
+    """Makes the shards in the hidden folder; takes over those that are there already."""
+    num_shards = _num_shards(inputs, config)
+    folder = _staging_dir(config.output_dir, split)
+    os.makedirs(folder, exist_ok=True)
+    options = voc.ReadOptions(labels, config.zero_based, config.verify, config.max_pixels, config.drop_unknown_classes)
+    order = _shuffled(inputs, config.seed, "shards")
+    results: dict[int, dict[str, Any]] = {}
+    tasks = []
+    for index in range(num_shards):
+        members = order[index * len(order) // num_shards : (index + 1) * len(order) // num_shards]
+        decides = [dataclasses.astuple(options), config.strict, config.drop_empty]
+        decides += [(item.source.image_id, item.fingerprint) for item in members]
+        key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+        task = ShardTask(
+            index,
+            [item.source for item in members],
+            os.path.join(folder, tfrecord.shard_name(split, index, num_shards).replace(".tfrecord", "")),
+            key,
+            options,
+            config.strict,
+            config.drop_empty,
+        )
+        final = os.path.join(config.output_dir, tfrecord.shard_name(split, index, num_shards))
+        if done := _finished(task, final):
+            results[index] = done
+        else:
+            tasks.append(task)
+    total = sum(len(task.sources) for task in tasks)
+    made = workers.map(convert_shard, tasks, total, f"converting {split}")
+    results.update(zip((task.index for task in tasks), made))
+    return [results[index] for index in range(num_shards)]
+
+
+def _finished(task: ShardTask, final: str) -> dict[str, Any] | None:
+    """The result of a shard that an interrupted run finished, if everything it depends on is still the same."""
+    try:
+        with open(task.staged + ".json", encoding="utf-8") as file:
+            result = json.load(file)
+    except (FileNotFoundError, ValueError):
+        return None
+    if result["key"] == task.key:
+        for path in (task.staged + ".shard", final):
+            if os.path.exists(path) and os.path.getsize(path) == result["num_bytes"]:
+                return {**result, "findings": [voc.Finding(*finding) for finding in result["findings"]]}
+    return None
+
+
+def _staging_dir(output_dir: str, split: str) -> str:
+    return os.path.join(output_dir, f".{split}.partial")
+
+
+def _manifest(
+    split: str,
+    listing: Listing,
+    findings: list[voc.Finding],
+    results: list[dict[str, Any]],
+    labels: tuple[str, ...],
+    config: ConvertConfig,
+) -> dict[str, Any]:
+    def total(name: str) -> int:
+        return sum(result[name] for result in results)
+
+    def per_class(name: str) -> dict[str, int]:
+        return {label: sum(result[name].get(label, 0) for result in results) for label in labels}
+
+    boxes_per_class = per_class("boxes_per_class")
+    manifest: dict[str, Any] = {
+        "version": 1,
+        "split": split,
+        "num_images": total("num_records"),
+        "num_boxes": sum(boxes_per_class.values()),
+        "num_negatives": total("num_negatives"),
+        "num_difficult": total("num_difficult"),
+        "num_truncated": total("num_truncated"),
+        "labels": list(labels),
+        "boxes_per_class": boxes_per_class,
+        "images_per_class": per_class("images_per_class"),
+        "settings": config.settings,
+        "shards": [
+            {
+                "name": tfrecord.shard_name(split, index, len(results)),
+                **{name: result[name] for name in ("num_records", "num_bytes", "sha256")},
+            }
+            for index, result in enumerate(results)
+        ],
+    }
+    for kind, reasons in (("refused", voc.REFUSED), ("mended", voc.MENDED), ("noted", voc.NOTED)):
+        members = sorted(finding for finding in findings if finding.reason in reasons)
+        manifest[kind] = {
+            "counts": dict(collections.Counter(finding.reason for finding in members)),
+            "files": [dict(zip(voc.Finding._fields, finding)) for finding in members],
+        }
+    manifest["inputs"] = {item.source.image_id: item.fingerprint for item in listing.inputs}
+    return manifest
+
+
+def _publish(split: str, manifest: dict[str, Any], config: ConvertConfig) -> None:
+    """Gives the staged shards their names, and last writes the manifest: it is what says that all is there."""
+    final = tfrecord.manifest_path(config.output_dir, split)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(final)
+    folder = _staging_dir(config.output_dir, split)
+    names = [shard["name"] for shard in manifest["shards"]]
+    for stale in _shards_of(config.output_dir, split) - set(names):
+        os.unlink(os.path.join(config.output_dir, stale))
+    for name in names:
+        staged = os.path.join(folder, name.replace(".tfrecord", ".shard"))
+        if os.path.exists(staged):
+            os.replace(staged, os.path.join(config.output_dir, name))
+    _write_json(os.path.join(folder, "manifest.json"), manifest)
+    os.replace(os.path.join(folder, "manifest.json"), final)
+    shutil.rmtree(folder)
+
+
+def _shards_of(output_dir: str, split: str) -> set[str]:
+    return {
+        name
+        for name in os.listdir(output_dir)
+        if name.endswith(".tfrecord") and tfrecord.split_name(name) == split and name != f"{split}.tfrecord"
+    }
+
+
+# The whole.
+
+
+def _choose_labels(splits: dict[str, Listing], config: ConvertConfig, workers: Workers) -> tuple[str, ...]:
+    existing = os.path.join(config.output_dir, tfrecord.LABELS)
+    others = [
+        name
+        for name in os.listdir(config.output_dir)
+        if name.endswith(".manifest.json") and name[: -len(".manifest.json")] not in splits
+    ]
+    try:
+        there = tfrecord.parse_labels(existing) if os.path.exists(existing) else None
+        given = tfrecord.parse_labels(config.labels_file) if config.labels_file else None
+    except (OSError, ValueError) as error:
+        raise ConversionError(str(error)) from error
+    if given and there and given != there and others:
+        raise ConversionError(
+            f"{config.labels_file} differs from {existing}, which {', '.join(sorted(others))} was made with: "
+            "convert every split anew, into an empty folder."
+        )
+    if given:
+        return given
+    if there and not (config.overwrite and not others):
+        return there
+    return find_classes([item for listing in splits.values() for item in listing.inputs], workers)
+
+
+def _already_done(split: str, listing: Listing, labels: tuple[str, ...], config: ConvertConfig) -> dict | None:
+    """The manifest of a finished conversion of the same input; None where there is work to do.
+
+    Raises:
+      ConversionError: another conversion is there; names what differs.
+    """
+    path = tfrecord.manifest_path(config.output_dir, split)
+    remedy = "--overwrite starts anew, or choose another --output_dir."
+    if config.overwrite:
+        return None
+    if not os.path.exists(path):
+        if _shards_of(config.output_dir, split) and not os.path.isdir(_staging_dir(config.output_dir, split)):
+            raise ConversionError(f"{config.output_dir} holds shards of {split} but no manifest: {remedy}")
+        return None
+    try:
+        manifest = tfrecord.read_manifest(path)
+    except ValueError as error:
+        raise ConversionError(f"{path} is not a manifest: {remedy}") from error
+    changes = [
+        f"--{name}: {json.dumps(manifest['settings'].get(name))} then, {json.dumps(value)} now"
+        for name, value in config.settings.items()
+        if manifest["settings"].get(name) != value
+    ]
+    if manifest["labels"] != list(labels):
+        changes.append(f"labels: {', '.join(manifest['labels'])} then, {', '.join(labels)} now")
+    now = {item.source.image_id: item.fingerprint for item in listing.inputs}
+    then = manifest["inputs"]
+    for what, ids in (
+        ("new", now.keys() - then.keys()),
+        ("gone", then.keys() - now.keys()),
+        ("changed", {image_id for image_id in now.keys() & then.keys() if now[image_id] != then[image_id]}),
+    ):
+        if ids:
+            shown = sorted(ids)[:10]
+            changes.append(f"{len(ids)} {what}: {', '.join(shown)}{' ...' if len(ids) > len(shown) else ''}")
+    if changes:
+        raise ConversionError("\n".join([f"{path} is of another conversion:", *changes, remedy]))
+    for shard in manifest["shards"]:
+        shard_path = os.path.join(config.output_dir, shard["name"])
+        if not os.path.exists(shard_path) or os.path.getsize(shard_path) != shard["num_bytes"]:
+            return None
+    return manifest
+
+
+@contextlib.contextmanager
+def _locked(directory: str) -> Iterator[None]:
+    """Holds the folder itself locked: the system lets go of it when the process ends, however it ends."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConversionError(f"another converter is at work on {directory}: wait for it, or stop it.") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def convert(config: ConvertConfig, workers: Workers) -> list[dict[str, Any]]:
+    """Converts, and returns the manifest of each split.
+
+    Raises:
+      ConversionError: bad input, or an output folder that holds something else; nothing is published then.
+    """
+    try:
+        os.makedirs(config.output_dir, exist_ok=True)
+        with _locked(config.output_dir):
+            return _convert(config, workers)
+    except OSError as error:
+        raise ConversionError(
+            f"{error.filename or config.output_dir}: {error.strerror or error}; "
+            "put that right, then the same command continues."
+        ) from error
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise ConversionError(
+            "a worker process was killed, perhaps for want of memory: try fewer --num_workers; "
+            "the same command continues."
+        ) from error
+
+
+def _convert(config: ConvertConfig, workers: Workers) -> list[dict[str, Any]]:
+    splits = list_inputs(config)
+    labels = _choose_labels(splits, config, workers)
+    manifests, problems = {}, []
+    finished = set()
+    for split, listing in splits.items():
+        if done := _already_done(split, listing, labels, config):
+            manifests[split] = done
+            finished.add(split)
+            continue
+        if config.overwrite:
+            shutil.rmtree(_staging_dir(config.output_dir, split), ignore_errors=True)
+        inputs, findings = listing.inputs, list(listing.findings)
+        results = _stage(split, inputs, labels, config, workers)
+        while True:
+            findings += [finding for result in results for finding in result["findings"]]
+            left_out = {image_id for result in results for image_id in result["left_out"]}
+            inputs = [item for item in inputs if item.source.image_id not in left_out]
+            if not inputs or all(result["num_records"] for result in results):
+                break
+            # A shard came out empty: so few images are left that they want fewer shards.
+            findings = [finding for finding in findings if finding.image_id in left_out]
+            results = _stage(split, inputs, labels, config, workers)
+        manifests[split] = _manifest(split, listing, findings, results, labels, config)
+        bad = [finding for finding in findings if finding.reason in voc.REFUSED]
+        if config.strict:
+            bad += [finding for finding in findings if finding.reason in voc.MENDED]
+        if bad and config.on_error == "fail":
+            problems += sorted(f"{finding.file}: {finding.reason}: {finding.detail}" for finding in bad)
+        elif not inputs:
+            problems.append(f"{split}: no image is left to convert.")
+    if problems:
+        raise ConversionError(
+            "\n".join(
+                [f"{len(problems)} problems; nothing was published:", *problems, "--on_error=skip leaves them out."]
+            )
+        )
+    _write_labels(labels, config.output_dir)
+    for split, manifest in manifests.items():
+        if split not in finished:
+            _publish(split, manifest, config)
+    return list(manifests.values())
+
+
+def _write_labels(labels: tuple[str, ...], output_dir: str) -> None:
+    path = os.path.join(output_dir, tfrecord.LABELS)
+    partial = os.path.join(output_dir, f".{tfrecord.LABELS}.partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write("".join(f"{name}\n" for name in labels))
+    os.replace(partial, path)

@@ -1,0 +1,454 @@
+"""The records on disk: tf.Example encoded and parsed side by side, shards, their names, labels and manifest.
+
+Keys and meanings are those of the TensorFlow Object Detection API, so that TF Model Garden reads the shards unchanged;
+see docs/DATA_FORMAT.md. Everything but `parse_example` works without TensorFlow, whose import takes longer than
+converting a thousand images: the converter's worker processes start at once.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import re
+import struct
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+import google_crc32c
+import numpy as np
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from input.types import Record
+    from input.voc import Annotation
+
+LABELS = "labels.txt"
+_CORNERS = ("ymin", "xmin", "ymax", "xmax")
+
+
+class DamagedShardError(ValueError):
+    """A shard that is cut off or altered; the message names the file, the record and the remedy."""
+
+
+# Encoding: the protocol buffer wire format of tf.Example, written out because the generated classes come only with
+# all of TensorFlow. Keys are written in a fixed order, so equal annotations give equal bytes.
+
+
+def _varint(value: int) -> bytes:
+    if value < 0x80:
+        return _SMALL[value]
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+_SMALL = [bytes((value,)) for value in range(0x80)]
+
+
+def _message(number: int, payload: bytes) -> bytes:
+    return _SMALL[number << 3 | 2] + _varint(len(payload)) + payload
+
+
+def _bytes_list(values: Iterable[bytes]) -> bytes:
+    return _message(1, b"".join([b"\x0a" + _varint(len(value)) + value for value in values]))
+
+
+def _float_list(values: Iterable[float]) -> bytes:
+    return _message(2, _message(1, np.asarray(values, "<f4").tobytes()))
+
+
+def _int64_list(values: Iterable[int]) -> bytes:
+    return _message(3, _message(1, b"".join([_varint(value) for value in values])))
+
+
+def encode_example(annotation: Annotation, jpeg: bytes) -> bytes:
+    """The serialized tf.Example of one image.
+
+    Args:
+      annotation: what the image shows; its boxes already lie inside the image.
+      jpeg: the encoded image, stored as it is.
+    """
+    height, width = annotation.height, annotation.width
+    boxes = np.asarray(annotation.boxes, np.float64).reshape(-1, 4)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    normalized = (boxes / (height, width, height, width)).astype("<f4")
+    features = {
+        "image/encoded": _bytes_list([jpeg]),
+        "image/filename": _bytes_list([annotation.filename.encode()]),
+        "image/format": _bytes_list([b"jpeg"]),
+        "image/height": _int64_list([height]),
+        "image/key/sha256": _bytes_list([hashlib.sha256(jpeg).hexdigest().encode()]),
+        "image/object/area": _float_list(sides[:, 0] * sides[:, 1]),
+        **{f"image/object/bbox/{corner}": _float_list(normalized[:, i]) for i, corner in enumerate(_CORNERS)},
+        "image/object/class/label": _int64_list([index + 1 for index in annotation.classes]),
+        "image/object/class/text": _bytes_list([name.encode() for name in annotation.class_names]),
+        "image/object/difficult": _int64_list(annotation.difficult),
+        "image/object/is_crowd": _int64_list([0] * len(boxes)),
+        "image/object/truncated": _int64_list(annotation.truncated),
+        "image/object/view": _bytes_list([pose.encode() for pose in annotation.poses]),
+        "image/source_id": _bytes_list([annotation.image_id.encode()]),
+        "image/width": _int64_list([width]),
+    }
+    entries = [_message(1, _message(1, key.encode()) + _message(2, value)) for key, value in features.items()]
+    return _message(1, b"".join(entries))
+
+
+# Parsing, in a TensorFlow graph and without TensorFlow.
+
+
+def parse_example(serialized: tf.Tensor) -> Record:
+    """One serialized tf.Example (string []) -> Record, for use in `Dataset.map`.
+
+    Labels are 1-based in the files and 0-based in the record. A file without `difficult` has no difficult objects.
+
+    Raises:
+      tf.errors.InvalidArgumentError: a record that is no tf.Example, or whose lists differ in length.
+    """
+    import tensorflow as tf
+
+    from input.types import Record
+
+    floats, ints = tf.io.RaggedFeature(tf.float32), tf.io.RaggedFeature(tf.int64)
+    example = tf.io.parse_single_example(
+        serialized,
+        {
+            "image/encoded": tf.io.FixedLenFeature([], tf.string),
+            "image/source_id": tf.io.FixedLenFeature([], tf.string, default_value=""),
+            "image/height": tf.io.FixedLenFeature([], tf.int64),
+            "image/width": tf.io.FixedLenFeature([], tf.int64),
+            "image/object/class/label": ints,
+            "image/object/difficult": ints,
+            **{f"image/object/bbox/{corner}": floats for corner in _CORNERS},
+        },
+    )
+    classes = tf.cast(example["image/object/class/label"], tf.int32) - 1
+    difficult = example["image/object/difficult"]
+    difficult = tf.cond(tf.size(difficult) > 0, lambda: difficult, lambda: tf.zeros(tf.shape(classes), tf.int64))
+    boxes = tf.stack([example[f"image/object/bbox/{corner}"] for corner in _CORNERS], axis=-1)
+    # The lists describe the same objects; a disagreement would otherwise surface far away as a wrong batch.
+    boxes = tf.ensure_shape(boxes, [None, 4])
+    with tf.control_dependencies(
+        [
+            tf.debugging.assert_equal(
+                [tf.shape(boxes)[0], tf.size(difficult)],
+                tf.size(classes),
+                message="A record's boxes, labels and difficult flags differ in number: convert the data again.",
+            )
+        ]
+    ):
+        boxes = tf.identity(boxes)
+    return Record(
+        image=example["image/encoded"],
+        size=tf.cast(tf.stack([example["image/height"], example["image/width"]]), tf.int32),
+        normalized_boxes=boxes,
+        classes=classes,
+        difficult=tf.cast(difficult, tf.bool),
+        image_id=example["image/source_id"],
+    )
+
+
+def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at += 1
+        if byte < 0x80:
+            return value, at
+        shift += 7
+
+
+def _read_fields(data: memoryview) -> Iterator[tuple[int, Any]]:
+    """Field numbers and values (an int, or the bytes of a longer value) of one protocol buffer message."""
+    at = 0
+    while at < len(data):
+        tag, at = _read_varint(data, at)
+        wire_type = tag & 7
+        if wire_type == 0:
+            value, at = _read_varint(data, at)
+        else:
+            if wire_type == 2:
+                length, at = _read_varint(data, at)
+            else:
+                length = {1: 8, 5: 4}[wire_type]
+            value, at = data[at : at + length], at + length
+            if at > len(data):
+                raise IndexError
+        yield tag >> 3, value
+
+
+def _read_values(kind: int, data: memoryview) -> list[bytes] | list[float] | list[int]:
+    """The values of a BytesList (kind 1), FloatList (2) or Int64List (3); numbers may be packed or single."""
+    values: list = []
+    for _, value in _read_fields(data):
+        if kind == 1:
+            values.append(bytes(value))
+        elif kind == 2:
+            values.extend(struct.unpack(f"<{len(value) // 4}f", value))
+        elif isinstance(value, int):
+            values.append(value)
+        else:
+            at = 0
+            while at < len(value):
+                number, at = _read_varint(value, at)
+                values.append(number)
+    return values
+
+
+def decode_example(serialized: bytes, keys: frozenset[str]) -> dict[str, list]:
+    """The features called `keys` of a tf.Example, as lists of bytes, floats or non-negative ints.
+
+    Raises:
+      ValueError: the bytes are no tf.Example.
+    """
+    features = {}
+    try:
+        for _, feature_map in _read_fields(memoryview(serialized)):
+            for _, entry in _read_fields(feature_map):
+                pair = dict(_read_fields(entry))
+                key = bytes(pair[1]).decode()
+                if key in keys:
+                    lists = _read_fields(pair.get(2, memoryview(b"")))
+                    features[key] = [value for kind, data in lists for value in _read_values(kind, data)]
+    except (IndexError, KeyError, TypeError, UnicodeDecodeError, ValueError, struct.error) as error:
+        raise ValueError("not a tf.Example") from error
+    return features
+
+
+class GroundTruth(NamedTuple):
+    """What one record says is in its image."""
+
+    image_id: str
+    height: int  # of the original image, in pixels
+    width: int
+    boxes: np.ndarray  # f32 [n, 4], ymin xmin ymax xmax in pixels of the original image
+    classes: np.ndarray  # i32 [n], 0-based
+    difficult: np.ndarray  # bool [n]
+
+
+_GROUND_TRUTH_KEYS = frozenset(
+    (
+        "image/source_id",
+        "image/height",
+        "image/width",
+        "image/object/class/label",
+        "image/object/difficult",
+        *(f"image/object/bbox/{corner}" for corner in _CORNERS),
+    )
+)
+
+
+def read_annotations(paths: Iterable[str]) -> list[GroundTruth]:
+    """The ground truth of every record, in record order; images are neither decoded nor kept.
+
+    Raises:
+      DamagedShardError: a shard is damaged, or holds something else than these records.
+    """
+    annotations = []
+    for path in paths:
+        for index, record in enumerate(read_records(path)):
+            try:
+                features = decode_example(record, _GROUND_TRUTH_KEYS)
+                height, width = features["image/height"][0], features["image/width"][0]
+                classes = np.asarray(features.get("image/object/class/label", ()), np.int32) - 1
+                corners = [features.get(f"image/object/bbox/{corner}", ()) for corner in _CORNERS]
+                boxes = np.asarray(corners, np.float64).T * (height, width, height, width)
+                difficult = features.get("image/object/difficult") or [0] * len(classes)
+                if not len(boxes) == len(classes) == len(difficult):
+                    raise ValueError("lists of different lengths")
+                annotations.append(
+                    GroundTruth(
+                        image_id=features.get("image/source_id", [b""])[0].decode(),
+                        height=height,
+                        width=width,
+                        boxes=boxes.astype(np.float32),
+                        classes=classes,
+                        difficult=np.asarray(difficult, np.bool_),
+                    )
+                )
+            except (KeyError, IndexError, ValueError) as error:
+                raise DamagedShardError(
+                    f"{path}: record {index} is not a detection record ({error}); convert the data again."
+                ) from error
+    return annotations
+
+
+# Shards: TFRecord framing. A record is its length (u64), a masked crc32c of that, the data, a masked crc32c of it.
+
+
+def _masked_crc(data: bytes) -> int:
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def frame_record(data: bytes) -> bytes:
+    """`data` as one record of a TFRecord file."""
+    length = struct.pack("<Q", len(data))
+    return b"".join((length, struct.pack("<I", _masked_crc(length)), data, struct.pack("<I", _masked_crc(data))))
+
+
+def _read_length(file: BinaryIO, path: str, index: int) -> int | None:
+    """The length of the record at the file's position, or None at its end."""
+    header = file.read(12)
+    if not header:
+        return None
+    if len(header) < 12:
+        raise DamagedShardError(_damage(path, index, "the file is cut off"))
+    if struct.unpack("<I", header[8:])[0] != _masked_crc(header[:8]):
+        raise DamagedShardError(_damage(path, index, "the checksum of its length is wrong"))
+    return struct.unpack("<Q", header[:8])[0]
+
+
+def _damage(path: str, index: int, what: str) -> str:
+    return f"{path}: damaged at record {index}: {what}; delete this file and run prepare_tfrecords.py again."
+
+
+def read_records(path: str) -> Iterator[bytes]:
+    """The records of one shard, checksums verified.
+
+    Raises:
+      DamagedShardError: names the file and the first damaged record.
+    """
+    with open(path, "rb") as file:
+        index = 0
+        while (length := _read_length(file, path, index)) is not None:
+            data = file.read(length)
+            crc = file.read(4)
+            if len(data) < length or len(crc) < 4:
+                raise DamagedShardError(_damage(path, index, "the file is cut off"))
+            if struct.unpack("<I", crc)[0] != _masked_crc(data):
+                raise DamagedShardError(_damage(path, index, "the checksum of its data is wrong"))
+            yield data
+            index += 1
+
+
+def _walk_records(path: str) -> int:
+    """The number of records of a shard, from the lengths alone."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        count = 0
+        while (length := _read_length(file, path, count)) is not None:
+            if file.seek(length + 4, os.SEEK_CUR) > size:
+                raise DamagedShardError(_damage(path, count, "the file is cut off"))
+            count += 1
+    return count
+
+
+# Names, and the files beside the shards.
+
+
+def shard_name(split: str, index: int, num_shards: int) -> str:
+    return f"{split}-{index:05d}-of-{num_shards:05d}.tfrecord"
+
+
+def split_name(path: str) -> str:
+    """The split a shard belongs to: `train` of `DIR/train-00000-of-00008.tfrecord`, else the file's stem."""
+    stem = os.path.basename(path).split(".tfrecord")[0]
+    return re.sub(r"-\d+-of-\d+$", "", stem)
+
+
+def manifest_path(directory: str, split: str) -> str:
+    return os.path.join(directory, f"{split}.manifest.json")
+
+
+def expand_glob(patterns: str | Iterable[str]) -> list[str]:
+    """The files that the patterns (comma separated, or several) match, sorted.
+
+    Raises:
+      FileNotFoundError: a pattern matches nothing.
+    """
+    paths: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        for part in filter(None, (piece.strip() for piece in pattern.split(","))):
+            matches = glob.glob(part)
+            if not matches:
+                raise FileNotFoundError(f"no file matches {part!r}: check the pattern, or convert the data first.")
+            paths.update(matches)
+    if not paths:
+        raise FileNotFoundError(f"no file pattern given: {patterns!r}.")
+    return sorted(paths)
+
+
+def read_labels(records_paths: Iterable[str]) -> tuple[str, ...]:
+    """The class names, from the labels.txt beside the shards; class i is entry i.
+
+    Raises:
+      FileNotFoundError: a folder of shards has no labels.txt.
+      ValueError: the list is empty or names a class twice, or two folders disagree.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for directory in sorted({os.path.dirname(path) for path in records_paths}):
+        path = os.path.join(directory, LABELS)
+        try:
+            found[path] = parse_labels(path)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{path} is missing: it belongs beside the shards; convert the data again."
+            ) from None
+    if len(set(found.values())) > 1:
+        raise ValueError(f"the label lists differ: {', '.join(found)}; convert one with --labels set to the other.")
+    return next(iter(found.values()))
+
+
+def parse_labels(path: str) -> tuple[str, ...]:
+    """The class names of a label file, one a line.
+
+    Raises:
+      ValueError: the file is empty, is not UTF-8, or names a class twice.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            labels = tuple(filter(None, (line.strip() for line in file)))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8: save it again as UTF-8.") from None
+    if not labels:
+        raise ValueError(f"{path} names no class: write one class name a line.")
+    if repeated := [name for name in labels if labels.count(name) > 1]:
+        raise ValueError(f"{path} names {repeated[0]!r} twice.")
+    return labels
+
+
+def read_manifest(path: str) -> dict[str, Any]:
+    """A manifest, from its own path or from that of a shard beside it.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: the file is not a manifest.
+    """
+    if not path.endswith(".json"):
+        path = manifest_path(os.path.dirname(path), split_name(path))
+    with open(path, encoding="utf-8") as file:
+        try:
+            manifest = json.load(file)
+        except ValueError:
+            manifest = None
+    if not isinstance(manifest, dict) or "shards" not in manifest:
+        raise ValueError(f"{path} is not a manifest: delete it and run prepare_tfrecords.py again.")
+    return manifest
+
+
+def count_records(paths: Iterable[str]) -> list[int]:
+    """The number of records of each shard.
+
+    Taken from the manifest beside a shard when that names the shard with its present size, otherwise counted.
+
+    Raises:
+      DamagedShardError: names the damaged file.
+    """
+    manifests: dict[str, dict[str, dict[str, int]]] = {}
+    counts = []
+    for path in paths:
+        manifest = manifest_path(os.path.dirname(path), split_name(path))
+        if manifest not in manifests:
+            shards = read_manifest(manifest)["shards"] if os.path.exists(manifest) else []
+            manifests[manifest] = {shard["name"]: shard for shard in shards}
+        shard = manifests[manifest].get(os.path.basename(path))
+        known = shard is not None and shard["num_bytes"] == os.path.getsize(path)
+        counts.append(shard["num_records"] if known else _walk_records(path))
+    return counts
