@@ -19,6 +19,23 @@ _LAYOUTS = {  # bottleneck or basic blocks, and how many a stage
 }
 
 
+class Conv2D(tf.keras.layers.Conv2D):
+    """Keras's, its input padded by half the kernel on every side: sides of the output are ceil(side / strides).
+
+    Keras's own "same" pads a strided convolution of an even side at its end alone, so that the grid would shift by a
+    pixel between even and odd sides. Kernels are odd.
+    """
+
+    def __init__(self, filters: int, kernel_size: int, strides: int = 1, **kwargs):
+        super().__init__(filters, kernel_size, strides, padding="same", **kwargs)
+
+    def convolution_op(self, inputs, kernel):
+        if self.strides == (1, 1):
+            return super().convolution_op(inputs, kernel)
+        half = self.kernel_size[0] // 2
+        return tf.nn.conv2d(inputs, kernel, self.strides, [[0, 0], [half, half], [half, half], [0, 0]])
+
+
 class ConvNorm(tf.keras.layers.Layer):
     """Convolution and batch normalisation; [b, h, w, c] to [b, ceil(h / strides), ceil(w / strides), filters].
 
@@ -37,16 +54,7 @@ class ConvNorm(tf.keras.layers.Layer):
         zero_gamma: bool = False,
     ):
         super().__init__(name=name)
-        self._padding = kernel_size // 2 if strides > 1 else 0
-        self.conv = tf.keras.layers.Conv2D(
-            filters,
-            kernel_size,
-            strides,
-            padding="valid" if self._padding else "same",
-            use_bias=False,
-            kernel_initializer="he_normal",
-            name="conv",
-        )
+        self.conv = Conv2D(filters, kernel_size, strides, use_bias=False, kernel_initializer="he_normal", name="conv")
         self.norm = tf.keras.layers.BatchNormalization(
             momentum=config.batch_norm_momentum,
             epsilon=config.batch_norm_epsilon,
@@ -56,8 +64,6 @@ class ConvNorm(tf.keras.layers.Layer):
         )
 
     def call(self, inputs, training=False):
-        if self._padding:
-            inputs = _pad(inputs, self._padding)
         return self.norm(self.conv(inputs), training=training)
 
 
@@ -104,6 +110,8 @@ class ResNet(tf.keras.layers.Layer):
         super().__init__(name=config.backbone)
         bottleneck, num_blocks = _LAYOUTS[config.backbone]
         self.stem = ConvNorm(64, 7, strides=2, config=config, name="conv1")
+        self.pool_pad = tf.keras.layers.ZeroPadding2D(1)
+        self.pool = tf.keras.layers.MaxPooling2D(3, 2)
         self.stages = [
             [
                 ResidualBlock(
@@ -129,15 +137,11 @@ class ResNet(tf.keras.layers.Layer):
         return found
 
     def call(self, inputs, training=False):
-        # Padding with zeros is as good as with -inf: the stem's outputs are not negative.
-        outputs = tf.nn.max_pool2d(_pad(tf.nn.relu(self.stem(inputs, training=training)), 1), 3, 2, "VALID")
+        outputs = tf.nn.relu(self.stem(inputs, training=training))
+        outputs = self.pool(self.pool_pad(outputs))  # zeros are as good as -inf: no output is negative
         features = []
         for stage in self.stages:
             for block in stage:
                 outputs = block(outputs, training=training)
             features.append(outputs)
         return tuple(features[1:])
-
-
-def _pad(images, padding: int):
-    return tf.pad(images, [[0, 0], [padding, padding], [padding, padding], [0, 0]])

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from model import backbone
 from model.config import ModelConfig
 
 
@@ -54,10 +55,10 @@ def make_neck(config: ModelConfig) -> tf.keras.layers.Layer:
     return {"fpn": FPN, "panet": PANet}[config.neck](config.neck_filters)
 
 
-def _conv(filters: int, kernel_size: int, **kwargs) -> tf.keras.layers.Conv2D:
+def _conv(filters: int, kernel_size: int, **kwargs) -> backbone.Conv2D:
     # Variance 1 / fan_in, uniform: the "Xavier fill" of the FPN authors' own system, Detectron.
     initializer = tf.keras.initializers.VarianceScaling(scale=1.0, mode="fan_in", distribution="uniform")
-    return tf.keras.layers.Conv2D(filters, kernel_size, padding="same", kernel_initializer=initializer, **kwargs)
+    return backbone.Conv2D(filters, kernel_size, kernel_initializer=initializer, **kwargs)
 
 
 def _upsample(x):

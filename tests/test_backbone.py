@@ -1,0 +1,108 @@
+"""ResNets: Keras's own as the reference, published parameter counts, and batch normalisation as configured."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from model import backbone
+from model.config import BACKBONES, ModelConfig
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_has_the_depth_in_its_name(name):
+    conv_norms = backbone.ResNet(ModelConfig(backbone=name)).conv_norms
+    on_the_way = [layer for layer in conv_norms if not layer.name.endswith("_0")]  # without the projections
+    assert len(on_the_way) + 1 == int(name.removeprefix("resnet"))  # and the classifier that a detector lacks
+
+
+@pytest.mark.parametrize(("name", "published"), [("resnet18", 11_689_512), ("resnet34", 21_797_672)])
+def test_has_the_published_number_of_parameters(name, published):
+    resnet = backbone.ResNet(ModelConfig(backbone=name))
+    features = resnet(tf.zeros([1, 64, 96, 3]))
+    assert [tuple(f.shape) for f in features] == [(1, 8, 12, 128), (1, 4, 6, 256), (1, 2, 3, 512)]
+    classifier = 512 * 1000 + 1000
+    assert sum(int(tf.size(v)) for v in resnet.trainable_variables) + classifier == published
+
+
+def test_equals_keras_with_its_weights():
+    reference = tf.keras.applications.ResNet50(weights=None, include_top=False, input_shape=(64, 96, 3))
+    reference = tf.keras.Model(
+        reference.input,
+        [reference.get_layer(f"{name}_out").output for name in ("conv3_block4", "conv4_block6", "conv5_block3")],
+    )
+    rng = np.random.default_rng(0)
+    for layer in reference.layers:  # nothing may be left at a value that hides a mistake
+        if layer.name.endswith("_conv"):
+            kernel, bias = layer.get_weights()
+            layer.set_weights([kernel, rng.normal(0, 0.3, bias.shape)])
+        if layer.name.endswith("_bn"):
+            gain = 0.3 if layer.name.endswith("_3_bn") else 1.0
+            size = layer.gamma.shape
+            layer.set_weights(
+                [gain * rng.uniform(0.5, 1.5, size), rng.normal(0, 0.3, size), rng.normal(0, 0.3, size)]
+                + [rng.uniform(0.5, 1.5, size)]
+            )
+
+    resnet = backbone.ResNet(ModelConfig(batch_norm_epsilon=1.001e-5))
+    images = tf.constant(rng.normal(0, 1, [2, 64, 96, 3]), tf.float32)
+    resnet(images)
+    for layer in resnet.conv_norms:
+        kernel, bias = reference.get_layer(f"{layer.name}_conv").get_weights()
+        gamma, beta, mean, variance = reference.get_layer(f"{layer.name}_bn").get_weights()
+        layer.conv.set_weights([kernel])
+        layer.norm.set_weights([gamma, beta, mean - bias, variance])
+
+    for training in (False, True):
+        for feature, expected in zip(resnet(images, training=training), reference(images, training=training)):
+            assert np.std(expected) > 0.1
+            np.testing.assert_allclose(feature, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_strided_convolution_is_centered_whether_a_side_is_even_or_odd():
+    conv = backbone.Conv2D(1, 3, 2, kernel_initializer="ones")
+    rows, columns = np.meshgrid(np.arange(4), np.arange(5), indexing="ij")
+    image = tf.constant((10 * rows + columns)[None, ..., None], tf.float32)
+    # Windows around rows 0 and 2, columns 0, 2 and 4; what lies outside counts nothing.
+    #   rows 0-1, columns 0-1: 0 + 1 + 10 + 11; columns 1-3: 1 + 2 + 3 + 11 + 12 + 13; columns 3-4: 3 + 4 + 13 + 14
+    #   rows 1-3, columns 0-1: 10 + 11 + 20 + 21 + 30 + 31; columns 1-3: 9 * 22; columns 3-4: 13 + 14 + 23 + 24 + 33 + 34
+    np.testing.assert_array_equal(conv(image)[0, ..., 0], [[22, 42, 34], [123, 198, 141]])
+
+
+def test_a_fresh_block_is_the_identity():
+    block = backbone.ResidualBlock(8, bottleneck=False, strides=1, project=False, config=ModelConfig(), name="block")
+    inputs = tf.random.stateless_uniform([2, 6, 6, 8], seed=[0, 0])
+    np.testing.assert_array_equal(block(inputs, training=True), inputs)
+
+
+def test_batch_norm_is_as_configured():
+    config = ModelConfig(batch_norm_momentum=0.75, batch_norm_epsilon=0.5)
+    layer = backbone.ConvNorm(1, 1, config=config, name="layer")
+    images = tf.constant([0.0, 4.0], shape=[1, 1, 2, 1])
+    layer(images)
+    layer.conv.set_weights([np.ones([1, 1, 1, 1])])
+    np.testing.assert_allclose(layer(images, training=True)[0, 0, :, 0], np.array([-2, 2]) / np.sqrt(4.5), rtol=1e-6)
+    np.testing.assert_allclose(layer.norm.moving_mean, [0.25 * 2])
+
+
+@pytest.mark.parametrize("synchronized", [True, False])
+def test_batch_norm_takes_its_statistics_over_all_replicas(two_replicas, synchronized):
+    images = tf.constant([0.0, 4.0, 6.0, 10.0], shape=[2, 1, 2, 1])
+    config = ModelConfig(sync_batch_norm=synchronized, batch_norm_epsilon=0.0)
+    with two_replicas.scope():
+        layer = backbone.ConvNorm(1, 1, config=config, name="layer")
+        layer(images)
+        layer.conv.set_weights([np.ones([1, 1, 1, 1])])
+    halves = two_replicas.experimental_distribute_values_from_function(
+        lambda context: images[context.replica_id_in_sync_group][tf.newaxis]
+    )
+    outputs = two_replicas.run(tf.function(lambda x: layer(x, training=True)), args=(halves,))
+    outputs = tf.concat(two_replicas.experimental_local_results(outputs), axis=0)
+    if synchronized:  # mean 5, variance (25 + 1 + 1 + 25) / 4
+        expected = np.array([-5, -1, 1, 5]) / np.sqrt(13)
+    else:  # means 2 and 8, variance 4
+        expected = [-1, 1, -1, 1]
+    np.testing.assert_allclose(tf.reshape(outputs, [-1]), expected, rtol=1e-5)
+
+
+def test_one_replica_keeps_the_fused_kernel():
+    assert not backbone.ConvNorm(1, 1, config=ModelConfig(sync_batch_norm=True), name="layer").norm.synchronized
