@@ -40,3 +40,26 @@ def make_anchors(config, image_size):
         corners = centers[:, :, np.newaxis] - shapes / 2, centers[:, :, np.newaxis] + shapes / 2
         anchors.append(np.concatenate(corners, axis=-1).reshape(-1, 4))
     return np.concatenate(anchors).astype(np.float32)
+
+
+def best_iou_per_box(boxes, config, image_size):
+    """The highest IoU of each box with any anchor, f64 NumPy array [n]: which boxes these anchors fit.
+
+    Of the anchors of one shape the nearest overlaps most, so that a box needs only the nearest cell of each level.
+
+    Args:
+      boxes: [n, 4] px of an image of `image_size`; empty ones get 0.
+      config: AnchorConfig.
+      image_size: (height, width) px.
+    """
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 1, 4)
+    sides = boxes[..., 2:] - boxes[..., :2]  # [n, 1, 2]
+    centers = (boxes[..., 2:] + boxes[..., :2]) / 2
+    best = np.zeros(len(boxes))
+    for level, shapes, grid in zip(config.levels, anchor_shapes(config), grid_sizes(config, image_size)):
+        nearest = (np.clip(np.floor(centers / 2**level), 0, np.array(grid) - 1) + 0.5) * 2**level
+        overlaps = np.minimum((sides + shapes) / 2 - np.abs(nearest - centers), np.minimum(sides, shapes))  # [n, s, 2]
+        intersections = np.maximum(overlaps, 0).prod(axis=-1)
+        ious = intersections / (sides.prod(axis=-1) + shapes.prod(axis=-1) - intersections)
+        best = np.maximum(best, ious.max(axis=-1))
+    return np.where(sides.min(axis=(1, 2)) > 0, best, 0.0)
