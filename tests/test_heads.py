@@ -1,0 +1,85 @@
+"""The subnets: order of the anchors, first answers, and what is shared."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from input import anchors
+from input.config import AnchorConfig
+from model import heads
+from model.config import ModelConfig
+
+CONFIG = ModelConfig(neck_filters=16, head_convs=2)
+
+
+def test_rows_follow_the_anchors():
+    """A head that answers with the place it looks at names the centres of `make_anchors`."""
+    image_size, strides = (96, 160), (8, 16, 32, 64, 128)
+    head = heads.Subnet(3, anchors_per_location=9, config=ModelConfig(neck_filters=2, head_convs=0), name="head")
+    maps = []
+    for stride in strides:
+        rows, columns = np.meshgrid(*(np.arange(-(-side // stride)) + 0.5 for side in image_size), indexing="ij")
+        maps.append(tf.constant(stride * np.stack([rows, columns], axis=-1)[None], tf.float32))
+    head(maps)
+    kernel = np.zeros([3, 3, 2, 9, 3])
+    kernel[1, 1, 0, :, 0] = kernel[1, 1, 1, :, 1] = 1  # of each anchor: centre y, centre x, number in its location
+    bias = np.zeros([9, 3])
+    bias[:, 2] = np.arange(9)
+    head.output_conv.set_weights([kernel.reshape([3, 3, 2, 27]), bias.reshape(27)])
+    y, x, number = np.moveaxis(head(maps).numpy()[0], -1, 0)
+
+    boxes = np.asarray(anchors.make_anchors(AnchorConfig(), image_size))
+    np.testing.assert_allclose(y, (boxes[:, 0] + boxes[:, 2]) / 2, atol=1e-4)
+    np.testing.assert_allclose(x, (boxes[:, 1] + boxes[:, 3]) / 2, atol=1e-4)
+    np.testing.assert_array_equal(number, np.arange(len(boxes)) % 9)
+
+
+@pytest.mark.parametrize("probability", [0.01, 0.2])
+def test_foreground_probability_starts_at_the_prior(probability):
+    config = ModelConfig(neck_filters=16, head_convs=2, prior_probability=probability)
+    head = heads.make_class_head(config, num_classes=5, anchors_per_location=9)
+    maps = [tf.random.stateless_normal([2, size, size, 16], seed=[0, size]) for size in (8, 4)]
+    logits = head(maps)
+    assert logits.shape == (2, (64 + 16) * 9, 5)
+    np.testing.assert_allclose(tf.sigmoid(logits), probability, rtol=0.2)
+    np.testing.assert_allclose(np.mean(tf.sigmoid(logits)), probability, rtol=0.01)
+
+
+def test_boxes_start_at_their_anchors():
+    head = heads.make_box_head(CONFIG, anchors_per_location=9)
+    deltas = head([tf.random.stateless_normal([2, 8, 8, 16], seed=[0, 0])])
+    assert deltas.shape == (2, 64 * 9, 4)
+    np.testing.assert_allclose(deltas, 0, atol=0.1)
+
+
+def test_hidden_kernels_start_as_in_the_paper():
+    for filters, stddev in ((256, 0.01), (64, 0.02)):  # the same gain over 9 * filters inputs
+        head = heads.make_box_head(ModelConfig(neck_filters=filters, head_convs=1), anchors_per_location=1)
+        head([tf.zeros([1, 1, 1, filters])])
+        assert np.std(head.convs[0].kernel) == pytest.approx(stddev, rel=0.03)
+        assert not np.any(head.convs[0].bias)
+
+
+def test_subnets_are_shared_over_levels_and_not_with_each_other():
+    class_head = heads.make_class_head(CONFIG, num_classes=5, anchors_per_location=9)
+    box_head = heads.make_box_head(CONFIG, anchors_per_location=9)
+    maps = [tf.random.stateless_normal([1, size, size, 16], seed=[0, size]) for size in (8, 4, 2)]
+    both = [class_head(maps), box_head(maps)]
+    for head, logits in zip((class_head, box_head), both):
+        assert len(head.trainable_variables) == 2 * (2 + 1)  # kernel and bias, whatever the number of levels
+        alone = tf.concat([head([m]) for m in maps], axis=1)
+        np.testing.assert_allclose(logits, alone, atol=1e-6)
+    assert not {v.ref() for v in class_head.variables} & {v.ref() for v in box_head.variables}
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_answers_in_float32_whatever_the_policy(policy):
+    tf.keras.mixed_precision.set_global_policy(policy)
+    try:
+        head = heads.make_class_head(CONFIG, num_classes=2, anchors_per_location=3)
+        logits = head([tf.zeros([1, 2, 2, 16])])
+        assert head.convs[0].compute_dtype == policy.removeprefix("mixed_")
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+    assert logits.dtype == tf.float32
+    np.testing.assert_allclose(tf.sigmoid(logits), 0.01, rtol=0.01)
