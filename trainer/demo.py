@@ -60,6 +60,7 @@ SMOKE = Demo(
         "--train_steps=20",
         "--steps_per_loop=10",
         "--warmup_steps=2",
+        "--eval_every=20",
     ),
 )
 YOURS = Demo(
@@ -162,7 +163,7 @@ def main(argv):
         sys.exit(
             f"error: {voc_dir} holds no Annotations folder: give the folder with Annotations and JPEGImages in it."
         )
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # at 2 each command starts with three lines about CUDA
     run_demo(SMOKE if FLAGS.smoke else YOURS if voc_dir else SHAPES, voc_dir)
 
 
