@@ -1,0 +1,184 @@
+"""The SavedModel: the same answers as the model's, in the original pixels, for every kind of file."""
+
+import dataclasses
+import io
+import pathlib
+
+import numpy as np
+import painted
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from input import augment, tfrecord
+from model.config import DetectConfig
+from trainer import checkpoints, evaluate, export
+from trainer.config import Config, TrainConfig
+
+# Everything an untrained network says, so that there is something to compare.
+TALKATIVE = dataclasses.replace(
+    painted.CONFIG,
+    detect=DetectConfig(score_threshold=0.0, max_detections=10),
+    train=TrainConfig(precision="mixed_float16"),
+)
+OUTPUTS = {"boxes", "scores", "classes", "num_detections"}
+
+
+def encode(pixels, image_format, **options):
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    file = io.BytesIO()
+    image.save(file, image_format, **options)
+    return file.getvalue()
+
+
+def photographs(*sizes):
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+
+
+@pytest.fixture(scope="module")
+def painted_export(tmp_path_factory):
+    """An export of the stand-in network."""
+    export_dir = str(tmp_path_factory.mktemp("painted") / "export")
+    export.export(painted.PaintFinder(), painted.CONFIG, export_dir)
+    return tf.saved_model.load(export_dir)
+
+
+@pytest.fixture(scope="module")
+def half_precision_export(tmp_path_factory):
+    """The export of a run that trained in mixed float16: its folder, and the run's network in float32."""
+    folder = tmp_path_factory.mktemp("half_precision")
+    model_dir, export_dir = str(folder / "run"), str(folder / "deep" / "export")
+    tf.keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        model = checkpoints.make_model(TALKATIVE)
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+    checkpoints.save_config(TALKATIVE, model_dir)
+    prefix = tf.train.Checkpoint(model=model).save(f"{model_dir}/checkpoints/ckpt")
+    assert export.export_run(model_dir, f"{export_dir}/") == prefix
+    same_model = checkpoints.make_model(TALKATIVE)
+    same_model.set_weights(model.get_weights())
+    return export_dir, same_model
+
+
+def test_the_export_returns_what_the_model_returns(half_precision_export):
+    export_dir, model = half_precision_export
+    pictures = photographs((50, 80), (200, 90), (64, 96))
+    files = [encode(pictures[0], "JPEG"), encode(pictures[1], "PNG"), encode(pictures[2], "JPEG")]
+    decoded = [augment.decode(file) for file in files]
+    images, transforms = zip(*(augment.letterbox(image, painted.IMAGE_SIZE) for image in decoded))
+    sizes = [image.shape[:2] for image in decoded]
+    expected = evaluate.make_detector(model, TALKATIVE)(tf.stack(images), tf.stack(transforms), tf.constant(sizes))
+
+    exported = tf.saved_model.load(export_dir)
+    found = exported.signatures["serving_default"](image_bytes=tf.constant(files))
+    assert found.keys() == OUTPUTS
+    assert found["num_detections"].numpy().min() > 0
+    np.testing.assert_array_equal(found["num_detections"], expected.num_detections)
+    np.testing.assert_array_equal(found["classes"], expected.classes)
+    np.testing.assert_allclose(found["scores"], expected.scores, atol=1e-5)
+    np.testing.assert_allclose(found["boxes"], expected.boxes, atol=1e-2)
+
+    one = exported.signatures["serving_images"](images=pictures[1][np.newaxis])  # PNG is lossless: the same pixels
+    assert one.keys() == OUTPUTS
+    for key, values in one.items():
+        np.testing.assert_allclose(values[0], found[key][1], atol=1e-2)
+
+    for signature in exported.signatures.values():
+        graph = signature.graph.as_graph_def()
+        nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+        types = {node.attr["T"].type for node in nodes}
+        assert tf.float32.as_datatype_enum in types
+        assert tf.float16.as_datatype_enum not in types
+
+
+def test_what_lies_beside_the_saved_model(half_precision_export):
+    export_dir = pathlib.Path(half_precision_export[0])
+    assert {path.name for path in export_dir.iterdir()} >= {"saved_model.pb", "variables", "labels.txt", "config.json"}
+    assert [path.name for path in export_dir.parent.iterdir()] == ["export"]
+    assert tfrecord.parse_labels(str(export_dir / "labels.txt")) == painted.LABELS
+    assert Config.from_json((export_dir / "config.json").read_text()) == TALKATIVE
+
+
+def test_only_an_export_is_replaced(tmp_path):
+    model = painted.PaintFinder()
+    export.export(model, painted.CONFIG, str(tmp_path / "export"))
+    model.logit.assign(5.0)
+    export.export(model, painted.CONFIG, str(tmp_path / "export"))
+    found = tf.saved_model.load(str(tmp_path / "export")).signatures["serving_images"](
+        images=painted.TINY.pixels[np.newaxis]
+    )
+    np.testing.assert_allclose(found["scores"][0, 0], tf.sigmoid(5.0))
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("...")
+    with pytest.raises(ValueError, match="precious is not empty and holds no export"):
+        export.export(model, painted.CONFIG, str(precious))
+    assert [path.name for path in precious.iterdir()] == ["thesis.txt"]
+
+
+def test_pixels_to_original_coordinates(painted_export):
+    """Wide, tall, tiny and larger pictures in one batch; each box is found where it was painted."""
+    files = tf.constant([encode(painting.pixels, "PNG") for painting in painted.PAINTINGS])
+    found = painted_export.signatures["serving_default"](image_bytes=files)
+    for row, painting in enumerate(painted.PAINTINGS):
+        count = found["num_detections"][row].numpy()
+        assert count == (1 if painting.box else 0)
+        expected = np.reshape(painting.box or (), (-1, 4))
+        np.testing.assert_allclose(found["boxes"][row, :count], expected, atol=painting.tolerance)
+        assert found["classes"][row].numpy().tolist() == [painting.category] * count + [-1] * (10 - count)
+        assert not np.any(found["boxes"][row, count:])
+
+
+@pytest.mark.parametrize("size", [(32, 1000), (1000, 32), (3, 2), (64, 96), (97, 61)])
+def test_the_whole_picture_comes_back_as_the_whole_picture(painted_export, size):
+    """A box over all pixels goes to the network's input and back to exactly the picture's edges."""
+    painting = painted.Painting(*size, (0, 0, *size))
+    found = painted_export.signatures["serving_images"](images=painting.pixels[np.newaxis])
+    np.testing.assert_allclose(found["boxes"][0, 0], [0, 0, *size], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("image_format", "mode", "options"),
+    [
+        ("JPEG", "RGB", {"quality": 95}),
+        ("JPEG", "CMYK", {"quality": 95}),
+        ("PNG", "RGB", {}),
+        ("PNG", "RGBA", {}),
+        ("PNG", "P", {}),
+        ("BMP", "RGB", {}),
+        ("GIF", "P", {}),
+    ],
+)
+def test_every_format_and_colour_mode(painted_export, image_format, mode, options):
+    painting = painted.Painting(80, 120, (16, 24, 64, 96), 1)
+    image = Image.fromarray(painting.pixels).convert(mode)
+    if image_format == "GIF":  # a film; its first frame counts
+        options = {"save_all": True, "append_images": [Image.fromarray(painted.EMPTY.pixels).resize((120, 80))]}
+    found = painted_export.signatures["serving_default"](
+        image_bytes=tf.constant([encode(image, image_format, **options)])
+    )
+    assert found["num_detections"].numpy().tolist() == [1]
+    assert found["classes"][0, 0] == 1
+    np.testing.assert_allclose(found["boxes"][0, 0], painting.box, atol=painting.tolerance)
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "BMP"])
+def test_grayscale_becomes_three_channels(painted_export, image_format):
+    white = Image.fromarray(painted.LARGER.pixels).convert("L").point(lambda value: 255 if value else 0)
+    found = painted_export.signatures["serving_default"](image_bytes=tf.constant([encode(white, image_format)]))
+    assert found["classes"][0, 0] == 1  # white holds green
+    np.testing.assert_allclose(found["boxes"][0, 0], painted.LARGER.box, atol=painted.LARGER.tolerance)
+
+
+def test_an_empty_batch(painted_export):
+    found = painted_export.signatures["serving_default"](image_bytes=tf.constant([], tf.string))
+    assert {key: tuple(value.shape) for key, value in found.items()} == {
+        "boxes": (0, 10, 4),
+        "scores": (0, 10),
+        "classes": (0, 10),
+        "num_detections": (0,),
+    }

@@ -1,0 +1,120 @@
+"""A trained model as a SavedModel that takes image files and answers in their own pixels.
+
+`python -m trainer.export --model_dir=RUN --output_dir=EXPORT [--checkpoint=PATH]`
+
+EXPORT holds the SavedModel, `labels.txt` (a class index is its line, from 0) and `config.json`. Both signatures return
+`boxes` f32 [b, d, 4] (ymin, xmin, ymax, xmax in pixels of each original image), `scores` f32 [b, d], `classes` i32
+[b, d] and `num_detections` i32 [b]; later rows are zeros with class -1.
+
+- `serving_default`: `image_bytes`, string [b]: JPEG, PNG, BMP or GIF (its first frame) files, of any sizes.
+- `serving_images`: `images`, u8 [b, h, w, 3]: RGB pixels, of any one size.
+
+An EXIF orientation is not applied: boxes are in the pixels as stored.
+"""
+
+import os
+import sys
+from typing import Optional
+
+import tensorflow as tf
+from absl import app
+from absl import flags as absl_flags
+
+from input import augment
+from trainer import checkpoints, evaluate
+from trainer.config import Config
+
+
+def make_serving_module(model: tf.keras.Model, config: Config) -> tf.Module:
+    """What is exported: the functions `serve_bytes` and `serve_images`, and the variables they need."""
+    detect = evaluate.make_detector(model, config)
+    image_size = config.input.image_size
+
+    def detect_each(load, inputs):
+        def load_and_letterbox(item):
+            image = load(item)
+            return *augment.letterbox(image, image_size), tf.shape(image)[:2]
+
+        signature = (
+            tf.TensorSpec([*image_size, 3], tf.uint8),
+            tf.TensorSpec([4], tf.float32),
+            tf.TensorSpec([2], tf.int32),
+        )
+        return detect(*tf.map_fn(load_and_letterbox, inputs, fn_output_signature=signature))._asdict()
+
+    module = tf.Module()
+    # The variables alone: with the Keras model as an attribute, each layer's own functions would be saved as well.
+    module.model_variables = model.variables
+    module.serve_bytes = tf.function(
+        lambda image_bytes: detect_each(augment.decode, image_bytes),
+        input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")],
+    )
+    module.serve_images = tf.function(
+        lambda images: detect_each(tf.identity, images),
+        input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")],
+    )
+    return module
+
+
+def export(model: tf.keras.Model, config: Config, output_dir: str) -> None:
+    """Writes the SavedModel, `labels.txt` and `config.json`; an earlier export in `output_dir` is replaced.
+
+    Raises:
+      ValueError: `output_dir` holds something other than an export.
+    """
+    output_dir = output_dir.rstrip("/")
+    if tf.io.gfile.exists(output_dir) and tf.io.gfile.listdir(output_dir) and not _is_export(output_dir):
+        raise ValueError(f"{output_dir} is not empty and holds no export to replace: choose another --output_dir.")
+    partial = f"{output_dir}.partial"
+    module = make_serving_module(model, config)
+    tf.saved_model.save(
+        module, partial, signatures={"serving_default": module.serve_bytes, "serving_images": module.serve_images}
+    )
+    for name, text in (
+        ("labels.txt", "".join(f"{label}\n" for label in config.labels)),
+        ("config.json", config.to_json()),
+    ):
+        with tf.io.gfile.GFile(os.path.join(partial, name), "w") as file:
+            file.write(text)
+    if tf.io.gfile.exists(output_dir):
+        tf.io.gfile.rmtree(output_dir)
+    tf.io.gfile.rename(partial, output_dir)
+
+
+def _is_export(folder):
+    return tf.io.gfile.exists(os.path.join(folder, "saved_model.pb"))
+
+
+def export_run(model_dir: str, output_dir: str, checkpoint: Optional[str] = None) -> str:
+    """Exports a run's checkpoint, in float32 whatever the run trained with; returns the checkpoint's path.
+
+    Args:
+      model_dir: RUN.
+      output_dir: EXPORT.
+      checkpoint: a path; None for the best, else the latest.
+
+    Raises:
+      FileNotFoundError: no such run or checkpoint.
+      ValueError: `output_dir` holds something other than an export.
+    """
+    config, model, _, path = checkpoints.load_for_inference(model_dir, checkpoint)
+    export(model, config, output_dir)
+    return path
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}; flags are written --name=value.")
+    flags = absl_flags.FLAGS
+    try:
+        path = export_run(flags.model_dir, flags.output_dir, flags.checkpoint)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(f"exported {path} to {flags.output_dir}")
+
+
+if __name__ == "__main__":
+    absl_flags.DEFINE_string("model_dir", None, "The run's folder.", required=True)
+    absl_flags.DEFINE_string("output_dir", None, "Where the SavedModel goes.", required=True)
+    absl_flags.DEFINE_string("checkpoint", None, "A checkpoint; default: the best, else the latest.")
+    app.run(main)
