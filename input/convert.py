@@ -175,7 +175,7 @@ def list_inputs(config: ConvertConfig) -> dict[str, Listing]:
                 findings.append(voc.Finding(image_id, image_id + ".xml", "listed_twice", detail))
             xml, image = xml_files.get(image_id), image_files.get(image_id)
             if xml and not image:
-                filename = voc.name_key(voc.filename_in(xml.path))
+                filename = voc.name_key(voc.named_image(xml.path))
                 image = by_name.get(filename) or image_files.get(filename)
             if image_id in inputs:
                 detail = f"{inputs[image_id].source.xml_path or image_id} has the same id; rename one, and its image"

@@ -7,13 +7,14 @@ converting a thousand images: the converter's worker processes start at once.
 
 from __future__ import annotations
 
+import functools
 import glob
 import hashlib
 import json
 import os
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import google_crc32c
@@ -55,16 +56,22 @@ def _message(number: int, payload: bytes) -> bytes:
     return _SMALL[number << 3 | 2] + _varint(len(payload)) + payload
 
 
-def _bytes_list(values: Iterable[bytes]) -> bytes:
-    return _message(1, b"".join([b"\x0a" + _varint(len(value)) + value for value in values]))
+@functools.lru_cache(maxsize=4096)  # class names, poses and keys come again and again
+def _string(text: str) -> bytes:
+    return _message(1, text.encode())
 
 
-def _float_list(values: Iterable[float]) -> bytes:
-    return _message(2, _message(1, np.asarray(values, "<f4").tobytes()))
+def _bytes_list(messages: Iterable[bytes]) -> bytes:
+    return _message(1, b"".join(messages))
 
 
-def _int64_list(values: Iterable[int]) -> bytes:
-    return _message(3, _message(1, b"".join([_varint(value) for value in values])))
+def _float_list(values: Sequence[float]) -> bytes:
+    return _message(2, _message(1, struct.pack(f"<{len(values)}f", *values)))
+
+
+def _int64_list(values: Sequence[int]) -> bytes:
+    packed = bytes(values) if max(values, default=0) < 0x80 else b"".join(map(_varint, values))
+    return _message(3, _message(1, packed))
 
 
 def encode_example(annotation: Annotation, jpeg: bytes) -> bytes:
@@ -75,27 +82,28 @@ def encode_example(annotation: Annotation, jpeg: bytes) -> bytes:
       jpeg: the encoded image, stored as it is.
     """
     height, width = annotation.height, annotation.width
-    boxes = np.asarray(annotation.boxes, np.float64).reshape(-1, 4)
-    sides = boxes[:, 2:] - boxes[:, :2]
-    normalized = (boxes / (height, width, height, width)).astype("<f4")
+    ymin, xmin, ymax, xmax = zip(*annotation.boxes) if annotation.boxes else ((), (), (), ())
     features = {
-        "image/encoded": _bytes_list([jpeg]),
-        "image/filename": _bytes_list([annotation.filename.encode()]),
-        "image/format": _bytes_list([b"jpeg"]),
+        "image/encoded": _bytes_list([_message(1, jpeg)]),
+        "image/filename": _bytes_list([_message(1, annotation.filename.encode())]),
+        "image/format": _bytes_list([_string("jpeg")]),
         "image/height": _int64_list([height]),
-        "image/key/sha256": _bytes_list([hashlib.sha256(jpeg).hexdigest().encode()]),
-        "image/object/area": _float_list(sides[:, 0] * sides[:, 1]),
-        **{f"image/object/bbox/{corner}": _float_list(normalized[:, i]) for i, corner in enumerate(_CORNERS)},
+        "image/key/sha256": _bytes_list([_message(1, hashlib.sha256(jpeg).hexdigest().encode())]),
+        "image/object/area": _float_list([(y1 - y0) * (x1 - x0) for y0, x0, y1, x1 in annotation.boxes]),
+        "image/object/bbox/xmax": _float_list([x / width for x in xmax]),
+        "image/object/bbox/xmin": _float_list([x / width for x in xmin]),
+        "image/object/bbox/ymax": _float_list([y / height for y in ymax]),
+        "image/object/bbox/ymin": _float_list([y / height for y in ymin]),
         "image/object/class/label": _int64_list([index + 1 for index in annotation.classes]),
-        "image/object/class/text": _bytes_list([name.encode() for name in annotation.class_names]),
+        "image/object/class/text": _bytes_list(map(_string, annotation.class_names)),
         "image/object/difficult": _int64_list(annotation.difficult),
-        "image/object/is_crowd": _int64_list([0] * len(boxes)),
+        "image/object/is_crowd": _int64_list(bytes(len(annotation.boxes))),
         "image/object/truncated": _int64_list(annotation.truncated),
-        "image/object/view": _bytes_list([pose.encode() for pose in annotation.poses]),
-        "image/source_id": _bytes_list([annotation.image_id.encode()]),
+        "image/object/view": _bytes_list(map(_string, annotation.poses)),
+        "image/source_id": _bytes_list([_message(1, annotation.image_id.encode())]),
         "image/width": _int64_list([width]),
     }
-    entries = [_message(1, _message(1, key.encode()) + _message(2, value)) for key, value in features.items()]
+    entries = [_message(1, _string(key) + _message(2, value)) for key, value in features.items()]
     return _message(1, b"".join(entries))
 
 
@@ -128,27 +136,14 @@ def parse_example(serialized: tf.Tensor) -> Record:
         },
     )
     classes = tf.cast(example["image/object/class/label"], tf.int32) - 1
+    corners = tf.stack([example[f"image/object/bbox/{corner}"] for corner in _CORNERS], axis=-1)
     difficult = example["image/object/difficult"]
-    difficult = tf.cond(tf.size(difficult) > 0, lambda: difficult, lambda: tf.zeros(tf.shape(classes), tf.int64))
-    boxes = tf.stack([example[f"image/object/bbox/{corner}"] for corner in _CORNERS], axis=-1)
-    # The lists describe the same objects; a disagreement would otherwise surface far away as a wrong batch.
-    boxes = tf.ensure_shape(boxes, [None, 4])
-    with tf.control_dependencies(
-        [
-            tf.debugging.assert_equal(
-                [tf.shape(boxes)[0], tf.size(difficult)],
-                tf.size(classes),
-                message="A record's boxes, labels and difficult flags differ in number: convert the data again.",
-            )
-        ]
-    ):
-        boxes = tf.identity(boxes)
     return Record(
         image=example["image/encoded"],
         size=tf.cast(tf.stack([example["image/height"], example["image/width"]]), tf.int32),
-        normalized_boxes=boxes,
+        normalized_boxes=tf.reshape(corners, [tf.size(classes), 4]),  # fails where their numbers differ
         classes=classes,
-        difficult=tf.cast(difficult, tf.bool),
+        difficult=tf.cast(tf.pad(difficult, [[0, tf.size(classes) - tf.size(difficult)]]), tf.bool),
         image_id=example["image/source_id"],
     )
 

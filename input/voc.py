@@ -6,10 +6,14 @@ No TensorFlow here: worker processes start in a fraction of a second.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import math
 import os
+import stat
 import unicodedata
+import warnings
+from collections.abc import Callable
 from pathlib import PureWindowsPath
 from typing import NamedTuple
 
@@ -40,7 +44,7 @@ MENDED = {
     "size": "<size> is absent or differs from the image; the image wins",
     "filename": "<filename> names another image; the image with the XML's name was used",
     "image_name": "no image has the XML's name; the one that <filename> names was used",
-    "reencoded": "the image was encoded anew as JPEG of quality 95",
+    "disguised_image": "the image is of another format than its extension says; it is stored as JPEG",
     "exif_rotated": "the boxes are in the frame that the EXIF orientation gives; the rotation was baked in",
     "comma_number": "a coordinate has a decimal comma; read as a point",
     "bad_number": "a coordinate is no finite number; the box was dropped",
@@ -57,6 +61,7 @@ MENDED = {
 NOTED = {
     "folder": "<folder> names another folder; it is never used",
     "extension": "<filename> has no or another extension than the image",
+    "reencoded": "the image was encoded anew as 8-bit RGB JPEG of quality 95",
     "path_in_filename": "<filename> holds a folder; only its last part was used",
     "exif_ignored": "the EXIF orientation is not applied: the boxes are in the frame of the stored pixels",
     "exponent_number": "a coordinate is written with an exponent",
@@ -67,9 +72,13 @@ NOTED = {
     "dropped_empty": "the image has no objects; it was left out as asked",
 }
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF")
+_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".gif": "GIF", ".webp": "WEBP"}
+_FORMATS |= {".tif": "TIFF", ".tiff": "TIFF"}
+IMAGE_EXTENSIONS = tuple(_FORMATS)
 _EXIF_ORIENTATION = 0x0112
+Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is the limit, and is checked before anything is decoded
+
+Note = Callable[[str, str], None]  # takes a reason and a detail
 
 
 class Annotation(NamedTuple):
@@ -126,6 +135,10 @@ class ReadOptions:
     max_pixels: int = 100_000_000
     drop_unknown_classes: bool = False
 
+    @functools.cached_property
+    def classes(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.labels)}
+
     def __post_init__(self):
         if self.verify not in ("header", "decode"):
             raise ValueError(f"--verify={self.verify}: choose header or decode.")
@@ -138,7 +151,10 @@ def name_key(name: str) -> str:
 
 def read_file(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe under an image's name must not stop everything
+        with open(handle, "rb") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise Refused(path, "unreadable", "not a regular file")
             return file.read()
     except OSError as error:
         raise Refused(path, "unreadable", error.strerror or str(error)) from error
@@ -146,35 +162,43 @@ def read_file(path: str) -> bytes:
 
 # The annotation.
 
-_PARSER = dict(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, remove_comments=True)
+
+class _Document(NamedTuple):
+    fields: dict[str, etree._Element]  # all children of <annotation> but the objects
+    objects: list[etree._Element]
+    replaced: bool  # bytes that are no text were replaced by U+FFFD
 
 
-def parse_xml(path: str) -> tuple[etree._Element, bool]:
-    """The <annotation> element of a file, and whether bytes that are not text had to be replaced.
-
-    Raises:
-      Refused: the file is not a readable VOC annotation.
-    """
+def _parse_xml(path: str) -> _Document:
+    """Raises `Refused` where the file is not a readable VOC annotation."""
     data = read_file(path)
     if not data.strip():
         raise Refused(path, "empty_annotation", "the file is empty")
     if b"<!ENTITY" in (data.replace(b"\0", b"") if b"\0" in data else data):  # UTF-16 has zeros between
         raise Refused(path, "entities", "it defines entities; remove its <!DOCTYPE ...>")
+    options = {"resolve_entities": False, "no_network": True, "remove_comments": True, "remove_blank_text": True}
     replaced = False
     try:
-        root = etree.fromstring(data, etree.XMLParser(**_PARSER))
+        root = etree.fromstring(data, etree.XMLParser(**options))
     except etree.XMLSyntaxError as error:
         text = data.decode("utf-8", "replace")
         try:
             if "\ufffd" not in text:
                 raise error
-            root = etree.fromstring(text.encode(), etree.XMLParser(**_PARSER, encoding="utf-8"))
+            root = etree.fromstring(text.encode(), etree.XMLParser(**options, encoding="utf-8"))
             replaced = True
         except etree.XMLSyntaxError as error:
-            raise Refused(path, "not_xml", str(error.msg)) from error
-    if root.tag != "annotation" or all(root.find(tag) is None for tag in ("filename", "size", "object")):
-        raise Refused(path, "other_schema", f"its root <{root.tag}> is not a Pascal VOC <annotation>")
-    return root, replaced
+            raise Refused(path, "not_xml", error.msg or "cannot be parsed") from error
+    fields, objects = {}, []
+    for child in root:
+        tag = child.tag
+        if tag == "object":
+            objects.append(child)
+        else:
+            fields[tag] = child
+    if root.tag != "annotation" or not (objects or "filename" in fields or "size" in fields):
+        raise Refused(path, "other_schema", f"<{root.tag}> is not the <annotation> of Pascal VOC")
+    return _Document(fields, objects, replaced)
 
 
 def _text(element: etree._Element | None) -> str:
@@ -184,69 +208,78 @@ def _text(element: etree._Element | None) -> str:
 def class_names(path: str) -> set[str]:
     """The classes that an annotation names; none where the file cannot be read, which converting it reports."""
     try:
-        root, _ = parse_xml(path)
+        return {name for item in _parse_xml(path).objects if (name := _text(item.find("name")))}
     except Refused:
         return set()
-    return {name for item in root.iterchildren("object") if (name := _text(item.find("name")))}
 
 
-def filename_in(path: str) -> str:
-    """The last part of the <filename> an annotation gives, or nothing."""
+def named_image(path: str) -> str:
+    """The last part of the <filename> that an annotation gives, or nothing."""
     try:
-        return PureWindowsPath(_text(parse_xml(path)[0].find("filename"))).name
+        return PureWindowsPath(_text(_parse_xml(path).fields.get("filename"))).name
     except Refused:
         return ""
 
 
-def _flag(text: str) -> int:
-    return int(text.lower() in ("1", "true", "yes"))
+def _flag(element: etree._Element | None) -> int:
+    return int(_text(element).lower() in ("1", "true", "yes"))
 
 
-def _read_number(text: str, note) -> float:
-    if "," in text:
-        note("comma_number", text)
-        text = text.replace(",", ".")
-    elif "e" in text.lower():
-        note("exponent_number", text)
-    return math.nan if "_" in text else float(text)
+Box = tuple[float, float, float, float]  # ymin xmin ymax xmax
+_CORNERS = ("ymin", "xmin", "ymax", "xmax")
 
 
-def _read_box(bndbox: etree._Element | None, note) -> tuple[float, float, float, float] | None:
-    """ymin xmin ymax xmax as written, or None with the reason noted."""
-    texts = {} if bndbox is None else {child.tag: (child.text or "").strip() for child in bndbox}
-    box = []
-    for corner in ("ymin", "xmin", "ymax", "xmax"):
-        text = texts.get(corner)
-        if not text:
-            note("missing_corner", f"no <{corner}>")
-            return None
+def _read_box(bndbox: etree._Element | None, note: Note) -> Box | None:
+    """A box as written, or None with the reason noted."""
+    texts = {} if bndbox is None else {child.tag: child.text or "" for child in bndbox}
+    try:
+        ymin, xmin, ymax, xmax = texts["ymin"], texts["xmin"], texts["ymax"], texts["xmax"]
+        if (ymin + xmin + ymax + xmax).isdecimal():  # what nearly every box is
+            return float(ymin), float(xmin), float(ymax), float(xmax)
+    except (KeyError, ValueError):
+        pass
+    if missing := [corner for corner in _CORNERS if not texts.get(corner, "").strip()]:
+        note("missing_corner", f"no {', '.join(missing)}")
+        return None
+    return _read_unusual_box([texts[corner].strip() for corner in _CORNERS], note)
+
+
+def _read_unusual_box(texts: list[str], note: Note) -> Box | None:
+    numbers = []
+    for text in texts:
+        if "," in text:
+            note("comma_number", text)
+        elif "e" in text.lower():
+            note("exponent_number", text)
         try:
-            number = _read_number(text, note)
+            number = math.nan if "_" in text else float(text.replace(",", "."))
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            note("bad_number", f"<{corner}>{text}</{corner}>")
+            note("bad_number", text)
             return None
-        box.append(number)
-    return tuple(box)
+        numbers.append(number)
+    return tuple(numbers)
 
 
-def _fit_box(box, height: int, width: int, zero_based: bool, note) -> tuple[float, float, float, float] | None:
+def _fit_box(box: Box, height: int, width: int, zero_based: bool, note: Note) -> Box | None:
     """A box as written -> edges in pixels from 0, clipped to the image; None where nothing is left."""
     ymin, xmin, ymax, xmax = box
-    written = f"[xmin {xmin:g}, ymin {ymin:g}, xmax {xmax:g}, ymax {ymax:g}]"
+    # VOC counts pixels from 1 and includes the last: pixel 1 reaches from edge 0 to edge 1.
+    first = 0 if zero_based else 1
+    if first <= ymin < ymax <= height and first <= xmin < xmax <= width:
+        return ymin - first, xmin - first, ymax, xmax
+    written = f"xmin {xmin:g} ymin {ymin:g} xmax {xmax:g} ymax {ymax:g}"
     if xmax <= xmin or ymax <= ymin:
         note("swapped_box" if xmax < xmin or ymax < ymin else "degenerate_box", written)
         return None
-    # VOC counts pixels from 1 and includes the last: pixel 1 reaches from edge 0 to edge 1.
-    first = 0 if zero_based else 1
-    fitted = (max(ymin - first, 0.0), max(xmin - first, 0.0), min(ymax, height), min(xmax, width))
+    fitted = max(ymin - first, 0.0), max(xmin - first, 0.0), min(ymax, height), min(xmax, width)
     if fitted[2] <= fitted[0] or fitted[3] <= fitted[1]:
         note("outside_box", f"{written} in {width}x{height}")
         return None
     if ymin < 0 or xmin < 0 or ymax > height or xmax > width:
         note("clipped_box", f"{written} in {width}x{height}")
-    elif not zero_based and min(ymin, xmin) < 1:
+    else:
         note("zero_coordinate", written)
     return fitted
 
@@ -260,6 +293,24 @@ class StoredImage(NamedTuple):
     width: int
 
 
+def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG that every decoder takes as it is: 8 bits, one or three components, no Exif.
+
+    Anything else gives None, and Pillow has a closer look. See ITU-T T.81, annex B, for the markers.
+    """
+    at = 2 if data.startswith(b"\xff\xd8") else len(data)
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker in (0xC0, 0xC1, 0xC2):  # start of a frame, baseline or progressive
+            height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
+            plain = height and width and data[at + 4] == 8 and data[at + 9] in (1, 3)
+            return (height, width) if plain else None
+        if marker == 0xE1 and data[at + 4 : at + 8] == b"Exif":
+            return None
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return None
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB; of 16 bits the upper 8 are kept, and alpha is left out, as TensorFlow's decoders do."""
     if image.mode.startswith("I"):
@@ -267,13 +318,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _encode(image: Image.Image) -> bytes:
+def _encode(image: Image.Image) -> StoredImage:
     out = io.BytesIO()
     image.save(out, "JPEG", quality=95)
-    return out.getvalue()
+    return StoredImage(out.getvalue(), image.height, image.width)
 
 
-def read_image(path: str, annotated_size: tuple[int, int], options: ReadOptions, note) -> StoredImage:
+def read_image(path: str, annotated_size: tuple[int, int], options: ReadOptions, note: Note) -> StoredImage:
     """An image file -> the JPEG that is stored: the file's own bytes where possible.
 
     Args:
@@ -285,37 +336,52 @@ def read_image(path: str, annotated_size: tuple[int, int], options: ReadOptions,
     data = read_file(path)
     if not data:
         raise Refused(path, "empty_image", "the file is empty")
+    expected = _FORMATS.get(os.path.splitext(path)[1].lower())
+    size = _plain_jpeg_size(data)
+    # A truncated file lacks the end-of-image marker, so that without it every byte is decoded in any case.
+    if size and options.verify == "header" and expected == "JPEG" and b"\xff\xd9" in data[-64:]:
+        _check_pixels(path, *size, options)
+        return StoredImage(data, *size)
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            width, height = image.size
-            if width * height > options.max_pixels:
-                raise Refused(path, "too_many_pixels", f"{width}x{height}; raise --max_pixels={options.max_pixels}")
-            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-            if (
-                orientation != 1
-                and height != width
-                and annotated_size == (width, height)
-                and orientation in range(5, 9)
-            ):
-                note("exif_rotated", f"orientation {orientation}")
-                upright = _to_rgb(ImageOps.exif_transpose(image))
-                return StoredImage(_encode(upright), upright.height, upright.width)
-            if orientation in range(2, 9):
-                note("exif_ignored", f"orientation {orientation}")
-            if image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB"):
-                note("reencoded", f"{image.format} {image.mode}")
-                return StoredImage(_encode(_to_rgb(image)), height, width)
-            # A truncated file lacks the end-of-image marker; without it, and where asked, every byte is decoded.
-            if options.verify == "decode" or b"\xff\xd9" not in data[-64:]:
-                image.draft("L", (width // 8, height // 8))  # decodes everything, but computes few pixels
-                image.load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what matters raises
+            with Image.open(io.BytesIO(data), formats=tuple(_FORMATS.values())) as image:
+                _check_pixels(path, image.height, image.width, options)
+                return _store(image, data, bool(size), expected, annotated_size, note)
     except Refused:
         raise
     except Image.UnidentifiedImageError as error:
         raise Refused(path, "not_an_image", f"it starts with {data[:8]!r}") from error
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         raise Refused(path, "damaged_image", f"{type(error).__name__}: {error}") from error
-    return StoredImage(data, height, width)
+
+
+def _check_pixels(path: str, height: int, width: int, options: ReadOptions) -> None:
+    if height * width > options.max_pixels:
+        raise Refused(path, "too_many_pixels", f"{width}x{height}: raise --max_pixels={options.max_pixels}")
+
+
+def _store(
+    image: Image.Image, data: bytes, plain: bool, expected: str | None, annotated_size: tuple[int, int], note: Note
+) -> StoredImage:
+    """Decodes the image to its end, and encodes it anew only where it must be."""
+    actual = "JPEG" if image.format == "MPO" else image.format  # MPO: several JPEGs in one file; the first counts
+    if actual != expected:
+        note("disguised_image", f"{actual} {image.mode}")
+    height, width = image.height, image.width
+    orientation = 1 if plain else image.getexif().get(_EXIF_ORIENTATION, 1)
+    if orientation in range(5, 9) and annotated_size == (width, height) != (height, width):
+        note("exif_rotated", f"orientation {orientation}")
+        return _encode(_to_rgb(ImageOps.exif_transpose(image)))
+    if orientation in range(2, 9):
+        note("exif_ignored", f"orientation {orientation}")
+    if actual == "JPEG" and image.mode in ("L", "RGB"):
+        image.draft("L", (width // 8, height // 8))  # decodes every coefficient, but computes few pixels
+        image.load()
+        return StoredImage(data, height, width)
+    if actual == expected:
+        note("reencoded", f"{actual} {image.mode}")
+    return _encode(_to_rgb(image))
 
 
 # Both together.
@@ -326,6 +392,31 @@ def _dimension(size: etree._Element | None, tag: str) -> int:
         return int(float(_text(size.find(tag))))
     except (AttributeError, ValueError, OverflowError):
         return 0
+
+
+@functools.lru_cache(maxsize=1024)
+def _folder_agrees(folder: str, image_dir: str) -> bool:
+    name = PureWindowsPath(folder).name
+    return not name or name in os.path.abspath(image_dir).split(os.sep)[-2:]
+
+
+def _check_names(source: Source, filename: str, folder: str, note: Note) -> None:
+    """Notes where <filename> and <folder> disagree with the files that are used."""
+    image_dir, image_name = os.path.split(source.image_path)
+    if not _folder_agrees(folder, image_dir):
+        note("folder", f"{folder}, but the image is in {os.path.basename(image_dir)}")
+    stem = name_key(os.path.splitext(image_name)[0])
+    if stem != source.image_id:
+        note("image_name", f"{image_name} for {source.image_id}")
+    if filename == image_name:
+        return
+    name = PureWindowsPath(filename).name  # takes both kinds of slashes
+    if name != filename:
+        note("path_in_filename", filename)
+    name = name_key(name)
+    if stem == source.image_id and name not in ("", name_key(image_name)):
+        same_stem = name == stem or os.path.splitext(name)[0] == stem
+        note("extension" if same_stem else "filename", f"{filename}, but the image is {image_name}")
 
 
 def read_annotation(source: Source, options: ReadOptions) -> Example:
@@ -344,33 +435,33 @@ def read_annotation(source: Source, options: ReadOptions) -> Example:
         findings.append(Finding(source.image_id, image_name, reason, detail))
 
     if not source.xml_path:
-        raise Refused(source.image_id, "missing_annotation", "no such file in the annotation folder")
-    root, replaced = parse_xml(source.xml_path)
-    if replaced:
-        note_xml("encoding", "declare the encoding in the XML's first line, or save as UTF-8")
-    filename = _text(root.find("filename"))
+        raise Refused(source.image_id + ".xml", "missing_annotation", "not in the annotation folder")
+    document = _parse_xml(source.xml_path)
+    if document.replaced:
+        note_xml("encoding", "save it as UTF-8, or declare its encoding in the first line")
+    filename = _text(document.fields.get("filename"))
     if not source.image_path:
-        raise Refused(
-            source.xml_path, "missing_image", f"no image called {source.image_id}.* or {filename!r} in the image folder"
-        )
-    _check_names(source, root, filename, note_xml)
+        looked_for = f"{source.image_id}.*" + (f" nor {filename}" if filename else "")
+        raise Refused(source.xml_path, "missing_image", f"no {looked_for} in the image folder")
+    _check_names(source, filename, _text(document.fields.get("folder")), note_xml)
 
-    size = root.find("size")
+    size = document.fields.get("size")
     annotated_size = (_dimension(size, "height"), _dimension(size, "width"))
     image = read_image(source.image_path, annotated_size, options, note_image)
     if annotated_size != (image.height, image.width):
         note_xml("size", f"{annotated_size[1]}x{annotated_size[0]}, but the image is {image.width}x{image.height}")
 
-    objects: dict[tuple, tuple[int, int, str]] = {}
-    for item in root.iterchildren("object"):
+    annotation = Annotation(source.image_id, image_name, image.height, image.width, [], [], [], [], [], [])
+    seen = set()
+    for item in document.objects:
         fields = {child.tag: child for child in item}
         name = _text(fields.get("name"))
         if not name:
             note_xml("missing_name", "an <object> without <name>")
             continue
-        if replaced and "\ufffd" in name:
-            raise Refused(source.xml_path, "not_utf8", f"class {name!r}: declare the encoding in the XML's first line")
-        if name not in options.labels:
+        if name not in options.classes:
+            if document.replaced and "\ufffd" in name:
+                raise Refused(source.xml_path, "not_utf8", f"class {name!r}: declare the encoding in the first line")
             if not options.drop_unknown_classes:
                 raise Refused(source.xml_path, "unknown_class", f"class {name!r} is not in the label list")
             note_xml("unknown_class_dropped", name)
@@ -380,49 +471,19 @@ def read_annotation(source: Source, options: ReadOptions) -> Example:
         if "part" in fields:
             note_xml("parts", name)
         box = _read_box(fields.get("bndbox"), note_xml)
-        if box and (box := _fit_box(box, image.height, image.width, options.zero_based, note_xml)):
-            if (name, box) in objects:
-                note_xml("duplicate_box", name)
-            else:
-                pose = _text(fields.get("pose")) or "Unspecified"
-                flags = (_flag(_text(fields.get(tag))) for tag in ("difficult", "truncated"))
-                objects[name, box] = (*flags, pose)
-    if not objects:
+        fitted = box and _fit_box(box, image.height, image.width, options.zero_based, note_xml)
+        if not fitted:
+            continue
+        if (name, fitted) in seen:
+            note_xml("duplicate_box", name)
+            continue
+        seen.add((name, fitted))
+        annotation.boxes.append(fitted)
+        annotation.classes.append(options.classes[name])
+        annotation.class_names.append(name)
+        annotation.difficult.append(_flag(fields.get("difficult")))
+        annotation.truncated.append(_flag(fields.get("truncated")))
+        annotation.poses.append(_text(fields.get("pose")) or "Unspecified")
+    if not annotation.boxes:
         note_xml("no_objects", "")
-
-    names = [name for name, _ in objects]
-    attributes = list(objects.values())
-    annotation = Annotation(
-        image_id=source.image_id,
-        filename=image_name,
-        height=image.height,
-        width=image.width,
-        boxes=[box for _, box in objects],
-        classes=[options.labels.index(name) for name in names],
-        class_names=names,
-        difficult=[difficult for difficult, _, _ in attributes],
-        truncated=[truncated for _, truncated, _ in attributes],
-        poses=[pose for _, _, pose in attributes],
-    )
     return Example(annotation, image.jpeg, findings)
-
-
-def _check_names(source: Source, root: etree._Element, filename: str, note) -> None:
-    """Notes where <filename> and <folder> disagree with the files that are used."""
-    image_name = name_key(os.path.basename(source.image_path))
-    named = PureWindowsPath(filename)  # takes both kinds of slashes
-    if named.name != filename:
-        note("path_in_filename", filename)
-    stem, extension = os.path.splitext(image_name)
-    name = name_key(named.name)
-    if stem != source.image_id:
-        note("image_name", f"{image_name} for {source.image_id}")
-    elif name and name != image_name:
-        if name == stem or os.path.splitext(name)[0] == stem:
-            note("extension", f"{filename}, but the image is {image_name}")
-        else:
-            note("filename", f"{filename}, but the image is {image_name}")
-    folder = PureWindowsPath(_text(root.find("folder"))).name
-    parents = os.path.abspath(source.image_path).split(os.sep)[-3:-1]
-    if folder and folder not in parents:
-        note("folder", f"{folder}, but the image is in {parents[-1]}")
