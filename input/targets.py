@@ -105,56 +105,46 @@ def _assign_sparse(boxes, classes, difficult, box_weights, takes_part, anchor_co
     num_anchors = anchors.shape[0]
     batch_size = tf.shape(boxes)[0]
 
-    boxes_per_image = tf.shape(boxes, out_type=tf.int64)[1]
-    rows = tf.where(tf.reshape(takes_part, [-1]))[:, 0]  # the n boxes that take part, over the whole batch
-    image = rows // boxes_per_image
+    image = tf.where(takes_part)[:, 0]
     boxes, classes, difficult, box_weights = (
-        tf.gather(tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], axis=0)), rows)
-        for x in (boxes, classes, difficult, box_weights)
+        tf.boolean_mask(x, takes_part) for x in (boxes, classes, difficult, box_weights)
     )
-
-    # Every pair of a box and an anchor that can matter.
     box, anchor = _candidates(boxes, anchor_config, config, image_size)
     ious = box_ops.paired_iou(tf.gather(boxes, box), tf.gather(anchors, anchor))
     scores = tf.where(tf.gather(difficult, box), 0.0, ious)
-    num_boxes = tf.shape(boxes)[0]
     if config.force_match:
-        best_of_box = tf.math.unsorted_segment_max(scores, box, num_boxes)
+        best_of_box = tf.math.segment_max(scores, box)
         claimable = (scores > 0.0) & (scores >= tf.gather(best_of_box, box) - NEAR_TIE)
-        claimed = tf.math.unsorted_segment_min(tf.where(claimable, anchor, num_anchors), box, num_boxes)
+        claimed = tf.math.segment_min(tf.where(claimable, anchor, num_anchors), box)
         scores = tf.where(anchor == tf.gather(claimed, box), scores + FORCED, scores)
 
-    # Reduced over the boxes of each anchor.
-    place = tf.gather(image, box) * num_anchors + anchor  # in the batch's anchors, flattened
-    num_places = batch_size * num_anchors
-    ignored = tf.boolean_mask(place, ious >= config.negative_iou)
-    positive = tf.where(scores >= config.positive_iou)[:, 0]
-    place, anchor, box, scores = (tf.gather(x, positive) for x in (place, anchor, box, scores))
+    kept = tf.where((ious >= config.negative_iou) | (scores >= FORCED))[:, 0]
+    box, anchor, scores = (tf.gather(x, kept) for x in (box, anchor, scores))
+    places, place = tf.unique(tf.gather(image, box) * num_anchors + tf.cast(anchor, tf.int64))
+    num_places = tf.size(places)
     best_of_anchor = tf.math.unsorted_segment_max(scores, place, num_places)
-    best = tf.where(scores == tf.gather(best_of_anchor, place))[:, 0]
-    place, anchor, box = (tf.gather(x, best) for x in (place, anchor, box))
-    first_of_anchor = tf.math.unsorted_segment_min(box, place, num_places)
-    first = tf.where(box == tf.gather(first_of_anchor, place))[:, 0]
-    place, anchor, box = (tf.gather(x, first) for x in (place, anchor, box))
+    winners = tf.where(scores == tf.gather(best_of_anchor, place), box, tf.size(classes))
+    winner = tf.math.unsorted_segment_min(winners, place, num_places)
+    matched = best_of_anchor >= config.positive_iou
 
     def scatter(background, places, values):
-        return tf.tensor_scatter_nd_update(background, places[:, tf.newaxis], values)
+        shape = tf.stack([batch_size * num_anchors, *values.shape[1:]])
+        scattered = tf.tensor_scatter_nd_update(tf.fill(shape, background), places[:, tf.newaxis], values)
+        return tf.reshape(scattered, [batch_size, num_anchors, *values.shape[1:]])
 
-    class_targets = tf.fill([num_places], BACKGROUND)
-    class_targets = scatter(class_targets, ignored, tf.fill(tf.shape(ignored), IGNORED))
-    class_targets = scatter(class_targets, place, tf.gather(classes, box))
-    box_targets = box_ops.encode(tf.gather(boxes, box), tf.gather(anchors, anchor))
-    box_targets = scatter(tf.zeros([num_places, 4]), place, box_targets)
-    weights = scatter(tf.ones([num_places]), place, tf.gather(box_weights, box))
+    class_targets = scatter(BACKGROUND, places, tf.where(matched, tf.gather(classes, winner), IGNORED))
+    places, winner = tf.boolean_mask(places, matched), tf.boolean_mask(winner, matched)
     return Targets(
-        class_targets=tf.reshape(class_targets, [batch_size, num_anchors]),
-        box_targets=tf.reshape(box_targets, [batch_size, num_anchors, 4]),
-        weights=tf.reshape(weights, [batch_size, num_anchors]),
+        class_targets=class_targets,
+        box_targets=scatter(
+            0.0, places, box_ops.encode(tf.gather(boxes, winner), tf.gather(anchors, places % num_anchors))
+        ),
+        weights=scatter(1.0, places, tf.gather(box_weights, winner)),
     )
 
 
 def _candidates(boxes, anchor_config, config, image_size):
-    """All pairs of a box and an anchor that may be positive, ignored or forced, and few others.
+    """All pairs of a box and an anchor that may be positive, ignored or claimed, and few others.
 
     Two rectangles have an IoU of at least t where their intersection is at least t / (1 + t) of the sum of their
     areas. The intersection is the product of the overlaps in y and x, of which neither exceeds the smaller side, so
@@ -165,46 +155,51 @@ def _candidates(boxes, anchor_config, config, image_size):
       boxes: f32 [n, 4] px, none empty.
 
     Returns:
-      i64 [c], i64 [c]: indices of boxes, ascending, and of anchors.
+      i32 [c], i32 [c]: indices of boxes, ascending, and of anchors.
     """
-    shapes = anchor_shapes(anchor_config)  # [levels, s, 2]
-    levels, per_location, _ = shapes.shape
-    grids = np.array(grid_sizes(anchor_config, image_size), np.int64)  # [levels, 2]
-    first_anchors = per_location * np.cumsum(np.concatenate([[0], grids.prod(axis=1)[:-1]]))  # [levels]
-    # One entry for each of the p = levels * s shapes.
-    sides = shapes.reshape(-1, 2)
-    strides = np.repeat(2.0 ** np.array(anchor_config.levels), per_location)[:, np.newaxis].astype(np.float32)
-    grids = np.repeat(grids, per_location, axis=0)
-    first_anchors = np.repeat(first_anchors, per_location) + np.tile(np.arange(per_location), levels)
+    # For each of the p shapes of anchors, y before x.
+    per_location = anchor_config.anchors_per_location
+    sides = anchor_shapes(anchor_config).reshape(-1, 2).T[:, np.newaxis]  # [2, 1, p]
+    strides = np.repeat(np.float32(2) ** anchor_config.levels, per_location)  # [p]
+    grids = np.array(grid_sizes(anchor_config, image_size), np.int32)  # [levels, 2]
+    first_anchors = np.cumsum([0, *grids.prod(axis=1)[:-1] * per_location])
+    first_anchors = np.add.outer(first_anchors, np.arange(per_location)).ravel()  # [p]
+    grids = np.repeat(grids, per_location, axis=0).T[:, np.newaxis]  # [2, 1, p]
+    steps = per_location * np.stack([grids[1, 0], np.ones_like(grids[1, 0])])  # from an anchor to the next of its shape
 
-    box_sides = (boxes[:, 2:] - boxes[:, :2])[:, tf.newaxis]  # [n, 1, 2], against [p, 2]
-    centers = (boxes[:, :2] + boxes[:, 2:])[:, tf.newaxis] / 2.0 / strides - 0.5  # [n, p, 2] in cells
-    smaller = tf.minimum(box_sides, sides)
-    mean = (box_sides + sides) / 2.0
-    areas = tf.reduce_prod(box_sides, axis=-1) + sides.prod(axis=-1)  # [n, p]
-
+    low, high = tf.transpose(boxes[:, :2])[..., tf.newaxis], tf.transpose(boxes[:, 2:])[..., tf.newaxis]  # [2, n, 1]
+    centers = (low + high) / (2.0 * strides) - 0.5  # [2, n, p], in cells
+    smaller = tf.minimum(high - low, sides)
+    mean = (high - low + sides) / 2.0
+    areas = tf.reduce_prod(high - low, axis=0) + sides.prod(axis=0)  # [n, p]
     threshold = config.negative_iou
     if config.force_match:
         # Just below the IoU of the box's best anchor, which for one shape is the nearest one.
-        nearest = tf.clip_by_value(tf.round(centers), 0.0, tf.cast(grids - 1, tf.float32))
+        nearest = tf.clip_by_value(tf.round(centers), 0.0, grids - np.float32(1))
         overlaps = tf.clip_by_value(mean - tf.abs(nearest - centers) * strides, 0.0, smaller)
-        intersections = tf.reduce_prod(overlaps, axis=-1)
+        intersections = overlaps[0] * overlaps[1]
         best = tf.reduce_max(intersections / (areas - intersections), axis=1, keepdims=True)  # [n, 1]
         threshold = tf.clip_by_value(0.999 * best - 2.0 * NEAR_TIE, 0.0, threshold)
-    needed = threshold / (1.0 + threshold) * areas
-    reach = mean - needed[..., tf.newaxis] / tf.reverse(smaller, [-1]) + MARGIN
-    reach = reach / strides
-    low = tf.maximum(tf.cast(tf.math.ceil(centers - reach), tf.int64), 0)
-    high = tf.minimum(tf.cast(tf.math.floor(centers + reach), tf.int64), grids - 1)
-    counts = tf.maximum(high - low + 1, 0)  # [n, p, 2]
+    needed = threshold / (1.0 + threshold) * areas * (1.0 - 1e-5)
+    reach = (mean - needed / smaller[::-1] + MARGIN) / strides
+    first = tf.maximum(tf.cast(tf.math.ceil(centers - reach), tf.int32), 0)
+    last = tf.minimum(tf.cast(tf.math.floor(centers + reach), tf.int32), grids - 1)
+    rows, columns = tf.unstack(tf.maximum(last - first + 1, 0))  # [n, p]
+    rows = tf.where(smaller[0] * smaller[1] >= needed, rows, 0)
+    corners = first_anchors + first[0] * steps[0] + first[1] * steps[1]
 
-    # Ranges of numbers that hold the window in their upper and the cell within it in their lower half.
-    cells = tf.reshape(tf.reduce_prod(counts, axis=-1), [-1])
-    starts = tf.range(tf.size(cells, out_type=tf.int64)) * 2**32
-    windows = tf.ragged.range(starts, starts + cells).flat_values
-    window, cell = windows // 2**32, windows % 2**32
-    low, counts = (tf.gather(tf.reshape(x, [-1, 2]), window) for x in (low, counts))
-    row, column = low[:, 0] + cell // counts[:, 1], low[:, 1] + cell % counts[:, 1]
-    box, shape = window // len(sides), window % len(sides)
-    anchor = tf.gather(first_anchors, shape) + (row * tf.gather(grids[:, 1], shape) + column) * per_location
-    return box, anchor
+    # From windows to their rows to their anchors.
+    windows = tf.reshape(tf.range(tf.size(rows)), tf.shape(rows))
+    window, row_start = _ranges(windows, corners, rows, steps[0])
+    return _ranges(window // len(strides), row_start, tf.gather(tf.reshape(columns, [-1]), window), per_location)
+
+
+def _ranges(labels, starts, counts, steps):
+    """Arithmetic sequences end to end: of each element its sequence's label and its value, i32 [sum of counts]."""
+    labels, starts, counts, steps = (tf.cast(x, tf.int64) for x in (labels, starts, counts, steps))
+    # One kernel makes both, the label in the upper half of 64 bits.
+    starts += tf.bitwise.left_shift(labels, np.int64(32))
+    limits = starts + counts * steps
+    steps = tf.broadcast_to(steps, tf.shape(limits))
+    both = tf.ragged.range(*(tf.reshape(x, [-1]) for x in (starts, limits, steps))).flat_values
+    return tf.cast(tf.bitwise.right_shift(both, np.int64(32)), tf.int32), tf.cast(both & np.int64(2**32 - 1), tf.int32)
