@@ -26,7 +26,7 @@ setup(
         "google-crc32c",  # the checksum of TFRecords without the seconds that importing TensorFlow takes
         "absl-py",
         "tqdm",
-        "Pillow",
+        "Pillow>=10.1",  # the first whose default font scales
         "pycocotools",
         "setuptools<81",  # TensorBoard 2.15 imports pkg_resources, which later ones no longer have
     ],
