@@ -179,7 +179,7 @@ def list_inputs(config: ConvertConfig) -> dict[str, Listing]:
                 image = by_name.get(filename) or image_files.get(filename)
             if image_id in inputs:
                 detail = f"{inputs[image_id].source.xml_path or image_id} has the same id; rename one, and its image"
-                findings.append(voc.Finding(image_id, xml.path if xml else image_id, "duplicate_id", detail))
+                findings.append(voc.Finding(image_id, image_id + ".xml", "duplicate_id", detail))
                 continue
             stats = [_stat(entry) if entry else (-1, 0) for entry in (xml, image)]
             inputs[image_id] = Input(
@@ -226,9 +226,25 @@ class ShardTask(NamedTuple):
     drop_empty: bool
 
 
+def _read(source: voc.Source, task: ShardTask) -> tuple[voc.Example | None, list[voc.Finding]]:
+    """What to write for one source, if anything, and what was found."""
+    try:
+        example = voc.read_annotation(source, task.options)
+    except voc.Refused as refusal:
+        name = voc.name_key(os.path.basename(refusal.path))
+        return None, [voc.Finding(source.image_id, name, refusal.reason, refusal.detail)]
+    findings = example.findings
+    empty = not example.annotation.boxes
+    if empty:
+        reason = "dropped_empty" if task.drop_empty else "no_objects"
+        findings.append(voc.Finding(source.image_id, example.annotation.filename, reason, ""))
+    unwanted = (empty and task.drop_empty) or (task.strict and any(found.reason in voc.MENDED for found in findings))
+    return None if unwanted else example, findings
+
+
 def convert_shard(task: ShardTask, advance) -> dict[str, Any]:
     """Writes one shard and, last, its result beside it; calls `advance(1)` after each image."""
-    counts: collections.Counter = collections.Counter()
+    counts = dict.fromkeys(("num_records", "num_bytes", "num_negatives", "num_difficult", "num_truncated"), 0)
     boxes_per_class: collections.Counter = collections.Counter()
     images_per_class: collections.Counter = collections.Counter()
     findings: list[voc.Finding] = []
@@ -238,32 +254,22 @@ def convert_shard(task: ShardTask, advance) -> dict[str, Any]:
     try:
         with open(partial, "wb") as shard:
             for source in task.sources:
-                try:
-                    example = voc.read_annotation(source, task.options)
-                    mended = [finding for finding in example.findings if finding.reason in voc.MENDED]
-                    findings += example.findings
+                example, found = _read(source, task)
+                findings += found
+                if example:
                     annotation = example.annotation
-                    if task.strict and mended:
-                        left_out.append(source.image_id)
-                    elif task.drop_empty and not annotation.classes:
-                        left_out.append(source.image_id)
-                        findings.append(voc.Finding(source.image_id, annotation.filename, "dropped_empty", ""))
-                    else:
-                        record = tfrecord.frame_record(tfrecord.encode_example(annotation, example.jpeg))
-                        shard.write(record)
-                        digest.update(record)
-                        boxes_per_class.update(annotation.class_names)
-                        images_per_class.update(set(annotation.class_names))
-                        counts["num_records"] += 1
-                        counts["num_bytes"] += len(record)
-                        counts["num_negatives"] += not annotation.classes
-                        counts["num_difficult"] += sum(annotation.difficult)
-                        counts["num_truncated"] += sum(annotation.truncated)
-                except voc.Refused as refusal:
+                    record = tfrecord.frame_record(tfrecord.encode_example(annotation, example.jpeg))
+                    shard.write(record)
+                    digest.update(record)
+                    boxes_per_class.update(annotation.class_names)
+                    images_per_class.update(set(annotation.class_names))
+                    counts["num_records"] += 1
+                    counts["num_bytes"] += len(record)
+                    counts["num_negatives"] += not annotation.boxes
+                    counts["num_difficult"] += sum(annotation.difficult)
+                    counts["num_truncated"] += sum(annotation.truncated)
+                else:
                     left_out.append(source.image_id)
-                    findings.append(
-                        voc.Finding(source.image_id, os.path.basename(refusal.path), refusal.reason, refusal.detail)
-                    )
                 advance(1)
             shard.flush()
             os.fsync(shard.fileno())
@@ -274,8 +280,7 @@ def convert_shard(task: ShardTask, advance) -> dict[str, Any]:
     result = {
         "key": task.key,
         "sha256": digest.hexdigest(),
-        **{name: counts[name] for name in ("num_records", "num_bytes", "num_negatives", "num_difficult")},
-        "num_truncated": counts["num_truncated"],
+        **counts,
         "boxes_per_class": dict(boxes_per_class),
         "images_per_class": dict(images_per_class),
         "left_out": left_out,
@@ -611,7 +616,7 @@ def convert(config: ConvertConfig, workers: Workers) -> list[dict[str, Any]]:
             f"{error.filename or config.output_dir}: {error.strerror or error}; "
             "put that right, then the same command continues."
         ) from error
-    except concurrent.futures.process.BrokenProcessPool as error:
+    except concurrent.futures.BrokenExecutor as error:
         raise ConversionError(
             "a worker process was killed, perhaps for want of memory: try fewer --num_workers; "
             "the same command continues."
@@ -627,20 +632,21 @@ def _convert(config: ConvertConfig, workers: Workers) -> list[dict[str, Any]]:
         if done := _already_done(split, listing, labels, config):
             manifests[split] = done
             finished.add(split)
+            shutil.rmtree(_staging_dir(config.output_dir, split), ignore_errors=True)
             continue
         if config.overwrite:
             shutil.rmtree(_staging_dir(config.output_dir, split), ignore_errors=True)
         inputs, findings = listing.inputs, list(listing.findings)
-        results = _stage(split, inputs, labels, config, workers)
         while True:
-            findings += [finding for result in results for finding in result["findings"]]
+            results = _stage(split, inputs, labels, config, workers)
+            found = [finding for result in results for finding in result["findings"]]
             left_out = {image_id for result in results for image_id in result["left_out"]}
             inputs = [item for item in inputs if item.source.image_id not in left_out]
             if not inputs or all(result["num_records"] for result in results):
+                findings += found
                 break
             # A shard came out empty: so few images are left that they want fewer shards.
-            findings = [finding for finding in findings if finding.image_id in left_out]
-            results = _stage(split, inputs, labels, config, workers)
+            findings += [finding for finding in found if finding.image_id in left_out]
         manifests[split] = _manifest(split, listing, findings, results, labels, config)
         bad = [finding for finding in findings if finding.reason in voc.REFUSED]
         if config.strict:

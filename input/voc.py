@@ -30,7 +30,7 @@ REFUSED = {
     "other_schema": "the XML is not a Pascal VOC annotation",
     "entities": "the XML defines entities, which are never expanded",
     "unknown_class": "a class is not in the label list",
-    "not_utf8": "a class name or file name is not in the encoding that the XML declares",
+    "not_utf8": "a class name or a file's name is not UTF-8",
     "duplicate_id": "another folder has a file of this name; image ids must be unique",
     "missing_image": "the image folder holds neither the XML's name nor its <filename>",
     "empty_image": "the image file is empty",
@@ -115,7 +115,7 @@ class Refused(Exception):
     """The files yield no record."""
 
     def __init__(self, path: str, reason: str, detail: str):
-        super().__init__(f"{path}: {detail}")
+        super().__init__(path, reason, detail)
         self.path, self.reason, self.detail = path, reason, detail
 
 
@@ -145,8 +145,13 @@ class ReadOptions:
 
 
 def name_key(name: str) -> str:
-    """Names that look the same are the same: macOS writes accents as separate characters."""
-    return name if name.isascii() else unicodedata.normalize("NFC", name)
+    """A file name that can be compared and stored.
+
+    macOS writes accents as separate characters, which are joined here; bytes that are no UTF-8 become U+FFFD.
+    """
+    if name.isascii():
+        return name
+    return unicodedata.normalize("NFC", name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
 
 
 def read_file(path: str) -> bytes:
@@ -378,6 +383,8 @@ def _store(
     if actual == "JPEG" and image.mode in ("L", "RGB"):
         image.draft("L", (width // 8, height // 8))  # decodes every coefficient, but computes few pixels
         image.load()
+        if b"\xff\xd9" not in data:  # Pillow stops at the last pixel, TensorFlow reads on
+            raise ValueError("no end-of-image marker")
         return StoredImage(data, height, width)
     if actual == expected:
         note("reencoded", f"{actual} {image.mode}")
@@ -403,9 +410,10 @@ def _folder_agrees(folder: str, image_dir: str) -> bool:
 def _check_names(source: Source, filename: str, folder: str, note: Note) -> None:
     """Notes where <filename> and <folder> disagree with the files that are used."""
     image_dir, image_name = os.path.split(source.image_path)
+    image_name = name_key(image_name)
     if not _folder_agrees(folder, image_dir):
         note("folder", f"{folder}, but the image is in {os.path.basename(image_dir)}")
-    stem = name_key(os.path.splitext(image_name)[0])
+    stem = os.path.splitext(image_name)[0]
     if stem != source.image_id:
         note("image_name", f"{image_name} for {source.image_id}")
     if filename == image_name:
@@ -414,7 +422,7 @@ def _check_names(source: Source, filename: str, folder: str, note: Note) -> None
     if name != filename:
         note("path_in_filename", filename)
     name = name_key(name)
-    if stem == source.image_id and name not in ("", name_key(image_name)):
+    if stem == source.image_id and name not in ("", image_name):
         same_stem = name == stem or os.path.splitext(name)[0] == stem
         note("extension" if same_stem else "filename", f"{filename}, but the image is {image_name}")
 
@@ -426,7 +434,7 @@ def read_annotation(source: Source, options: ReadOptions) -> Example:
       Refused: they yield no record.
     """
     findings: list[Finding] = []
-    xml_name, image_name = os.path.basename(source.xml_path), os.path.basename(source.image_path)
+    xml_name, image_name = (name_key(os.path.basename(path)) for path in (source.xml_path, source.image_path))
 
     def note_xml(reason: str, detail: str):
         findings.append(Finding(source.image_id, xml_name, reason, detail))
@@ -434,6 +442,8 @@ def read_annotation(source: Source, options: ReadOptions) -> Example:
     def note_image(reason: str, detail: str):
         findings.append(Finding(source.image_id, image_name, reason, detail))
 
+    if "\ufffd" in source.image_id:
+        raise Refused(source.xml_path, "not_utf8", "the file's name is not UTF-8: rename it")
     if not source.xml_path:
         raise Refused(source.image_id + ".xml", "missing_annotation", "not in the annotation folder")
     document = _parse_xml(source.xml_path)
@@ -484,6 +494,4 @@ def read_annotation(source: Source, options: ReadOptions) -> Example:
         annotation.difficult.append(_flag(fields.get("difficult")))
         annotation.truncated.append(_flag(fields.get("truncated")))
         annotation.poses.append(_text(fields.get("pose")) or "Unspecified")
-    if not annotation.boxes:
-        note_xml("no_objects", "")
     return Example(annotation, image.jpeg, findings)

@@ -1,0 +1,390 @@
+"""Every policy of the converter is provoked once, end to end, and its effect on the record is looked at."""
+
+import os
+import pathlib
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import voc_tree
+from PIL import Image
+from voc_tree import annotation_xml, box_xml, encoded, object_xml, picture
+
+from input import convert, tfrecord, voc
+
+GOOD = [(5.0, 10.0, 25.0, 30.0)]  # the cat of `annotation_xml`: pixels (11..30, 6..25) counted from 1
+
+
+def with_orientation(image: Image.Image, orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(image, exif=exif)
+
+
+def boxes(*written) -> str:
+    return annotation_xml(*(object_xml(box=box) for box in written))
+
+
+def corners(text: str) -> str:
+    """The annotation of one object whose <bndbox> holds `text`."""
+    return annotation_xml(f"<object><name>cat</name><pose/><truncated/><difficult/><bndbox>{text}</bndbox></object>")
+
+
+def swap_image(stem: str, content: bytes, extension: str = ".jpg"):
+    def write(tree: voc_tree.VocTree):
+        (tree.images / "b.jpg").unlink()
+        (tree.images / (stem + extension)).write_bytes(content)
+
+    return write
+
+
+def replace_xml(content):
+    return lambda tree: (tree.annotations / "b.xml").write_bytes(
+        content.encode() if isinstance(content, str) else content
+    )
+
+
+def loop(tree: voc_tree.VocTree):
+    (tree.images / "b.jpg").unlink()
+    (tree.images / "b.jpg").symlink_to("b.jpg")
+
+
+def pipe(tree: voc_tree.VocTree):
+    (tree.images / "b.jpg").unlink()
+    os.mkfifo(tree.images / "b.jpg")
+
+
+def same_name_elsewhere(tree: voc_tree.VocTree):
+    other = voc_tree.VocTree(tree.root.parent / "other")
+    other.add("b", annotation_xml(object_xml(box=(1, 1, 5, 5))))
+
+
+def not_utf8_name(tree: voc_tree.VocTree):
+    for folder, extension in ((tree.annotations, b".xml"), (tree.images, b".jpg")):
+        os.rename(folder / ("b" + extension.decode()), os.fsencode(folder) + b"/b\xe9" + extension)
+
+
+def without_end(tree: voc_tree.VocTree):
+    path = tree.images / "b.jpg"
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+JPEG = encoded(picture())
+BOMB = '<!DOCTYPE a [<!ENTITY x "xxxx"><!ENTITY y "&x;&x;&x;&x;">]>' + annotation_xml(object_xml("&y;"))
+EXTERNAL = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]>' + annotation_xml(object_xml("&x;"))
+TWISTED = annotation_xml(object_xml(box=(11, 6, 30, 55)), size=(60, 40))  # right only when 60 high and 40 wide
+DOG = object_xml("dog", (1, 1, 9, 9))
+PART = "<part><name>head</name>" + box_xml((12, 7, 20, 20)) + "</part>"
+
+# What is done to image b, what must be said of it, and the boxes that its record then has (None: no record).
+CASES = {
+    "missing xml": (lambda tree: (tree.annotations / "b.xml").unlink(), "missing_annotation", None),
+    "empty xml": (replace_xml(""), "empty_annotation", None),
+    "blank xml": (replace_xml(" \n"), "empty_annotation", None),
+    "not xml": (replace_xml("a,b,c\n1,2,3"), "not_xml", None),
+    "cut-off xml": (replace_xml(annotation_xml()[:-30]), "not_xml", None),
+    "binary xml": (replace_xml(b"\x00\x01\x02\xff\xfe"), "not_xml", None),
+    "schema": (replace_xml("<annotations><image/></annotations>"), "other_schema", None),
+    "schema without content": (replace_xml("<annotation><shapes/></annotation>"), "other_schema", None),
+    "entity bomb": (replace_xml(BOMB), "entities", None),
+    "external entity": (replace_xml(EXTERNAL), "entities", None),
+    "entities in UTF-16": (replace_xml(BOMB.encode("utf-16")), "entities", None),
+    "unknown class": (replace_xml(annotation_xml(object_xml("cow"))), "unknown_class", None),
+    "class name not UTF-8": (replace_xml(annotation_xml(object_xml("caf\xe9")).encode("latin-1")), "not_utf8", None),
+    "file name not UTF-8": (not_utf8_name, "not_utf8", None),
+    "same name elsewhere": (same_name_elsewhere, "duplicate_id", GOOD),
+    "missing image": (lambda tree: (tree.images / "b.jpg").unlink(), "missing_image", None),
+    "empty image": (swap_image("b", b""), "empty_image", None),
+    "not an image": (swap_image("b", b"hello, world"), "not_an_image", None),
+    "truncated": (swap_image("b", JPEG[: len(JPEG) // 2]), "damaged_image", None),
+    "truncated in the header": (swap_image("b", JPEG[:100]), "damaged_image", None),
+    "without its end": (without_end, "damaged_image", None),
+    "truncated PNG": (swap_image("b", encoded(picture(), "PNG")[:-80], ".png"), "damaged_image", None),
+    "too many pixels": (swap_image("b", encoded(picture(200, 300))), "too_many_pixels", None),
+    "loop of links": (loop, "unreadable", None),
+    "pipe": (pipe, "unreadable", None),
+    "path not UTF-8": (
+        replace_xml(annotation_xml().replace("JPEGImages", "JPEGImages\xe9").encode("latin-1")),
+        "encoding",
+        GOOD,
+    ),
+    "declared encoding": (
+        replace_xml(f'<?xml version="1.0" encoding="gb2312"?>{annotation_xml(folder="图片")}'.encode("gb2312")),
+        "folder",
+        GOOD,
+    ),
+    "no size": (replace_xml(annotation_xml(size=None)), "size", GOOD),
+    "zero size": (replace_xml(annotation_xml(size=(0, 0))), "size", GOOD),
+    "wrong size": (replace_xml(annotation_xml(size=(400, 600))), "size", GOOD),
+    "filename of another image": (replace_xml(annotation_xml(filename="a.jpg")), "filename", GOOD),
+    "image named by filename only": (
+        lambda tree: (swap_image("other", JPEG)(tree), replace_xml(annotation_xml(filename="other.jpg"))(tree)),
+        "image_name",
+        GOOD,
+    ),
+    "filename without extension": (replace_xml(annotation_xml(filename="b")), "extension", GOOD),
+    "extension in another case": (swap_image("b", JPEG, ".JPG"), "extension", GOOD),
+    "filename out of the folder": (replace_xml(annotation_xml(filename="../../x/b.jpg")), "path_in_filename", GOOD),
+    "Windows path": (replace_xml(annotation_xml(filename=r"C:\data\b.jpg")), "path_in_filename", GOOD),
+    "lying folder": (replace_xml(annotation_xml(folder="VOC2007")), "folder", GOOD),
+    "PNG as .jpg": (swap_image("b", encoded(picture(), "PNG")), "disguised_image", GOOD),
+    "BMP as .jpg": (swap_image("b", encoded(picture(), "BMP")), "disguised_image", GOOD),
+    "GIF as .jpg": (swap_image("b", encoded(picture(), "GIF")), "disguised_image", GOOD),
+    "WebP as .jpg": (swap_image("b", encoded(picture(), "WEBP")), "disguised_image", GOOD),
+    "JPEG as .png": (swap_image("b", JPEG, ".png"), "disguised_image", GOOD),
+    "PNG": (swap_image("b", encoded(picture(), "PNG"), ".png"), "reencoded", GOOD),
+    "CMYK": (swap_image("b", encoded(picture(mode="CMYK"))), "reencoded", GOOD),
+    "turned with its boxes": (
+        lambda tree: (
+            swap_image("b", with_orientation(picture(), 6))(tree),
+            replace_xml(TWISTED)(tree),
+        ),
+        "exif_rotated",
+        [(5.0, 10.0, 55.0, 30.0)],
+    ),
+    "turned without its boxes": (swap_image("b", with_orientation(picture(), 6)), "exif_ignored", GOOD),
+    "mirrored": (swap_image("b", with_orientation(picture(), 2)), "exif_ignored", GOOD),
+    "exponent": (replace_xml(boxes((11, 6, "3e1", 25))), "exponent_number", GOOD),
+    "comma": (replace_xml(boxes((11, 6, "30,0", 25))), "comma_number", GOOD),
+    "NaN": (replace_xml(boxes((11, 6, "nan", 25), (11, 6, 30, 25))), "bad_number", GOOD),
+    "infinity": (replace_xml(boxes((11, 6, "1e999", 25), (11, 6, 30, 25))), "bad_number", GOOD),
+    "words": (replace_xml(boxes((11, 6, "wide", 25), (11, 6, 30, 25))), "bad_number", GOOD),
+    "missing corner": (replace_xml(corners("<xmin>1</xmin><ymin>2</ymin><xmax>9</xmax>")), "missing_corner", []),
+    "empty corner": (replace_xml(boxes((11, 6, " ", 25), (11, 6, 30, 25))), "missing_corner", GOOD),
+    "no box": (replace_xml(annotation_xml("<object><name>cat</name></object>")), "missing_corner", []),
+    "no name": (replace_xml(annotation_xml(object_xml(" "), object_xml())), "missing_name", GOOD),
+    "degenerate": (replace_xml(boxes((9, 9, 9, 20), (11, 6, 30, 25))), "degenerate_box", GOOD),
+    "swapped": (replace_xml(boxes((30, 6, 11, 25), (11, 6, 30, 25))), "swapped_box", GOOD),
+    "clipped": (replace_xml(boxes((-5, -5, 61, 41))), "clipped_box", [(0.0, 0.0, 40.0, 60.0)]),
+    "outside": (replace_xml(boxes((70, 6, 90, 25), (11, 6, 30, 25))), "outside_box", GOOD),
+    "from zero": (replace_xml(boxes((0, 0, 30, 25))), "zero_coordinate", [(0.0, 0.0, 25.0, 30.0)]),
+    "twice the same": (replace_xml(boxes((11, 6, 30, 25), (11, 6, 30, 25))), "duplicate_box", GOOD),
+    "no flags": (replace_xml(annotation_xml(object_xml(flags="<pose>Left</pose>"))), "fields_absent", GOOD),
+    "parts": (replace_xml(annotation_xml(object_xml(inner=PART))), "parts", GOOD),
+    "no objects": (replace_xml(annotation_xml("")), "no_objects", []),
+    "listed twice": (lambda tree: tree.image_set("some", "a", "b", "b"), "listed_twice", GOOD),
+}
+ELSEWHERE = {"unknown_class_dropped", "dropped_empty"}  # the reasons that a flag brings: tested below
+
+
+@pytest.fixture
+def tree(tmp_path) -> voc_tree.VocTree:
+    made = voc_tree.VocTree(tmp_path / "voc")
+    made.add("a")
+    made.add("b")
+    made.image_set("some", "a", "b")
+    return made
+
+
+def convert_tree(tree: voc_tree.VocTree, **settings) -> tuple[dict, dict[str, tfrecord.GroundTruth]]:
+    """The manifest, and the records by id."""
+    labels = tree.root.parent / "labels.txt"
+    labels.write_text("cat\ndog\n")
+    other = tree.root.parent / "other"
+    config = convert.ConvertConfig(
+        output_dir=str(tree.root.parent / "out"),
+        voc_dirs=(str(tree.root), *([str(other)] if other.exists() else [])),
+        image_set="" if other.exists() else "some",
+        labels_file=str(labels),
+        **{"on_error": "skip", "max_pixels": 10_000, **settings},
+    )
+    (manifest,) = convert.convert(config, convert.Workers(1))
+    records = tfrecord.read_annotations(tfrecord.expand_glob(config.output_dir + "/*.tfrecord"))
+    return manifest, {record.image_id: record for record in records}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_policy(case, tree):
+    damage, reason, expected = CASES[case]
+    damage(tree)
+    if case == "file name not UTF-8":
+        tree.image_set("some", "a", "b\ufffd")
+    manifest, records = convert_tree(tree)
+    kind = "refused" if reason in voc.REFUSED else "mended" if reason in voc.MENDED else "noted"
+    assert manifest[kind]["counts"][reason] == 1
+    lines = [line for line in manifest[kind]["files"] if line["reason"] == reason]
+    assert len(lines) == 1
+    assert lines[0]["file"].split(".")[0] in ("b", "other", "b\ufffd")
+    assert lines[0]["image_id"].startswith("b")
+    assert "a" in records  # the other image is not touched by it
+    if expected is None:
+        assert set(records) == {"a"}
+    else:
+        np.testing.assert_allclose(records["b"].boxes, np.reshape(expected, (-1, 4)), atol=1e-4)
+
+
+def test_every_reason_is_provoked():
+    assert {reason for _, reason, _ in CASES.values()} | ELSEWHERE == {*voc.REFUSED, *voc.MENDED, *voc.NOTED}
+    assert len(voc.REFUSED) + len(voc.MENDED) + len(voc.NOTED) == len({*voc.REFUSED, *voc.MENDED, *voc.NOTED})
+
+
+def test_nothing_is_said_of_good_files(tree):
+    manifest, records = convert_tree(tree, strict=True)
+    assert [manifest[kind]["counts"] for kind in ("refused", "mended", "noted")] == [{}, {}, {}]
+    np.testing.assert_allclose(records["b"].boxes, GOOD, atol=1e-5)
+    assert (records["b"].height, records["b"].width) == (40, 60)
+
+
+def read(tree: voc_tree.VocTree, **options) -> voc.Example:
+    (image,) = tree.images.glob("b.*")
+    source = voc.Source("b", str(tree.annotations / "b.xml"), str(image))
+    return voc.read_annotation(source, voc.ReadOptions(("cat", "dog"), **options))
+
+
+def test_attributes(tree):
+    replace_xml(annotation_xml(object_xml(), DOG.replace("<truncated>1", "<truncated>0").replace("lt>0", "lt>1")))(tree)
+    annotation = read(tree).annotation
+    assert annotation.class_names == ["cat", "dog"]
+    assert annotation.classes == [0, 1]
+    assert annotation.truncated == [1, 0]
+    assert annotation.difficult == [0, 1]
+    assert annotation.poses == ["Left", "Left"]
+
+
+def test_coordinates_of_both_conventions(tree):
+    """The 1-based box of pixels 1..60, 1..40 is the whole image; as edges from 0 it lacks a row and a column."""
+    replace_xml(boxes((1, 1, 60, 40)))(tree)
+    assert read(tree).annotation.boxes == [(0, 0, 40, 60)]
+    assert read(tree, zero_based=True).annotation.boxes == [(1, 1, 40, 60)]
+    replace_xml(boxes((0, 0, 59.5, 40)))(tree)
+    from_zero = read(tree, zero_based=True)
+    assert from_zero.annotation.boxes == [(0, 0, 40, 59.5)]
+    assert from_zero.findings == []
+
+
+def test_good_bytes_are_kept(tree):
+    for image in (picture(), picture(mode="L")):
+        for content in (encoded(image), encoded(image, progressive=True), with_orientation(image, 1)):
+            swap_image("b", content)(tree)
+            for verify in ("header", "decode"):
+                example = read(tree, verify=verify)
+                assert example.jpeg == content
+                assert example.findings == []
+
+
+def gradient(dtype=np.uint8) -> np.ndarray:
+    """[40, 60]: dark on the left, bright on the right, over the whole range of `dtype`."""
+    return np.tile(np.linspace(0, np.iinfo(dtype).max, 60).astype(dtype), (40, 1))
+
+
+@pytest.mark.parametrize(
+    ("image", "image_format"),
+    [
+        (Image.fromarray(gradient()).convert("CMYK"), "JPEG"),
+        (Image.fromarray(gradient()).convert("RGBA"), "PNG"),
+        (Image.fromarray(gradient()).convert("LA"), "PNG"),
+        (Image.fromarray(gradient()).convert("P"), "PNG"),
+        (Image.fromarray(gradient(np.uint16)), "PNG"),
+        (Image.fromarray(gradient(np.uint16)), "TIFF"),
+        (Image.fromarray(gradient()), "GIF"),
+    ],
+    ids=["cmyk", "rgba", "grey with alpha", "palette", "16 bit", "16 bit tiff", "gif"],
+)
+def test_pixels_survive_encoding_anew(tree, image, image_format):
+    swap_image("b", encoded(image, image_format))(tree)
+    stored = tf.io.decode_jpeg(read(tree).jpeg, channels=3).numpy()
+    expected = np.repeat(gradient()[..., None], 3, axis=-1)
+    assert stored.shape == expected.shape
+    # 5 grey levels: JPEG of quality 95, of CMYK twice.
+    np.testing.assert_allclose(stored.astype(int), expected, atol=5)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_rotation_is_baked_in(tree, orientation):
+    """A bright patch painted in the upright frame lies in the box that the upright annotation gives."""
+    upright = np.zeros((60, 40), np.uint8)
+    upright[5:55, 10:30] = 255
+    # The stored image is what the orientation turns into the upright one: EXIF 2.3, tag 274.
+    stored = {5: upright.T, 6: np.rot90(upright, 1), 7: np.rot90(upright, 2).T, 8: np.rot90(upright, -1)}[orientation]
+    swap_image("b", with_orientation(Image.fromarray(stored.copy()), orientation))(tree)
+    replace_xml(TWISTED)(tree)
+    example = read(tree)
+    assert (example.annotation.height, example.annotation.width) == (60, 40)
+    pixels = tf.io.decode_jpeg(example.jpeg, channels=1).numpy()[..., 0]
+    ymin, xmin, ymax, xmax = map(int, example.annotation.boxes[0])
+    inside = np.zeros((60, 40), bool)
+    inside[ymin:ymax, xmin:xmax] = True
+    np.testing.assert_array_equal(pixels > 128, inside)
+
+
+def test_truncation_at_any_byte_is_found(tree):
+    """Pillow, which checks, and TensorFlow, which trains, must agree; without a full decode too."""
+    content = encoded(picture(), progressive=True)
+    for length in range(1, len(content), 61):
+        swap_image("b", content[:length])(tree)
+        for verify in ("header", "decode"):
+            with pytest.raises(voc.Refused) as refusal:
+                read(tree, verify=verify)
+            assert refusal.value.reason in ("damaged_image", "not_an_image")
+
+
+def test_a_huge_image_is_refused_before_it_is_decoded(tree):
+    """A PNG header that claims 100,000 x 100,000 pixels."""
+    header = struct.pack(">II5B", 100_000, 100_000, 8, 2, 0, 0, 0)
+    content = encoded(picture(), "PNG")
+    bomb = content[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + content[33:]
+    swap_image("b", bomb)(tree)
+    with pytest.raises(voc.Refused, match="100000x100000") as refusal:
+        read(tree)
+    assert refusal.value.reason == "too_many_pixels"
+
+
+def test_external_entities_are_not_read(tree, tmp_path):
+    (tmp_path / "secret").write_text("cat")
+    replace_xml(EXTERNAL.replace("/etc/hostname", str(tmp_path / "secret")))(tree)
+    assert voc.class_names(str(tree.annotations / "b.xml")) == set()
+
+
+def test_names_with_spaces_and_accents(tmp_path):
+    tree = voc_tree.VocTree(tmp_path / "voc é")
+    composed, decomposed = "caf\u00e9 1", "cafe\u0301 1"  # the same name, from Linux and from macOS
+    tree.add(decomposed, annotation_xml(object_xml("chat noir"), filename=composed + ".jpg"))
+    tree.image_set("some", composed)
+    (tmp_path / "labels.txt").write_text("chat noir\n")
+    config = convert.ConvertConfig(
+        output_dir=str(tmp_path / "out"), voc_dirs=(str(tree.root),), image_set="some", strict=True
+    )
+    (manifest,) = convert.convert(config, convert.Workers(1))
+    assert manifest["labels"] == ["chat noir"]
+    assert manifest["noted"]["counts"] == {}
+    (record,) = tfrecord.read_annotations(tfrecord.expand_glob(config.output_dir + "/some-*"))
+    assert record.image_id == composed
+
+
+def test_unreadable_file_is_named(tree, monkeypatch):
+    """As root every file can be read, so the system's answer is given here."""
+
+    def deny(path, flags):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(voc.os, "open", deny)
+    with pytest.raises(voc.Refused) as refusal:
+        read(tree)
+    assert (refusal.value.reason, refusal.value.detail) == ("unreadable", "Permission denied")
+
+
+def test_unknown_classes_dropped_as_asked(tree):
+    replace_xml(annotation_xml(object_xml("cow"), object_xml()))(tree)
+    manifest, records = convert_tree(tree, drop_unknown_classes=True, on_error="fail")
+    assert manifest["mended"]["counts"] == {"unknown_class_dropped": 1}
+    np.testing.assert_allclose(records["b"].boxes, GOOD, atol=1e-5)
+
+
+def test_empty_images_dropped_as_asked(tree):
+    replace_xml(annotation_xml(""))(tree)
+    manifest, records = convert_tree(tree, drop_empty=True, on_error="fail")
+    assert manifest["noted"]["counts"] == {"dropped_empty": 1}
+    assert manifest["noted"]["files"][0]["image_id"] == "b"
+    assert set(records) == {"a"}
+
+
+def test_strict_takes_mends_for_errors(tree):
+    replace_xml(boxes((-5, -5, 61, 41)))(tree)
+    with pytest.raises(convert.ConversionError, match=r"b\.xml: clipped_box: .*xmin -5"):
+        convert_tree(tree, strict=True, on_error="fail")
+    assert list(pathlib.Path(tree.root.parent / "out").glob("*.*")) == [tree.root.parent / "out" / ".some.partial"]
+    manifest, records = convert_tree(tree, strict=True, on_error="skip")
+    assert set(records) == {"a"}
+    assert manifest["mended"]["counts"] == {"clipped_box": 1}
