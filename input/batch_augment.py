@@ -1,8 +1,10 @@
 """What happens to a batch on the device: flips, colour, normalising. Static shapes, compiles under XLA.
 
-Every random number comes from the image's own seed in the batch, so neither the number of replicas nor the place of
-an image in its batch changes what happens to it. Boxes and pixels are handled apart, from the same draws: with host
-target assignment the host needs the augmented boxes, while the device still has to augment the pixels.
+Every random number comes with the image, drawn on the host from its own seed, so neither the number of replicas nor
+the place of an image in its batch changes what happens to it. (Drawn on the device they would depend on it: compiled
+by XLA, TensorFlow's stateless generators give other numbers for the same seed.) Boxes and pixels are handled apart,
+from the same draws: with host target assignment the host needs the augmented boxes, while the device still has to
+augment the pixels.
 """
 
 from typing import NamedTuple
@@ -25,7 +27,7 @@ _RGB_FROM_YIQ = np.linalg.inv(_YIQ_FROM_RGB).astype(np.float32)
 
 
 class Draws(NamedTuple):
-    """One uniform number in [0, 1) an image and decision; f32 [b] each."""
+    """The columns of `Batch.draws`: a uniform number in [0, 1) an image and decision; f32 [b] each."""
 
     horizontal_flip: tf.Tensor
     vertical_flip: tf.Tensor
@@ -35,11 +37,11 @@ class Draws(NamedTuple):
     hue: tf.Tensor
 
 
-def draw(seeds) -> Draws:
-    """The numbers that decide what happens to each image; seeds i32 [b, 2] with a static b."""
-    # The generator takes one seed a call. Philox by name: on every device the same numbers.
-    uniforms = [tf.random.stateless_uniform([len(Draws._fields)], seed, alg="philox") for seed in tf.unstack(seeds)]
-    return Draws(*tf.unstack(tf.stack(uniforms), axis=1))
+NUM_DRAWS = len(Draws._fields)
+
+
+def _draws(batch: types.Batch) -> Draws:
+    return Draws(*tf.unstack(batch.draws, axis=1))
 
 
 def normalize(images):
@@ -92,7 +94,7 @@ def jitter_colour(images, draws: Draws, config: AugmentConfig):
 
 def augment_boxes(batch: types.Batch, config: AugmentConfig) -> types.Batch:
     """The batch with its boxes where `augment_images` puts the pixels."""
-    draws = draw(batch.seeds)
+    draws = _draws(batch)
     height, width = batch.images.shape[1:3]
     ymin, xmin, ymax, xmax = tf.unstack(batch.boxes, axis=2)
     present = (batch.classes != types.BACKGROUND)[..., tf.newaxis]
@@ -106,7 +108,7 @@ def augment_boxes(batch: types.Batch, config: AugmentConfig) -> types.Batch:
 
 def augment_images(batch: types.Batch, config: AugmentConfig):
     """f32 [b, h, w, 3]: the batch's images, flipped, coloured and normalised."""
-    draws = draw(batch.seeds)
+    draws = _draws(batch)
     images = batch.images
     for probability, values, axis in (
         (config.horizontal_flip, draws.horizontal_flip, 2),

@@ -42,6 +42,8 @@ def _training_records(shards, config: InputConfig, first_record):
     first_epoch, first_in_epoch = divmod(first_record, sum(shard.count for shard in shards))
 
     def one_epoch(epoch):
+        # Of this function's graph alone, where it would else be the caller's: the order depends on nothing but `seed`.
+        tf.random.set_seed(1)
         # Only the low half differs between epochs; the generators mix it well.
         seed = epoch + (config.seed << 32)
         records = _read(shards, seed)
@@ -58,7 +60,7 @@ def _seed(seed, epoch, index):
     return tf.cast(tf.random.experimental.stateless_fold_in(epoch_seed, index) % (2**31), tf.int32)
 
 
-def _to_batch(sample: types.Sample, valid, record_index, seeds) -> types.Batch:
+def _to_batch(sample: types.Sample, valid, record_index, draws) -> types.Batch:
     return types.Batch(
         images=sample.image,
         boxes=sample.boxes,
@@ -69,7 +71,7 @@ def _to_batch(sample: types.Sample, valid, record_index, seeds) -> types.Batch:
         transforms=sample.transform,
         valid=valid,
         record_index=record_index,
-        seeds=seeds,
+        draws=draws,
     )
 
 
@@ -126,14 +128,15 @@ def make_dataset(
         def load(index, serialized, seed):
             host_seed, device_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
             sample = augment.load_and_crop(tfrecord.parse_example(serialized), config, host_seed)
-            return _to_batch(sample, True, index, device_seed)
+            draws = tf.random.stateless_uniform([batch_augment.NUM_DRAWS], device_seed, alg="philox")
+            return _to_batch(sample, True, index, draws)
 
         records = _training_records(shards[pipeline_id::num_pipelines], config, first_record)
     else:
 
         def load(index, serialized, valid):
             sample = augment.load_and_crop(tfrecord.parse_example(serialized), config)
-            return _to_batch(sample, valid, index, tf.zeros([2], tf.int32))
+            return _to_batch(sample, valid, index, tf.zeros([batch_augment.NUM_DRAWS]))
 
         records = _read(shards)
         padding = records.take(1).repeat(-sum(shard.count for shard in shards) % batch_size)
@@ -166,7 +169,7 @@ def assign(batch: types.Batch, config: InputConfig, *, method: str) -> types.Tar
 def assign_on_host(dataset: tf.data.Dataset, config: InputConfig) -> tf.data.Dataset:
     """`Dataset[Batch]` -> `Dataset[(Batch, Targets)]`: flips the boxes and assigns the anchors' targets on the host.
 
-    The images are left for the device to augment from the same seeds.
+    The images are left for the device to augment by the same draws.
     """
 
     def augment_and_assign(batch: types.Batch):

@@ -43,7 +43,7 @@ class Batch(NamedTuple):
     transforms: tf.Tensor  # f32 [b, 4]
     valid: tf.Tensor  # bool [b], false for the padding of the last evaluation batch
     record_index: tf.Tensor  # i64 [b], position of the record in the shards read in order: names the image
-    seeds: tf.Tensor  # i32 [b, 2], one stateless seed an image
+    draws: tf.Tensor  # f32 [b, NUM_DRAWS], uniform in [0, 1): what `batch_augment` decides each image's changes by
 
 
 class Targets(NamedTuple):

@@ -168,9 +168,15 @@ def load_for_inference(model_dir: str, checkpoint: Optional[str] = None):
 
     Raises:
       FileNotFoundError: no run or no checkpoint.
+      ValueError: a checkpoint of another network.
     """
     config = read_config(model_dir)
     path = find_checkpoint(model_dir, checkpoint)
     model = make_model(config)
-    tf.train.Checkpoint(model=model).restore(path).assert_existing_objects_matched().expect_partial()
+    try:
+        tf.train.Checkpoint(model=model).restore(path).assert_existing_objects_matched().expect_partial()
+    except (AssertionError, ValueError) as error:
+        raise ValueError(
+            f"{path} does not fit the network of {config_path(model_dir)}: give a --checkpoint of this run. ({error})"
+        ) from error
     return config, model, int(path.rsplit("-", 1)[1]), path

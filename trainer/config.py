@@ -45,7 +45,7 @@ class OptimizerConfig:
 class TrainConfig:
     """How long to train, on what, and what to write when."""
 
-    epochs: float = 0.0  # used where train_steps is 0
+    epochs: float = 50.0  # used where train_steps is 0
     train_steps: int = 0
     precision: str = "float32"
     distribution: str = "auto"

@@ -1,9 +1,6 @@
 """python -m trainer.task: trains a detector on TFRecords and evaluates it."""
 
-import os
 import sys
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow: its start-up lines hide ours
 
 from absl import app
 from absl import flags as absl_flags

@@ -7,7 +7,7 @@ from typing import NamedTuple, Optional
 
 import tensorflow as tf
 
-from input import pipeline, tfrecord, types
+from input import pipeline, tfrecord
 from model.types import Losses
 from trainer import checkpoints, evaluate, optimizers, reporting, step
 from trainer.config import Config, TrainConfig
@@ -144,7 +144,7 @@ def _make_iterator(strategy, config: Config, train_paths, first_step: int):
         )
         if config.input.target_assignment == "host":
             return pipeline.assign_on_host(dataset, config.input)
-        return dataset.map(lambda *batch: (types.Batch(*batch),))  # the arguments of a train step
+        return dataset.map(lambda batch: (batch,))  # the arguments of a train step
 
     return iter(strategy.distribute_datasets_from_function(per_pipeline))
 
@@ -161,7 +161,7 @@ def _check_finite(result: LoopResult, first_step: int, last_step: int, train_pat
         raise FloatingPointError(
             f"the loss was not a finite number between steps {first_step + 1} and {last_step}, first for the batch of "
             f"images {', '.join(image_ids[index] for index in bad)}. Look at these; or lower --learning_rate, lengthen "
-            "--warmup_steps, or use --precision=float32. The last checkpoint is from before; the same command resumes it."
+            "--warmup_steps, or use --precision=float32. The last checkpoint is from before: the same command goes on."
         )
 
 
@@ -245,7 +245,7 @@ def _run(config: Config, train_paths, val_paths, model_dir, stop: StopSignal) ->
         train_step = tf.function(train_step, jit_compile=True)
     train_loop = make_train_loop(strategy, train_step, config.input.batch_size)
     iterator = _make_iterator(strategy, config, train_paths, current)
-    evaluator = evaluate.make_evaluator(model, config, val_paths) if val_paths else None
+    evaluator = evaluate.make_evaluator(model, config, val_paths, strategy=strategy) if val_paths else None
 
     log_every = config.train.log_every
     eval_every = config.train.eval_every or max(1, train_steps // 10)
