@@ -124,13 +124,14 @@ def test_tensorflow_addons_is_imported_where_we_know_of_it(project):
     assert users == TFA_CALL_SITES
 
 
-def test_help_does_not_wait_for_tensorflow():
+@pytest.mark.parametrize("command", ["prepare_tfrecords", "trainer.task"])
+def test_help_does_not_wait_for_tensorflow(command):
     """In a fresh interpreter, since this one has TensorFlow already."""
-    code = """
+    code = f"""
 import importlib, sys
-for name in ("input.config", "model.config", "trainer.config", "flags", "prepare_tfrecords", "trainer.task"):
+for name in ("input.config", "model.config", "trainer.config", {command!r}):
     importlib.import_module(name)
-    if "tensorflow" in sys.modules: sys.exit(f"{name} imports TensorFlow")
+    if "tensorflow" in sys.modules: sys.exit(f"{{name}} imports TensorFlow")
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
