@@ -1,0 +1,319 @@
+"""The records against TensorFlow's own reader, writer and tf.train.Example."""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from input import tfrecord, voc
+
+BYTES, FLOATS, INTS = "bytes_list", "float_list", "int64_list"
+# What the TensorFlow Object Detection API and TF Model Garden read.
+SCHEMA = {
+    "image/encoded": BYTES,
+    "image/filename": BYTES,
+    "image/format": BYTES,
+    "image/height": INTS,
+    "image/key/sha256": BYTES,
+    "image/object/area": FLOATS,
+    "image/object/bbox/xmax": FLOATS,
+    "image/object/bbox/xmin": FLOATS,
+    "image/object/bbox/ymax": FLOATS,
+    "image/object/bbox/ymin": FLOATS,
+    "image/object/class/label": INTS,
+    "image/object/class/text": BYTES,
+    "image/object/difficult": INTS,
+    "image/object/is_crowd": INTS,
+    "image/object/truncated": INTS,
+    "image/object/view": BYTES,
+    "image/source_id": BYTES,
+    "image/width": INTS,
+}
+JPEG = b"\xff\xd8 not really \xff\xd9"
+TWO_OBJECTS = voc.Annotation(
+    image_id="é 1",
+    filename="é 1.jpg",
+    height=200,
+    width=400,
+    boxes=[(20, 40, 100, 300), (0, 0, 200, 400)],
+    classes=[2, 0],
+    class_names=["zèbre", "cat"],
+    difficult=[0, 1],
+    truncated=[1, 0],
+    poses=["Left", "Unspecified"],
+)
+NO_OBJECTS = voc.Annotation("none", "none.jpg", 30, 50, [], [], [], [], [], [])
+
+
+def values(serialized: bytes) -> dict:
+    example = tf.train.Example.FromString(serialized)
+    return {key: list(getattr(feature, SCHEMA[key]).value) for key, feature in example.features.feature.items()}
+
+
+def test_keys_and_types():
+    for annotation in (TWO_OBJECTS, NO_OBJECTS):
+        example = tf.train.Example.FromString(tfrecord.encode_example(annotation, JPEG))
+        assert {key: feature.WhichOneof("kind") for key, feature in example.features.feature.items()} == SCHEMA
+
+
+def test_values():
+    assert values(tfrecord.encode_example(TWO_OBJECTS, JPEG)) == {
+        "image/encoded": [JPEG],
+        "image/filename": ["é 1.jpg".encode()],
+        "image/format": [b"jpeg"],
+        "image/height": [200],
+        "image/key/sha256": [hashlib.sha256(JPEG).hexdigest().encode()],
+        "image/object/area": [80 * 260, 200 * 400],
+        "image/object/bbox/xmax": [0.75, 1],
+        "image/object/bbox/xmin": [pytest.approx(0.1), 0],
+        "image/object/bbox/ymax": [0.5, 1],
+        "image/object/bbox/ymin": [pytest.approx(0.1), 0],
+        "image/object/class/label": [3, 1],
+        "image/object/class/text": ["zèbre".encode(), b"cat"],
+        "image/object/difficult": [0, 1],
+        "image/object/is_crowd": [0, 0],
+        "image/object/truncated": [1, 0],
+        "image/object/view": [b"Left", b"Unspecified"],
+        "image/source_id": ["é 1".encode()],
+        "image/width": [400],
+    }
+
+
+@st.composite
+def annotations(draw):
+    height, width = draw(st.integers(1, 70_000)), draw(st.integers(1, 70_000))
+    share = st.floats(0, 1, width=32)
+    boxes = draw(st.lists(st.tuples(share, share, share, share), max_size=200))
+    classes = [draw(st.integers(0, 70_000)) for _ in boxes[:3]] + [1] * len(boxes[3:])
+    flags = [index % 2 for index in range(len(boxes))]
+    text = draw(st.text(max_size=200))
+    return voc.Annotation(
+        image_id=text,
+        filename=text,
+        height=height,
+        width=width,
+        boxes=[(y0 * height, x0 * width, y1 * height, x1 * width) for y0, x0, y1, x1 in boxes],
+        classes=classes,
+        class_names=[text] * len(boxes),
+        difficult=flags,
+        truncated=flags[::-1],
+        poses=["Left"] * len(boxes),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(annotations(), st.binary(max_size=20_000))
+def test_the_wire_format_is_tf_examples(annotation, jpeg):
+    """Written byte by byte here, read by the protocol buffer classes there, and back."""
+    serialized = tfrecord.encode_example(annotation, jpeg)
+    read = values(serialized)
+    assert read["image/encoded"] == [jpeg]
+    assert read["image/object/class/label"] == [index + 1 for index in annotation.classes]
+    assert read["image/object/truncated"] == annotation.truncated
+    assert [text.decode() for text in read["image/object/class/text"]] == annotation.class_names
+    ymax = np.array([box[2] / annotation.height for box in annotation.boxes], np.float32)
+    np.testing.assert_array_equal(np.array(read["image/object/bbox/ymax"], np.float32), ymax)
+    theirs = tf.train.Example.FromString(serialized).SerializeToString()
+    assert tfrecord.decode_example(theirs, frozenset(SCHEMA)) == read
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200) | st.integers(0, 700).map(lambda cut: tfrecord.encode_example(TWO_OBJECTS, JPEG)[:cut]))
+def test_decoding_anything_ends_in_a_dict_or_a_value_error(data):
+    with contextlib.suppress(ValueError):
+        assert isinstance(tfrecord.decode_example(data, frozenset(SCHEMA)), dict)
+
+
+def test_equal_annotations_give_equal_bytes():
+    assert tfrecord.encode_example(TWO_OBJECTS, JPEG) == tfrecord.encode_example(TWO_OBJECTS, JPEG)
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_parse_example(in_graph):
+    serialized = [tfrecord.encode_example(annotation, JPEG) for annotation in (TWO_OBJECTS, NO_OBJECTS)]
+    if in_graph:
+        two, none = tf.data.Dataset.from_tensor_slices(serialized).map(tfrecord.parse_example)
+    else:
+        two, none = map(tfrecord.parse_example, serialized)
+    assert two.image.numpy() == JPEG
+    assert two.image_id.numpy().decode() == "é 1"
+    np.testing.assert_allclose(two.normalized_boxes, [[0.1, 0.1, 0.5, 0.75], [0, 0, 1, 1]])
+    np.testing.assert_array_equal(two.classes, [2, 0])
+    np.testing.assert_array_equal(two.difficult, [False, True])
+    assert none.normalized_boxes.shape == (0, 4)
+    for record, count in ((two, 2), (none, 0)):
+        assert (record.normalized_boxes.dtype, record.classes.dtype, record.difficult.dtype) == (
+            tf.float32,
+            tf.int32,
+            tf.bool,
+        )
+        assert record.classes.shape == record.difficult.shape == (count,)
+
+
+def changed(**features) -> bytes:
+    """The record of two objects, some of its features replaced, or left out where None; as others might write it."""
+    example = tf.train.Example.FromString(tfrecord.encode_example(TWO_OBJECTS, JPEG))
+    for name, replacement in features.items():
+        key = name.replace("__", "/")
+        if replacement is None:
+            del example.features.feature[key]
+        else:
+            getattr(example.features.feature[key], SCHEMA[key]).value[:] = replacement
+    return example.SerializeToString()
+
+
+def test_files_of_others_without_difficult(tmp_path):
+    serialized = changed(image__object__difficult=None)
+    np.testing.assert_array_equal(tfrecord.parse_example(serialized).difficult, [False, False])
+    (tmp_path / "x.tfrecord").write_bytes(tfrecord.frame_record(serialized))
+    (truth,) = tfrecord.read_annotations([str(tmp_path / "x.tfrecord")])
+    np.testing.assert_array_equal(truth.difficult, [False, False])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"image__object__bbox__xmin": [0.1]},
+        {"image__object__class__label": [1]},
+        {"image__object__difficult": [0, 1, 1]},
+        {"image__object__class__label": None},
+    ],
+)
+def test_lists_of_different_lengths_are_refused(damage, tmp_path):
+    serialized = changed(**damage)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        list(tf.data.Dataset.from_tensors(serialized).map(tfrecord.parse_example))
+    (tmp_path / "x.tfrecord").write_bytes(tfrecord.frame_record(serialized))
+    with pytest.raises(tfrecord.DamagedShardError, match=r"x\.tfrecord: record 0"):
+        tfrecord.read_annotations([str(tmp_path / "x.tfrecord")])
+
+
+@pytest.fixture
+def shard(tmp_path) -> str:
+    """Two records, written by us."""
+    path = tmp_path / "train-00000-of-00001.tfrecord"
+    path.write_bytes(
+        b"".join(tfrecord.frame_record(tfrecord.encode_example(item, JPEG * 900)) for item in (TWO_OBJECTS, NO_OBJECTS))
+    )
+    return str(path)
+
+
+def test_framing_is_tensorflows(shard, tmp_path):
+    records = [record.numpy() for record in tf.data.TFRecordDataset(shard)]
+    assert records == list(tfrecord.read_records(shard))
+    assert len(records) == 2
+    theirs = str(tmp_path / "theirs.tfrecord")
+    with tf.io.TFRecordWriter(theirs) as writer:
+        for record in records:
+            writer.write(record)
+    assert pathlib.Path(shard).read_bytes() == pathlib.Path(theirs).read_bytes()
+
+
+def test_read_annotations(shard):
+    two, none = tfrecord.read_annotations([shard])
+    assert (two.image_id, two.height, two.width) == ("é 1", 200, 400)
+    np.testing.assert_allclose(two.boxes, TWO_OBJECTS.boxes, rtol=1e-6)
+    np.testing.assert_array_equal(two.classes, [2, 0])
+    np.testing.assert_array_equal(two.difficult, [False, True])
+    assert (none.boxes.shape, none.classes.shape, none.difficult.shape) == ((0, 4), (0,), (0,))
+    for truth in (two, none):
+        assert (truth.boxes.dtype, truth.classes.dtype, truth.difficult.dtype) == (np.float32, np.int32, np.bool_)
+
+
+def read_everything(path: str):
+    return list(tfrecord.read_records(path))
+
+
+@pytest.mark.parametrize("read", [read_everything, lambda path: tfrecord.count_records([path])])
+def test_a_cut_shard_is_named(shard, read):
+    whole = pathlib.Path(shard).read_bytes()
+    first = len(whole) - len(tfrecord.frame_record(tfrecord.encode_example(NO_OBJECTS, JPEG * 900)))
+    for size in (5, 100, first - 1, first + 7, first + 12, len(whole) - 1):
+        pathlib.Path(shard).write_bytes(whole[:size])
+        with pytest.raises(
+            tfrecord.DamagedShardError, match=rf"00001\.tfrecord: damaged at record {int(size > first)}"
+        ):
+            read(shard)
+
+
+def test_altered_bytes_are_named(shard):
+    whole = pathlib.Path(shard).read_bytes()
+    for at in (3, 10, 40, len(whole) - 2):
+        pathlib.Path(shard).write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(tfrecord.DamagedShardError, match=rf"record {int(at > 100)}: the checksum of its"):
+            read_everything(shard)
+
+
+def test_count_records_trusts_the_manifest_only_for_the_same_size(shard):
+    assert tfrecord.count_records([shard]) == [2]
+    entry = {"name": os.path.basename(shard), "num_records": 77, "num_bytes": os.path.getsize(shard)}
+    manifest = tfrecord.manifest_path(os.path.dirname(shard), "train")
+    for num_bytes, expected in ((entry["num_bytes"], 77), (entry["num_bytes"] - 1, 2)):
+        with open(manifest, "w") as file:
+            json.dump({"shards": [{**entry, "num_bytes": num_bytes}]}, file)
+        assert tfrecord.count_records([shard, shard]) == [expected] * 2
+    assert tfrecord.read_manifest(shard) == tfrecord.read_manifest(manifest)
+
+
+def test_an_empty_shard_has_no_records(tmp_path):
+    path = tmp_path / "train-00000-of-00001.tfrecord"
+    path.touch()
+    assert tfrecord.count_records([str(path)]) == [0]
+    assert tfrecord.read_annotations([str(path)]) == []
+
+
+def test_names():
+    assert tfrecord.shard_name("train", 3, 16) == "train-00003-of-00016.tfrecord"
+    assert tfrecord.split_name("/a-b/train-00003-of-00016.tfrecord") == "train"
+    assert tfrecord.split_name("my-set-2-00000-of-00001.tfrecord") == "my-set-2"
+    assert tfrecord.split_name("x/coco_val.tfrecord") == "coco_val"
+
+
+def test_expand_glob(tmp_path):
+    for name in ("b-1", "a-2", "a-1"):
+        (tmp_path / name).touch()
+    assert tfrecord.expand_glob(f"{tmp_path}/b-*, {tmp_path}/a-*") == [str(tmp_path / n) for n in ("a-1", "a-2", "b-1")]
+    assert tfrecord.expand_glob([f"{tmp_path}/a-*", f"{tmp_path}/a-1"]) == [str(tmp_path / n) for n in ("a-1", "a-2")]
+    with pytest.raises(FileNotFoundError, match=r"no file matches '.*/c-\*'"):
+        tfrecord.expand_glob(f"{tmp_path}/a-*,{tmp_path}/c-*")
+    with pytest.raises(FileNotFoundError, match="no file pattern"):
+        tfrecord.expand_glob("")
+
+
+def test_read_labels(tmp_path):
+    for name, content in (("one", "cat\n dog \n\n"), ("same", "\ufeffcat\r\ndog"), ("other", "dog\ncat\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "labels.txt").write_text(content, encoding="utf-8")
+    one, same, other, none = (str(tmp_path / name / "x.tfrecord") for name in ("one", "same", "other", "none"))
+    assert tfrecord.read_labels([one]) == ("cat", "dog")
+    assert tfrecord.read_labels([one, same]) == ("cat", "dog")
+    with pytest.raises(ValueError, match="label lists differ"):
+        tfrecord.read_labels([one, other])
+    with pytest.raises(FileNotFoundError, match="belongs beside the shards"):
+        tfrecord.read_labels([none])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\n \n", "names no class"), (b"cat\ndog\ncat\n", "'cat' twice"), (b"caf\xe9", "not UTF-8")],
+)
+def test_bad_labels(tmp_path, content, message):
+    path = tmp_path / "labels.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        tfrecord.parse_labels(str(path))
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"split": "train"}', "{"])
+def test_bad_manifest(tmp_path, content):
+    path = tmp_path / "train.manifest.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"train\.manifest\.json is not a manifest"):
+        tfrecord.read_manifest(str(path))
