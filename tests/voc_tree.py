@@ -1,5 +1,7 @@
 """Small Pascal VOC folders for the converter's tests, drawn with Pillow."""
 
+from __future__ import annotations
+
 import io
 import pathlib
 
