@@ -105,54 +105,54 @@ def _assign_sparse(boxes, classes, difficult, box_weights, takes_part, anchor_co
     num_anchors = anchors.shape[0]
     batch_size = tf.shape(boxes)[0]
 
-    image = tf.where(takes_part)[:, 0]
+    image = tf.cast(tf.where(takes_part)[:, 0], tf.int32)
     boxes, classes, difficult, box_weights = (
         tf.boolean_mask(x, takes_part) for x in (boxes, classes, difficult, box_weights)
     )
-    box, anchor = _candidates(boxes, anchor_config, config, image_size)
-    ious = box_ops.paired_iou(tf.gather(boxes, box), tf.gather(anchors, anchor))
+    # A place is the index of an anchor among those of the whole batch.
+    box, place = _candidates(boxes, image * num_anchors, anchor_config, config, image_size)
+    ious = box_ops.paired_iou(tf.gather(boxes, box), tf.gather(anchors, place % num_anchors))
     scores = tf.where(tf.gather(difficult, box), 0.0, ious)
     if config.force_match:
         best_of_box = tf.math.segment_max(scores, box)
         claimable = (scores > 0.0) & (scores >= tf.gather(best_of_box, box) - NEAR_TIE)
-        claimed = tf.math.segment_min(tf.where(claimable, anchor, num_anchors), box)
-        scores = tf.where(anchor == tf.gather(claimed, box), scores + FORCED, scores)
+        claimed = tf.math.segment_min(tf.where(claimable, place, place.dtype.max), box)
+        scores = tf.where(place == tf.gather(claimed, box), scores + FORCED, scores)
 
     kept = tf.where((ious >= config.negative_iou) | (scores >= FORCED))[:, 0]
-    box, anchor, scores = (tf.gather(x, kept) for x in (box, anchor, scores))
-    places, place = tf.unique(tf.gather(image, box) * num_anchors + tf.cast(anchor, tf.int64))
-    num_places = tf.size(places)
-    best_of_anchor = tf.math.unsorted_segment_max(scores, place, num_places)
-    winners = tf.where(scores == tf.gather(best_of_anchor, place), box, tf.size(classes))
-    winner = tf.math.unsorted_segment_min(winners, place, num_places)
+    box, place, scores = (tf.gather(x, kept) for x in (box, place, scores))
+    places, slot = tf.unique(place)
+    best_of_anchor = tf.math.unsorted_segment_max(scores, slot, tf.size(places))
+    contenders = tf.where(scores == tf.gather(best_of_anchor, slot), box, box.dtype.max)
+    winner = tf.math.unsorted_segment_min(contenders, slot, tf.size(places))
     matched = best_of_anchor >= config.positive_iou
 
-    def scatter(background, places, values):
-        shape = tf.stack([batch_size * num_anchors, *values.shape[1:]])
-        scattered = tf.tensor_scatter_nd_update(tf.fill(shape, background), places[:, tf.newaxis], values)
-        return tf.reshape(scattered, [batch_size, num_anchors, *values.shape[1:]])
-
-    class_targets = scatter(BACKGROUND, places, tf.where(matched, tf.gather(classes, winner), IGNORED))
+    class_targets = tf.fill([batch_size * num_anchors], BACKGROUND)
+    values = tf.where(matched, tf.gather(classes, winner), IGNORED)
+    class_targets = tf.tensor_scatter_nd_update(class_targets, places[:, tf.newaxis], values)
     places, winner = tf.boolean_mask(places, matched), tf.boolean_mask(winner, matched)
+    deltas = box_ops.encode(tf.gather(boxes, winner), tf.gather(anchors, places % num_anchors))
+    box_targets = tf.scatter_nd(places[:, tf.newaxis], deltas, [batch_size * num_anchors, 4])
+    weights = tf.ones([batch_size * num_anchors])
+    weights = tf.tensor_scatter_nd_update(weights, places[:, tf.newaxis], tf.gather(box_weights, winner))
     return Targets(
-        class_targets=class_targets,
-        box_targets=scatter(
-            0.0, places, box_ops.encode(tf.gather(boxes, winner), tf.gather(anchors, places % num_anchors))
-        ),
-        weights=scatter(1.0, places, tf.gather(box_weights, winner)),
+        class_targets=tf.reshape(class_targets, [batch_size, num_anchors]),
+        box_targets=tf.reshape(box_targets, [batch_size, num_anchors, 4]),
+        weights=tf.reshape(weights, [batch_size, num_anchors]),
     )
 
 
-def _candidates(boxes, anchor_config, config, image_size):
+def _candidates(boxes, first_places, anchor_config, config, image_size):
     """All pairs of a box and an anchor that may be positive, ignored or claimed, and few others.
 
     Two rectangles have an IoU of at least t where their intersection is at least t / (1 + t) of the sum of their
-    areas. The intersection is the product of the overlaps in y and x, of which neither exceeds the smaller side, so
-    each has to be at least that bound divided by the other's largest. An overlap is half the sum of the sides less
-    the distance of the centres: that bounds the distance, and the anchors of one shape lie on a grid.
+    areas. The intersection is the product of the overlaps in y and in x, and neither exceeds the smaller side: each
+    overlap has to be that share of its largest which the product has to be of its own. An overlap is half the sum of
+    the sides less the distance of the centres: that bounds the distance, and the anchors of one shape lie on a grid.
 
     Args:
       boxes: f32 [n, 4] px, none empty.
+      first_places: i32 [n], added to the indices of the box's anchors.
 
     Returns:
       i32 [c], i32 [c]: indices of boxes, ascending, and of anchors.
@@ -165,7 +165,7 @@ def _candidates(boxes, anchor_config, config, image_size):
     first_anchors = np.cumsum([0, *grids.prod(axis=1)[:-1] * per_location])
     first_anchors = np.add.outer(first_anchors, np.arange(per_location)).ravel()  # [p]
     grids = np.repeat(grids, per_location, axis=0).T[:, np.newaxis]  # [2, 1, p]
-    steps = per_location * np.stack([grids[1, 0], np.ones_like(grids[1, 0])])  # from an anchor to the next of its shape
+    row_steps = grids[1] * per_location  # from an anchor to that of its shape in the next row
 
     low, high = tf.transpose(boxes[:, :2])[..., tf.newaxis], tf.transpose(boxes[:, 2:])[..., tf.newaxis]  # [2, n, 1]
     centers = (low + high) / (2.0 * strides) - 0.5  # [2, n, p], in cells
@@ -174,27 +174,28 @@ def _candidates(boxes, anchor_config, config, image_size):
     areas = tf.reduce_prod(high - low, axis=0) + sides.prod(axis=0)  # [n, p]
     threshold = config.negative_iou
     if config.force_match:
-        # Just below the IoU of the box's best anchor, which for one shape is the nearest one.
+        # For one shape the nearest anchor has the highest IoU.
         nearest = tf.clip_by_value(tf.round(centers), 0.0, grids - np.float32(1))
         overlaps = tf.clip_by_value(mean - tf.abs(nearest - centers) * strides, 0.0, smaller)
         intersections = overlaps[0] * overlaps[1]
         best = tf.reduce_max(intersections / (areas - intersections), axis=1, keepdims=True)  # [n, 1]
-        threshold = tf.clip_by_value(0.999 * best - 2.0 * NEAR_TIE, 0.0, threshold)
-    needed = threshold / (1.0 + threshold) * areas * (1.0 - 1e-5)
-    reach = (mean - needed / smaller[::-1] + MARGIN) / strides
+        threshold = tf.minimum(best, threshold)
+    threshold = tf.maximum(0.999 * threshold - 2.0 * NEAR_TIE, 0.0)  # so that no rounding or near tie can matter
+    share = threshold / (1.0 + threshold) * areas / (smaller[0] * smaller[1])
+    reach = (mean - share * smaller + MARGIN) / strides
     first = tf.maximum(tf.cast(tf.math.ceil(centers - reach), tf.int32), 0)
     last = tf.minimum(tf.cast(tf.math.floor(centers + reach), tf.int32), grids - 1)
     rows, columns = tf.unstack(tf.maximum(last - first + 1, 0))  # [n, p]
-    rows = tf.where(smaller[0] * smaller[1] >= needed, rows, 0)
-    corners = first_anchors + first[0] * steps[0] + first[1] * steps[1]
+    rows = tf.where(share <= 1.0, rows, 0)
+    corners = first_places[:, tf.newaxis] + first_anchors + first[0] * row_steps + first[1] * per_location
 
     # From windows to their rows to their anchors.
     windows = tf.reshape(tf.range(tf.size(rows)), tf.shape(rows))
-    window, row_start = _ranges(windows, corners, rows, steps[0])
-    return _ranges(window // len(strides), row_start, tf.gather(tf.reshape(columns, [-1]), window), per_location)
+    window, row_starts = _sequences(windows, corners, rows, row_steps)
+    return _sequences(window // len(strides), row_starts, tf.gather(tf.reshape(columns, [-1]), window), per_location)
 
 
-def _ranges(labels, starts, counts, steps):
+def _sequences(labels, starts, counts, steps):
     """Arithmetic sequences end to end: of each element its sequence's label and its value, i32 [sum of counts]."""
     labels, starts, counts, steps = (tf.cast(x, tf.int64) for x in (labels, starts, counts, steps))
     # One kernel makes both, the label in the upper half of 64 bits.

@@ -50,22 +50,27 @@ def reference(boxes, classes, difficult, box_weights, anchors, config):
             if ((np.abs(shortfall - 1e-6) < 5e-7) & (ious[box] > 0)).any() or ious[box].max() < 2e-6:
                 ambiguous |= shortfall < 2e-6
 
-    class_targets = np.full(len(anchors), BACKGROUND)
-    box_targets, weights = np.zeros((len(anchors), 4)), np.ones(len(anchors))
     ambiguous |= (np.abs(ious[ordinary] - config.positive_iou) < 1e-6).any(axis=0)
     ambiguous |= (np.abs(ious - config.negative_iou) < 1e-6).any(axis=0)
-    for anchor in {*claims, *np.flatnonzero(ious.max(axis=0) >= config.negative_iou)}:
+    class_targets = np.where((ious >= config.negative_iou).any(axis=0), IGNORED, BACKGROUND)
+    matched = np.full(len(anchors), -1)
+    for anchor in {*claims, *np.flatnonzero((ious[ordinary] >= config.positive_iou).any(axis=0))}:
         overlapping = [(-ious[box, anchor], box) for box in ordinary if ious[box, anchor] >= config.positive_iou]
         ranking = sorted(claims.get(anchor, overlapping))
-        if ranking:
-            iou, box = ranking[0]
-            ambiguous[anchor] |= any(0 < other - iou < 1e-6 for other, _ in ranking)
-            class_targets[anchor], weights[anchor] = classes[box], box_weights[box]
-            shift = (boxes[box, :2] + boxes[box, 2:] - anchors[anchor, :2] - anchors[anchor, 2:]) / 2
-            box_targets[anchor] = [*(shift / anchor_sides[anchor]), *np.log(sides[box] / anchor_sides[anchor])]
-        elif ious[:, anchor].max() >= config.negative_iou:
-            class_targets[anchor] = IGNORED
+        ambiguous[anchor] |= any(0 < other - ranking[0][0] < 1e-6 for other, _ in ranking)
+        matched[anchor] = ranking[0][1]
+
+    box_targets, weights = np.zeros((len(anchors), 4)), np.ones(len(anchors))
+    positive, box = np.flatnonzero(matched >= 0), matched[matched >= 0]
+    class_targets[positive], weights[positive] = classes[box], box_weights[box]
+    shifts = (boxes[box, :2] + boxes[box, 2:] - anchors[positive, :2] - anchors[positive, 2:]) / 2
+    box_targets[positive, :2] = shifts / anchor_sides[positive]
+    box_targets[positive, 2:] = np.log(sides[box] / anchor_sides[positive])
     return class_targets, box_targets, weights, ambiguous
+
+
+def reference_of_batch(images, anchors, config):
+    return [np.stack(x) for x in zip(*(reference(*image, anchors, config) for image in zip(*images)))]
 
 
 def random_images(rng, count, image_size, anchor_config, multiple=None):
@@ -106,15 +111,13 @@ def assign_in_graph(images, **settings):
 @pytest.mark.parametrize("multiple", [4, 0.5])
 def test_exact_on_dyadic_coordinates(multiple, force_match):
     config = MatchConfig(force_match=force_match)
-    images = random_images(np.random.default_rng(0), 500, (64, 96), DYADIC, multiple)
+    images = random_images(np.random.default_rng(0), 300, (64, 96), DYADIC, multiple)
     assigned = assign_in_graph(images, match_config=config)
-    anchors = make_anchors(DYADIC, (64, 96))
-    for i, image in enumerate(zip(*images)):
-        class_targets, box_targets, weights, _ = reference(*image, anchors, config)
-        for ours in assigned:
-            np.testing.assert_array_equal(ours.class_targets[i], class_targets)
-            np.testing.assert_array_equal(ours.weights[i], weights)
-            np.testing.assert_allclose(ours.box_targets[i], box_targets, atol=1e-5)
+    class_targets, box_targets, weights, _ = reference_of_batch(images, make_anchors(DYADIC, (64, 96)), config)
+    for ours in assigned:
+        np.testing.assert_array_equal(ours.class_targets, class_targets)
+        np.testing.assert_array_equal(ours.weights, weights)
+        np.testing.assert_allclose(ours.box_targets, box_targets, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -127,20 +130,17 @@ def test_exact_on_dyadic_coordinates(multiple, force_match):
     ids=["default", "wide", "unforced"],
 )
 def test_equals_reference(anchor_config, match_config, image_size):
-    images = random_images(np.random.default_rng(1), 500, image_size, anchor_config)
+    images = random_images(np.random.default_rng(1), 300, image_size, anchor_config)
     settings = {"anchor_config": anchor_config, "match_config": match_config, "image_size": image_size}
     assigned = assign_in_graph(images, **settings)
     anchors = make_anchors(anchor_config, image_size)
-    exempt = 0
-    for i, image in enumerate(zip(*images)):
-        class_targets, box_targets, weights, ambiguous = reference(*image, anchors, match_config)
-        sure = ~ambiguous
-        for ours in assigned:
-            np.testing.assert_array_equal(ours.class_targets[i][sure], class_targets[sure])
-            np.testing.assert_array_equal(ours.weights[i][sure], weights[sure])
-            np.testing.assert_allclose(ours.box_targets[i][sure], box_targets[sure], atol=1e-4)
-        exempt += ambiguous.sum()
-    assert exempt < 1e-3 * len(anchors) * len(images[0])
+    class_targets, box_targets, weights, ambiguous = reference_of_batch(images, anchors, match_config)
+    assert ambiguous.mean() < 1e-3
+    sure = ~ambiguous
+    for ours in assigned:
+        np.testing.assert_array_equal(ours.class_targets[sure], class_targets[sure])
+        np.testing.assert_array_equal(ours.weights[sure], weights[sure])
+        np.testing.assert_allclose(ours.box_targets[sure], box_targets[sure], atol=1e-4)
 
 
 # One anchor of 16 x 16 a cell of 8 px: that of row i and column j is (8i - 4, 8j - 4, 8i + 12, 8j + 12).

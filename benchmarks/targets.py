@@ -1,0 +1,133 @@
+"""What assigning targets costs on one core, against comparing every box with every anchor.
+
+    python benchmarks/targets.py
+
+Batches padded to 100 boxes an image, 512 x 512, default anchors. `speedup` is for 15 real boxes an image,
+`speedup_full` for 100. The methods alternate, and what counts is the processor time of one thread, so that other
+programs disturb little. The last line is JSON, of medians.
+"""
+
+import functools
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from input import targets
+from input.anchors import make_anchors
+from input.boxes import encode, iou
+from input.config import AnchorConfig, MatchConfig
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer("batch_size", 16, "Images in a batch.")
+flags.DEFINE_integer("boxes", 15, "Real boxes in each image, of 100.")
+flags.DEFINE_integer("rounds", 5, "Times that each method has its turn.")
+flags.DEFINE_integer("repeats", 5, "Batches in a turn; by brute force, one.")
+
+MAX_BOXES = 100
+IMAGE_SIZE = (512, 512)
+
+
+def make_batch(batch_size, num_boxes, seed=0):
+    """Boxes of 16 to 256 px, as objects in photographs are."""
+    rng = np.random.default_rng(seed)
+    shape = (batch_size, MAX_BOXES)
+    sides = np.exp(rng.uniform(np.log(16), np.log(256), (*shape, 1)) + rng.normal(0, 0.3, (*shape, 2)))
+    centers = rng.uniform(0, 512, (*shape, 2))
+    boxes = np.clip(np.concatenate([centers - sides / 2, centers + sides / 2], axis=-1), 0, 512)
+    real = np.arange(MAX_BOXES) < num_boxes
+    return (
+        tf.constant(boxes * real[:, np.newaxis], tf.float32),
+        tf.constant(np.where(real, rng.integers(0, 20, shape), -1), tf.int32),
+        tf.constant(rng.random(shape) < 0.1),
+        tf.ones(shape),
+    )
+
+
+def brute_force(boxes, classes, difficult, box_weights):
+    """Image by image, the matrix of IoUs, its maxima, and a gather: what one writes at first."""
+    anchors = tf.constant(make_anchors(AnchorConfig(), IMAGE_SIZE))
+    config = MatchConfig()
+
+    def one_image(image):
+        boxes, classes, difficult, box_weights = image
+        all_ious = iou(boxes, anchors)  # [m, a]
+        ious = tf.where(((classes < 0) | difficult)[:, tf.newaxis], 0.0, all_ious)
+        best_box = tf.argmax(ious, axis=0, output_type=tf.int32)
+        best_iou = tf.reduce_max(ious, axis=0)
+        best_anchor = tf.argmax(ious, axis=1)
+        claims = tf.where(tf.reduce_max(ious, axis=1) > 0.0)[:, 0]
+        places = tf.gather(best_anchor, claims)[:, tf.newaxis]
+        best_box = tf.tensor_scatter_nd_update(best_box, places, tf.cast(claims, tf.int32))
+        best_iou = tf.tensor_scatter_nd_update(best_iou, places, tf.ones(tf.shape(claims)))
+        positive = best_iou >= config.positive_iou
+        ignored = tf.reduce_max(tf.where((classes < 0)[:, tf.newaxis], 0.0, all_ious), axis=0) >= config.negative_iou
+        return (
+            tf.where(positive, tf.gather(classes, best_box), tf.where(ignored, targets.IGNORED, targets.BACKGROUND)),
+            tf.where(positive[:, tf.newaxis], encode(tf.gather(boxes, best_box), anchors), 0.0),
+            tf.where(positive, tf.gather(box_weights, best_box), 1.0),
+        )
+
+    signature = (tf.int32, tf.float32, tf.float32)
+    return targets.Targets(
+        *tf.map_fn(one_image, (boxes, classes, difficult, box_weights), fn_output_signature=signature)
+    )
+
+
+def assign(*batch, method):
+    settings = {"anchor_config": AnchorConfig(), "match_config": MatchConfig(), "image_size": IMAGE_SIZE}
+    return targets.assign_targets(*batch, **settings, method=method)
+
+
+def measure(num_boxes):
+    """Median ms per image of each method, after checking that they give the same targets."""
+    batch = make_batch(FLAGS.batch_size, num_boxes)
+    methods = {
+        "sparse": tf.function(functools.partial(assign, method="sparse")),
+        "dense": tf.function(functools.partial(assign, method="dense")),
+        "brute": tf.function(brute_force),
+    }
+    classes = {name: run(*batch).class_targets.numpy() for name, run in methods.items()}
+    differing = np.mean(classes["brute"] != classes["dense"])  # it leaves ties and rival claims to chance
+    if (classes["sparse"] != classes["dense"]).any() or differing > 1e-3:
+        raise AssertionError(f"the methods disagree: brute force on a share {differing} of the anchors")
+    times = {name: [] for name in methods}
+    for _ in range(FLAGS.rounds):
+        for name, run in methods.items():
+            repeats = FLAGS.repeats if name == "sparse" else 1
+            start = time.process_time()
+            for _ in range(repeats):
+                run(*batch).weights.numpy()
+            times[name].append((time.process_time() - start) / repeats / FLAGS.batch_size * 1e3)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def main(_):
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    some, full = measure(FLAGS.boxes), measure(MAX_BOXES)
+    print(
+        json.dumps(
+            {
+                "ms_per_image": round(some["sparse"], 3),
+                "ms_per_image_full": round(full["sparse"], 3),
+                "dense_ms_per_image": round(some["dense"], 1),
+                "brute_ms_per_image": round(some["brute"], 1),
+                "speedup": round(some["brute"] / some["sparse"], 1),
+                "speedup_full": round(full["brute"] / full["sparse"], 1),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)
