@@ -1,78 +1,105 @@
-"""Converts a Pascal VOC data set to TFRecord shards.
+"""Converts a Pascal VOC data set to TFRecord shards, or checks shards.
 
-python prepare_tfrecords.py --voc_dir=VOCDIR --image_set=train --output_dir=OUT
+  python prepare_tfrecords.py --voc_dir=VOCDIR --image_set=train --output_dir=OUT
+  python prepare_tfrecords.py --check='OUT/train-*.tfrecord'
+
+What the shards hold, and what is done about flaws in the data: docs/DATA_FORMAT.md.
 """
 
+import dataclasses
 import os
 import sys
 
 from absl import app, flags
+from tqdm import tqdm
 
-from input import convert
+from input import convert, tfrecord
 
-_DEFAULTS = {field.name: field.default for field in convert.dataclasses.fields(convert.ConvertConfig)}
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(convert.ConvertConfig)}
 
 flags.DEFINE_multi_string("voc_dir", [], "Folder with Annotations/, JPEGImages/ and ImageSets/Main/; may be repeated.")
 flags.DEFINE_string("output_dir", "", "Where the shards, labels.txt and the manifest go.")
-flags.DEFINE_string("image_set", "", "An ImageSets/Main list, without .txt; names the split. None: all annotations.")
+flags.DEFINE_string("image_set", "", "A list in ImageSets/Main, without .txt; names the split. None: all annotations.")
 flags.DEFINE_string("image_set_file", "", "The list itself, in place of the one in ImageSets/Main.")
 flags.DEFINE_string("annotations_dir", "", "In place of VOCDIR/Annotations.")
 flags.DEFINE_string("images_dir", "", "In place of VOCDIR/JPEGImages.")
-flags.DEFINE_float(
-    "val_fraction", 0.0, "Without an image set: this share of the images becomes `val`, the rest `train`."
-)
+flags.DEFINE_float("val_fraction", 0.0, "Without an image set: this share of images becomes `val`, the rest `train`.")
 flags.DEFINE_string("labels", "", "File with the class names, one a line. Default: OUT/labels.txt, else all found.")
 flags.DEFINE_boolean(
-    "drop_unknown_classes", False, "Drop objects whose class is not in --labels, in place of an error."
+    "drop_unknown_classes", False, "Drop objects whose class is not in the list, in place of an error."
 )
-flags.DEFINE_enum("on_error", "fail", ["fail", "skip"], "What to do when a file yields no record.")
+flags.DEFINE_enum("on_error", _DEFAULTS["on_error"], ["fail", "skip"], "What to do when a file yields no record.")
 flags.DEFINE_boolean("strict", False, "Count a mended file as an error.")
-flags.DEFINE_boolean("zero_based", False, "Coordinates are edges from 0, not VOC's pixels from 1.")
+flags.DEFINE_boolean("zero_based", False, "Coordinates are edges counted from 0, not VOC's pixels counted from 1.")
 flags.DEFINE_boolean("drop_empty", False, "Leave out images without objects, in place of keeping them as negatives.")
-flags.DEFINE_enum("verify", "decode", ["header", "decode"], "How a JPEG that is stored unchanged is checked.")
+flags.DEFINE_enum(
+    "verify", _DEFAULTS["verify"], ["header", "decode"], "How an image that is stored as it is is checked."
+)
 flags.DEFINE_integer("max_pixels", _DEFAULTS["max_pixels"], "Refuse larger images.", lower_bound=1)
 flags.DEFINE_integer("num_shards", 0, "Number of shards of a split; 0: by --shard_mb.", lower_bound=0)
 flags.DEFINE_integer("shard_mb", _DEFAULTS["shard_bytes"] >> 20, "Target size of a shard, in MiB.", lower_bound=1)
-flags.DEFINE_integer("seed", 0, "Seed of the shuffle over shards and of --val_fraction.")
+flags.DEFINE_integer("seed", 0, "Seed of the shuffle over shards, and of --val_fraction.")
 flags.DEFINE_integer("num_workers", 0, "Worker processes; 0: one for each core.", lower_bound=0)
 flags.DEFINE_boolean("overwrite", False, "Replace a conversion of this split that is already there.")
+flags.DEFINE_string("check", "", "Convert nothing; verify the shards that match this pattern.")
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --.")
-    values = flags.FLAGS
-    if not values.output_dir:
-        raise app.UsageError("give --output_dir.")
-    same = [name for name in _DEFAULTS if name in values and name not in ("labels",)]
-    try:
-        config = convert.ConvertConfig(
-            voc_dirs=tuple(values.voc_dir),
-            labels_file=values.labels,
-            shard_bytes=values.shard_mb << 20,
-            **{name: values[name].value for name in same},
-        )
-        with convert.Workers(config.num_workers or len(os.sched_getaffinity(0))) as workers:
-            manifests = convert.convert(config, workers)
-    except convert.ConversionError as error:
-        sys.exit(f"prepare_tfrecords: {error}")
-    for manifest in manifests:
-        print_summary(manifest)
+def config_from_flags(values: flags.FlagValues) -> convert.ConvertConfig:
+    renamed = {
+        "voc_dirs": tuple(values.voc_dir),
+        "labels_file": values.labels,
+        "shard_bytes": values.shard_mb << 20,
+    }
+    same = {name: values[name].value for name in _DEFAULTS if name not in renamed}
+    return convert.ConvertConfig(**renamed, **same)
 
 
-def print_summary(manifest):
+def check(patterns: str) -> list[str]:
+    """Verifies shards and prints how many are sound; returns what is wrong, a line for each damaged shard."""
+    paths = tfrecord.expand_glob(patterns)
+    problems, num_records = [], 0
+    for path in tqdm(paths, desc="checking", unit=" shards", disable=None):
+        try:
+            num_records += tfrecord.check_shard(path)
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    print(f"{len(paths) - len(problems)} of {len(paths)} shards are sound, with {num_records} records.")
+    return problems
+
+
+def print_summary(manifest: dict) -> None:
     print(
-        f"{manifest['split']}: {manifest['num_images']} images, {manifest['num_boxes']} boxes, "
-        f"{len(manifest['shards'])} shards, {manifest['num_negatives']} images without objects"
+        f"{manifest['split']}: {manifest['num_images']} images ({manifest['num_negatives']} without objects), "
+        f"{manifest['num_boxes']} boxes, {len(manifest['shards'])} shards"
     )
     for label, count in manifest["boxes_per_class"].items():
-        print(f"  {label}: {count}")
+        print(f"  {label}: {count} boxes in {manifest['images_per_class'][label]} images")
     for kind in ("refused", "mended", "noted"):
         for reason, count in manifest[kind]["counts"].items():
             print(f"  {kind} {reason}: {count}")
         if kind != "noted":
             for line in manifest[kind]["files"]:
                 print(f"    {line['file']}: {line['reason']}: {line['detail']}")
+
+
+def main(argv):
+    values = flags.FLAGS
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}: flags start with --.")
+    try:
+        if values.check:
+            if problems := check(values.check):
+                sys.exit("\n".join(problems))
+            return
+        if not values.output_dir:
+            raise app.UsageError("give --output_dir.")
+        config = config_from_flags(values)
+        with convert.Workers(config.num_workers or len(os.sched_getaffinity(0))) as workers:
+            manifests = convert.convert(config, workers)
+    except (convert.ConversionError, FileNotFoundError) as error:
+        sys.exit(f"prepare_tfrecords: {error}")
+    for manifest in manifests:
+        print_summary(manifest)
 
 
 if __name__ == "__main__":

@@ -656,11 +656,8 @@ def _convert(config: ConvertConfig, workers: Workers) -> list[dict[str, Any]]:
         elif not inputs:
             problems.append(f"{split}: no image is left to convert.")
     if problems:
-        raise ConversionError(
-            "\n".join(
-                [f"{len(problems)} problems; nothing was published:", *problems, "--on_error=skip leaves them out."]
-            )
-        )
+        remedy = "Correct the files (shards without them are not made again), or leave them out with --on_error=skip."
+        raise ConversionError("\n".join([f"nothing was published; {len(problems)} problems:", *problems, remedy]))
     _write_labels(labels, config.output_dir)
     for split, manifest in manifests.items():
         if split not in finished:

@@ -447,3 +447,26 @@ def count_records(paths: Iterable[str]) -> list[int]:
         known = shard is not None and shard["num_bytes"] == os.path.getsize(path)
         counts.append(shard["num_records"] if known else _walk_records(path))
     return counts
+
+
+def check_shard(path: str) -> int:
+    """Reads a whole shard, compares it with the manifest beside it where there is one, and returns its record count.
+
+    Raises:
+      DamagedShardError: names the file, and the first damaged record or what differs from the manifest.
+    """
+    count, digest = 0, hashlib.sha256()
+    for record in read_records(path):
+        digest.update(frame_record(record))
+        count += 1
+    if os.path.exists(manifest_path(os.path.dirname(path), split_name(path))):
+        shards = {shard["name"]: shard for shard in read_manifest(path)["shards"]}
+        expected = shards.get(os.path.basename(path))
+        remedy = "delete this file and run prepare_tfrecords.py again."
+        if expected is None:
+            raise DamagedShardError(f"{path}: the manifest does not name it; {remedy}")
+        if count != expected["num_records"]:
+            raise DamagedShardError(f"{path}: {count} records, but {expected['num_records']} were written; {remedy}")
+        if digest.hexdigest() != expected["sha256"]:
+            raise DamagedShardError(f"{path}: sha256 differs from that in the manifest; {remedy}")
+    return count
