@@ -37,11 +37,9 @@ def test_equals_keras_with_its_weights():
             layer.set_weights([kernel, rng.normal(0, 0.3, bias.shape)])
         if layer.name.endswith("_bn"):
             gain = 0.3 if layer.name.endswith("_3_bn") else 1.0
-            size = layer.gamma.shape
-            layer.set_weights(
-                [gain * rng.uniform(0.5, 1.5, size), rng.normal(0, 0.3, size), rng.normal(0, 0.3, size)]
-                + [rng.uniform(0.5, 1.5, size)]
-            )
+            gamma, variance = rng.uniform(0.5, 1.5, [2, *layer.gamma.shape])
+            beta, mean = rng.normal(0, 0.3, [2, *layer.gamma.shape])
+            layer.set_weights([gain * gamma, beta, mean, variance])
 
     resnet = backbone.ResNet(ModelConfig(batch_norm_epsilon=1.001e-5))
     images = tf.constant(rng.normal(0, 1, [2, 64, 96, 3]), tf.float32)
@@ -64,7 +62,7 @@ def test_a_strided_convolution_is_centered_whether_a_side_is_even_or_odd():
     image = tf.constant((10 * rows + columns)[None, ..., None], tf.float32)
     # Windows around rows 0 and 2, columns 0, 2 and 4; what lies outside counts nothing.
     #   rows 0-1, columns 0-1: 0 + 1 + 10 + 11; columns 1-3: 1 + 2 + 3 + 11 + 12 + 13; columns 3-4: 3 + 4 + 13 + 14
-    #   rows 1-3, columns 0-1: 10 + 11 + 20 + 21 + 30 + 31; columns 1-3: 9 * 22; columns 3-4: 13 + 14 + 23 + 24 + 33 + 34
+    #   rows 1-3, columns 0-1: 10 + 11 + 20 + 21 + 30 + 31; columns 1-3: 9 * 22; columns 3-4: 13 + 14 + 23 + 24 + ...
     np.testing.assert_array_equal(conv(image)[0, ..., 0], [[22, 42, 34], [123, 198, 141]])
 
 
@@ -87,21 +85,35 @@ def test_batch_norm_is_as_configured():
 @pytest.mark.parametrize("synchronized", [True, False])
 def test_batch_norm_takes_its_statistics_over_all_replicas(two_replicas, synchronized):
     images = tf.constant([0.0, 4.0, 6.0, 10.0], shape=[2, 1, 2, 1])
-    config = ModelConfig(sync_batch_norm=synchronized, batch_norm_epsilon=0.0)
+    config = ModelConfig(sync_batch_norm=synchronized, batch_norm_epsilon=5.0)
     with two_replicas.scope():
-        layer = backbone.ConvNorm(1, 1, config=config, name="layer")
-        layer(images)
+        replicated = backbone.ConvNorm(1, 1, config=config, name="replicated")
+        replicated(images)
+    alone = backbone.ConvNorm(1, 1, config=config, name="alone")
+    alone(images)
+
+    def outputs_and_gradient(layer, images):
+        with tf.GradientTape() as tape:
+            outputs = layer(images, training=True)
+            loss = tf.reduce_sum(outputs**4)
+        return outputs, tape.gradient(loss, layer.conv.kernel)
+
+    @tf.function
+    def step(images):
+        return two_replicas.run(outputs_and_gradient, args=(replicated, images))
+
+    for layer in (replicated, alone):
         layer.conv.set_weights([np.ones([1, 1, 1, 1])])
     halves = two_replicas.experimental_distribute_values_from_function(
         lambda context: images[context.replica_id_in_sync_group][tf.newaxis]
     )
-    outputs = two_replicas.run(tf.function(lambda x: layer(x, training=True)), args=(halves,))
-    outputs = tf.concat(two_replicas.experimental_local_results(outputs), axis=0)
+    outputs, gradients = (two_replicas.experimental_local_results(v) for v in step(halves))
     if synchronized:  # mean 5, variance (25 + 1 + 1 + 25) / 4
-        expected = np.array([-5, -1, 1, 5]) / np.sqrt(13)
+        expected = np.array([-5, -1, 1, 5]) / np.sqrt(13 + 5)
+        np.testing.assert_allclose(sum(gradients), outputs_and_gradient(alone, images)[1], rtol=1e-4)
     else:  # means 2 and 8, variance 4
-        expected = [-1, 1, -1, 1]
-    np.testing.assert_allclose(tf.reshape(outputs, [-1]), expected, rtol=1e-5)
+        expected = np.array([-2, 2, -2, 2]) / np.sqrt(4 + 5)
+    np.testing.assert_allclose(tf.reshape(tf.concat(outputs, axis=0), [-1]), expected, rtol=1e-5)
 
 
 def test_one_replica_keeps_the_fused_kernel():

@@ -83,6 +83,7 @@ def test_computes_in_half_precision_and_answers_in_float32(model, policy):
         np.testing.assert_allclose(prediction, expected, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.slow
 def test_two_replicas_have_the_gradients_of_one(two_replicas, model, images):
     with two_replicas.scope():
         replicated = make_model()
