@@ -1,0 +1,137 @@
+"""Settings: round trips, flags, and refusals that name the flag."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+from absl import flags as absl_flags
+
+import flags
+from input.config import AnchorConfig, AugmentConfig, InputConfig, MatchConfig
+from model.config import ModelConfig
+from trainer.config import Config, OptimizerConfig, TrainConfig
+
+
+@pytest.fixture
+def parse():
+    """Flags as a command line gives them; defaults again afterwards."""
+
+    def config(*arguments):
+        absl_flags.FLAGS.unparse_flags()
+        absl_flags.FLAGS(["task", *arguments])
+        return flags.config_from_flags(("cat", "dog"))
+
+    yield config
+    for name in absl_flags.FLAGS.flags_by_module_dict()["flags"]:
+        name.unparse()
+
+
+def test_without_flags_every_setting_is_its_default(parse):
+    default = dataclasses.replace(Config(), labels=("cat", "dog"))
+    assert parse() == default
+
+
+def test_json_round_trip():
+    config = Config(
+        labels=("è", "dog"),
+        input=InputConfig(image_size=(64, 96), augment=AugmentConfig.preset("strong")),
+        train=TrainConfig(optimizer=OptimizerConfig(lr_steps=(0.5,))),
+    )
+    assert Config.from_json(config.to_json()) == config
+
+
+def test_json_of_another_version_is_named():
+    with pytest.raises(ValueError, match=r"unknown ModelConfig settings \['wings'\]"):
+        Config.from_json('{"model": {"wings": 2}}')
+
+
+def test_flags_reach_their_settings(parse):
+    config = parse(
+        "--image_size=250x310",
+        "--anchor_sizes=16,32,64,128,256",
+        "--anchor_scales=1,1.5",
+        "--aspect_ratios=1",
+        "--backbone=resnet18",
+        "--neck=panet",
+        "--learning_rate=0.5",
+        "--lr_schedule=step",
+        "--precision=mixed_bfloat16",
+        "--augment=paper",
+        "--train_steps=7",
+        "--positive_iou=0.6",
+    )
+    assert config.input.image_size == (256, 320)  # padded up
+    assert config.input.anchor == AnchorConfig(sizes=(16, 32, 64, 128, 256), scales=(1, 1.5), aspect_ratios=(1,))
+    assert config.input.match == MatchConfig(positive_iou=0.6)
+    assert config.input.augment == AugmentConfig.preset("paper")
+    assert (config.model.backbone, config.model.neck) == ("resnet18", "panet")
+    assert config.train.train_steps == 7
+    assert config.train.precision == "mixed_bfloat16"
+    assert (config.train.optimizer.learning_rate, config.train.optimizer.lr_schedule) == (0.5, "step")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("512", (512, 512)), ("480x640", (480, 640)), ("1", (32, 32)), ("33X65", (64, 96))]
+)
+def test_image_size(text, size):
+    assert flags.parse_image_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "x", "0", "-5", "4x5x6", "big", "32.5"])
+def test_image_size_refused(text):
+    with pytest.raises(ValueError, match=f"--image_size={text}"):
+        flags.parse_image_size(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--anchor_sizes=32,64"], "--anchor_sizes needs 5 values"),
+        (["--anchor_sizes=a,b,c,d,e"], "--anchor_sizes=a,b,c,d,e: write numbers"),
+        (["--aspect_ratios=0"], "--aspect_ratios needs positive"),
+        (["--positive_iou=0.3"], "negative_iou <= positive_iou"),
+        (["--learning_rate=0"], "--learning_rate must be positive"),
+        (["--logical_cpus=0"], "--logical_cpus must be at least 1"),
+    ],
+)
+def test_refusals_name_the_flag(parse, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        parse(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (InputConfig, {"image_size": (30, 64)}),
+        (InputConfig, {"max_boxes": 0}),
+        (InputConfig, {"target_assignment": "moon"}),
+        (ModelConfig, {"backbone": "vgg"}),
+        (ModelConfig, {"neck": "long"}),
+        (ModelConfig, {"neck_filters": 0}),
+        (OptimizerConfig, {"optimizer": "guess"}),
+        (OptimizerConfig, {"lr_schedule": "guess"}),
+        (TrainConfig, {"precision": "float8"}),
+        (TrainConfig, {"distribution": "wide"}),
+        (TrainConfig, {"steps_per_loop": 0}),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(kind, settings):
+    (value,) = settings.values()
+    with pytest.raises(ValueError, match=str(value).replace("(", r"\(").replace(")", r"\)")):
+        kind(**settings)
+
+
+def test_unknown_preset():
+    with pytest.raises(ValueError, match="--augment=wild: choose one of none, paper"):
+        AugmentConfig.preset("wild")
+
+
+def test_help_needs_no_tensorflow():
+    """So it answers at once; and it lists the flags."""
+    code = "import sys, runpy; sys.modules['tensorflow'] = None; runpy.run_module('trainer.task', run_name='__main__')"
+    command = subprocess.run(
+        [sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert "--learning_rate" in command.stdout
+    assert "--train_records" in command.stdout

@@ -1,0 +1,111 @@
+"""One training step: two replicas do what one does; every precision and place of assignment works."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import shards
+import tensorflow as tf
+import tiny
+
+from input import pipeline
+from input.config import AugmentConfig
+from trainer import checkpoints, optimizers, step
+from trainer.config import OptimizerConfig
+
+BATCH_SIZE = 4
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    return shards.write_shards(tmp_path_factory.mktemp("records"))
+
+
+@pytest.fixture(autouse=True)
+def restore_policy():
+    yield
+    tf.keras.mixed_precision.set_global_policy("float32")
+
+
+def one_step(strategy, paths, config=tiny.CONFIG, *, method="sparse", on_host=False):
+    """The result of one step on the first global batch, and by how much it moved each variable."""
+    tf.keras.utils.set_random_seed(3)
+    fp16 = tf.keras.mixed_precision.global_policy().name == "mixed_float16"
+    with strategy.scope():
+        model = checkpoints.make_model(config)
+        settings = OptimizerConfig(learning_rate=1.0, lr_schedule="constant", warmup_steps=0, momentum=0.0)
+        settings = dataclasses.replace(settings, weight_decay=0.0, clip_norm=0.0)
+        optimizer = optimizers.make_optimizer(settings, train_steps=1, loss_scaling=fp16)
+        optimizer.build(model.trainable_variables)
+    before = [variable.numpy() for variable in model.trainable_variables]
+    dataset = pipeline.make_dataset(
+        paths, config.input, training=True, batch_size=BATCH_SIZE // strategy.num_replicas_in_sync
+    )
+    dataset = pipeline.assign_on_host(dataset, config.input) if on_host else dataset.map(lambda batch: (batch,))
+    iterator = iter(strategy.distribute_datasets_from_function(lambda context: dataset))
+    train_step = step.make_train_step(model, optimizer, config, method=method)
+
+    @tf.function
+    def run(iterator):
+        result = strategy.run(train_step, args=next(iterator))
+        return tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], result)
+
+    result = run(iterator)
+    return result, [variable.numpy() - old for variable, old in zip(model.trainable_variables, before)]
+
+
+@pytest.fixture(scope="module")
+def on_one_device(paths):
+    return one_step(tf.distribute.OneDeviceStrategy("/cpu:0"), paths)
+
+
+def assert_same_step(one, other, atol):
+    np.testing.assert_allclose(one[0].num_positives, other[0].num_positives)
+    np.testing.assert_allclose(one[0].losses, other[0].losses, rtol=1e-5)
+    for ours, theirs in zip(one[1], other[1]):
+        np.testing.assert_allclose(ours, theirs, atol=atol)
+
+
+def test_a_step_learns(on_one_device):
+    result, moves = on_one_device
+    assert result.num_positives >= BATCH_SIZE
+    assert result.losses.loss > 0
+    np.testing.assert_allclose(result.losses.loss, result.losses.class_loss + result.losses.box_loss, rtol=1e-6)
+    # All move but the convolutions behind a last gamma of 0, where a residual branch starts as nothing.
+    still = [move.ndim for move in moves if not np.any(move)]
+    assert len(still) < len(moves) / 2
+    assert all(np.any(move) for move in moves[-8:])  # the heads
+
+
+def test_two_replicas_gradients_equal_ones(paths, two_replicas, on_one_device):
+    """With the rate at 1 the moves are the gradients. Each replica has other images and other numbers of positives."""
+    assert_same_step(on_one_device, one_step(two_replicas, paths), atol=2e-5)
+
+
+def test_host_assignment_gives_the_same_step(paths, on_one_device):
+    strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
+    assert_same_step(on_one_device, one_step(strategy, paths, on_host=True), atol=2e-5)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_follows_float32(paths, on_one_device, policy):
+    tf.keras.mixed_precision.set_global_policy(policy)
+    result, moves = one_step(tf.distribute.OneDeviceStrategy("/cpu:0"), paths, method="dense")
+    expected, expected_moves = on_one_device
+    assert result.losses.loss.dtype == tf.float32
+    np.testing.assert_allclose(result.losses, expected.losses, rtol=0.02)
+    ours, theirs = (np.concatenate([move.ravel() for move in moves]) for moves in (moves, expected_moves))
+    cosine = ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs)
+    assert cosine > 0.98
+
+
+def test_images_without_objects_train_without_nan(tmp_path):
+    path = tmp_path / "train-00000-of-00001.tfrecord"
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for index in range(BATCH_SIZE):
+            writer.write(shards.example(f"{index}", shards.blocks(index)[0], [], []))
+    config = tiny.config(input=dataclasses.replace(tiny.CONFIG.input, augment=AugmentConfig()))
+    result, moves = one_step(tf.distribute.OneDeviceStrategy("/cpu:0"), [str(path)], config)
+    assert result.num_positives == 0
+    assert result.losses.box_loss == 0
+    assert all(np.all(np.isfinite(move)) for move in moves)
