@@ -192,8 +192,8 @@ def list_inputs(config: ConvertConfig) -> dict[str, Listing]:
     listed = [inputs[image_id] for image_id in sorted(inputs)]
     if config.val_fraction:
         num_val = round(config.val_fraction * len(listed))
-        shuffled = _shuffled(listed, config.seed, "val")
-        splits = {"train": shuffled[num_val:], "val": shuffled[:num_val]}
+        drawn = shuffled(listed, config.seed, "val")
+        splits = {"train": drawn[num_val:], "val": drawn[:num_val]}
     else:
         splits = {config.image_set or os.path.splitext(os.path.basename(config.image_set_file))[0] or "all": listed}
     if not all(splits.values()):
@@ -208,7 +208,7 @@ def list_inputs(config: ConvertConfig) -> dict[str, Listing]:
     }
 
 
-def _shuffled(inputs: Iterable[Input], seed: int, purpose: str) -> list[Input]:
+def shuffled(inputs: Iterable[Input], seed: int, purpose: str) -> list[Input]:
     """In the order of a hash, so that it depends on nothing but the ids and the seed."""
     return sorted(inputs, key=lambda item: hashlib.sha256(f"{purpose} {seed} {item.source.image_id}".encode()).digest())
 
@@ -384,7 +384,7 @@ def find_classes(inputs: Sequence[Input], workers: Workers) -> tuple[str, ...]:
 # One split.
 
 
-def _num_shards(inputs: Sequence[Input], config: ConvertConfig) -> int:
+def num_shards(inputs: Sequence[Input], config: ConvertConfig) -> int:
     """By bytes, and never by the number of cores: the same input gives the same shards everywhere."""
     num_bytes = sum(item.num_bytes + _RECORD_OVERHEAD for item in inputs)
     wanted = config.num_shards or max(math.ceil(num_bytes / config.shard_bytes), _MIN_SHARDS)
@@ -395,28 +395,28 @@ def _stage(
     split: str, inputs: Sequence[Input], labels: tuple[str, ...], config: ConvertConfig, workers: Workers
 ) -> list[dict[str, Any]]:
     """Makes the shards in the hidden folder; takes over those that are there already."""
-    num_shards = _num_shards(inputs, config)
+    count = num_shards(inputs, config)
     folder = _staging_dir(config.output_dir, split)
     os.makedirs(folder, exist_ok=True)
     options = voc.ReadOptions(labels, config.zero_based, config.verify, config.max_pixels, config.drop_unknown_classes)
-    order = _shuffled(inputs, config.seed, "shards")
+    order = shuffled(inputs, config.seed, "shards")
     results: dict[int, dict[str, Any]] = {}
     tasks = []
-    for index in range(num_shards):
-        members = order[index * len(order) // num_shards : (index + 1) * len(order) // num_shards]
+    for index in range(count):
+        members = order[index * len(order) // count : (index + 1) * len(order) // count]
         decides = [dataclasses.astuple(options), config.strict, config.drop_empty]
         decides += [(item.source.image_id, item.fingerprint) for item in members]
         key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
         task = ShardTask(
             index,
             [item.source for item in members],
-            os.path.join(folder, tfrecord.shard_name(split, index, num_shards).replace(".tfrecord", "")),
+            os.path.join(folder, tfrecord.shard_name(split, index, count).replace(".tfrecord", "")),
             key,
             options,
             config.strict,
             config.drop_empty,
         )
-        final = os.path.join(config.output_dir, tfrecord.shard_name(split, index, num_shards))
+        final = os.path.join(config.output_dir, tfrecord.shard_name(split, index, count))
         if done := _finished(task, final):
             results[index] = done
         else:
@@ -424,7 +424,7 @@ def _stage(
     total = sum(len(task.sources) for task in tasks)
     made = workers.map(convert_shard, tasks, total, f"converting {split}")
     results.update(zip((task.index for task in tasks), made))
-    return [results[index] for index in range(num_shards)]
+    return [results[index] for index in range(count)]
 
 
 def _finished(task: ShardTask, final: str) -> dict[str, Any] | None:
@@ -588,7 +588,7 @@ def _already_done(split: str, listing: Listing, labels: tuple[str, ...], config:
 
 
 @contextlib.contextmanager
-def _locked(directory: str) -> Iterator[None]:
+def locked(directory: str) -> Iterator[None]:
     """Holds the folder itself locked: the system lets go of it when the process ends, however it ends."""
     handle = os.open(directory, os.O_RDONLY)
     try:
@@ -609,7 +609,7 @@ def convert(config: ConvertConfig, workers: Workers) -> list[dict[str, Any]]:
     """
     try:
         os.makedirs(config.output_dir, exist_ok=True)
-        with _locked(config.output_dir):
+        with locked(config.output_dir):
             return _convert(config, workers)
     except OSError as error:
         raise ConversionError(
