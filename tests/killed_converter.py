@@ -1,13 +1,15 @@
 """Converts again and again, killed before its 1st, 2nd, ... change to the output folder. A test runs it.
 
-  python killed_converter.py VOC_DIR REFERENCE_DIR SCRATCH_DIR
+  python killed_converter.py VOC_DIR REFERENCE_DIR OLD_DIR SCRATCH_DIR
 
-REFERENCE_DIR is the outcome of an uninterrupted run. Prints the number of kills.
+REFERENCE_DIR holds the outcome of an uninterrupted run, OLD_DIR that of one with other flags. Prints how many kills
+there were with an output folder that is empty at first, and with one that holds the old outcome and is overwritten.
 """
 
 import itertools
 import os
 import pathlib
+import shutil
 import signal
 import sys
 
@@ -16,7 +18,7 @@ from input import convert
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
 
 
-def convert_killed_before(change: int, voc_dir: str, output_dir: str) -> bool:
+def convert_killed_before(change: int, config: convert.ConvertConfig) -> bool:
     """Whether the process was killed; it is not where there are fewer changes."""
     child = os.fork()
     if not child:
@@ -25,13 +27,13 @@ def convert_killed_before(change: int, voc_dir: str, output_dir: str) -> bool:
         def count(event, arguments):
             nonlocal seen
             writes = event in CHANGES or (event == "open" and isinstance(arguments[1], str) and "w" in arguments[1])
-            if writes and str(arguments[0]).startswith(output_dir):
+            if writes and str(arguments[0]).startswith(config.output_dir):
                 seen += 1
                 if seen == change:
                     os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(count)
-        convert.convert(convert.ConvertConfig(output_dir, (voc_dir,), num_shards=3), convert.Workers(1))
+        convert.convert(config, convert.Workers(1))
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     assert status in (0, signal.SIGKILL), status
@@ -42,24 +44,31 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def main(voc_dir: str, reference_dir: str, scratch_dir: str) -> None:
-    reference = contents(pathlib.Path(reference_dir))
+def count_kills(voc_dir: str, scratch: pathlib.Path, reference: dict[str, bytes], old: dict[str, bytes]) -> int:
     for change in itertools.count(1):
-        output = pathlib.Path(scratch_dir) / str(change)
-        killed = convert_killed_before(change, voc_dir, str(output))
-        if killed and output.exists():
-            for name, data in contents(output).items():
-                assert name.startswith(".") or data == reference[name], (
-                    f"kill {change}: {name} is not what it should be"
-                )
-            assert not convert_killed_before(-1, voc_dir, str(output))
-        elif killed:
-            continue
+        output = scratch / str(change)
+        if old:
+            output.mkdir(parents=True)
+            for name, data in old.items():
+                (output / name).write_bytes(data)
+        config = convert.ConvertConfig(str(output), (voc_dir,), num_shards=3, overwrite=bool(old))
+        killed = convert_killed_before(change, config)
+        if killed:
+            for name, data in contents(output).items() if output.exists() else ():
+                whole = data in (reference.get(name), old.get(name))
+                assert whole or name.startswith("."), f"kill {change}: {name} is not what it should be"
+            assert not convert_killed_before(-1, config)
         assert contents(output) == reference, f"kill {change}: another outcome"
         assert len(os.listdir(output)) == len(reference), f"kill {change}: left {os.listdir(output)}"
+        shutil.rmtree(output)
         if not killed:
-            print(change - 1)
-            return
+            return change - 1
+
+
+def main(voc_dir: str, reference_dir: str, old_dir: str, scratch_dir: str) -> None:
+    scratch, reference = pathlib.Path(scratch_dir), contents(pathlib.Path(reference_dir))
+    print(count_kills(voc_dir, scratch, reference, {}))
+    print(count_kills(voc_dir, scratch, reference, contents(pathlib.Path(old_dir))))
 
 
 if __name__ == "__main__":
