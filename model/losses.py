@@ -27,7 +27,7 @@ def focal_loss(logits, class_targets, *, alpha: float, gamma: float):
 
     @tf.custom_gradient
     def loss(logits):
-        is_target = class_targets[..., tf.newaxis] == tf.range(logits.shape[-1])
+        is_target = tf.one_hot(class_targets, logits.shape[-1], on_value=True, off_value=False)
         signed = tf.where(is_target, -logits, logits)
         cross_entropy = tf.math.softplus(signed)
         modulator = tf.where(is_target, alpha, 1 - alpha) * tf.exp(gamma * tf.math.log_sigmoid(signed))
@@ -58,7 +58,7 @@ def smooth_l1(box_deltas, box_targets, *, beta: float):
 
 def count_positives(targets: Targets):
     """Number of anchors with a class, f32 []. Sum it over the replicas and take at least 1 before dividing by it."""
-    return tf.reduce_sum(tf.cast(targets.class_targets >= 0, tf.float32))
+    return tf.reduce_sum(tf.cast(_on_device(targets.class_targets) >= 0, tf.float32))
 
 
 def detection_losses(predictions: Predictions, targets: Targets, num_positives, config: LossConfig) -> Losses:
@@ -78,9 +78,15 @@ def detection_losses(predictions: Predictions, targets: Targets, num_positives, 
     focal = focal_loss(
         predictions.class_logits, targets.class_targets, alpha=config.focal_alpha, gamma=config.focal_gamma
     )
-    class_weights = tf.where(targets.class_targets == IGNORED, 0.0, targets.weights)
+    class_targets = _on_device(targets.class_targets)
+    class_weights = tf.where(class_targets == IGNORED, 0.0, targets.weights)
     class_loss = tf.reduce_sum(class_weights * focal) / num_positives
-    box_weights = tf.where(targets.class_targets >= 0, targets.weights, 0.0)
+    box_weights = tf.where(class_targets >= 0, targets.weights, 0.0)
     distances = smooth_l1(predictions.box_deltas, targets.box_targets, beta=config.smooth_l1_beta)
     box_loss = config.box_loss_weight * tf.reduce_sum(box_weights * distances) / num_positives
     return Losses(loss=class_loss + box_loss, class_loss=class_loss, box_loss=box_loss)
+
+
+def _on_device(class_targets):
+    # TensorFlow compares int32 on the host, even where the numbers are on a GPU; floats hold these exactly.
+    return tf.cast(class_targets, tf.float32)

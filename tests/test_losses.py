@@ -150,6 +150,25 @@ def test_detection_losses_by_hand():
         )
 
 
+def test_nothing_goes_back_to_the_host():
+    """TensorFlow's arithmetic and comparisons of int32 have GPU kernels that run on the host."""
+    a, k = 50, 7
+    specs = (
+        Predictions(tf.TensorSpec([2, a, k]), tf.TensorSpec([2, a, 4])),
+        Targets(tf.TensorSpec([2, a], tf.int32), tf.TensorSpec([2, a, 4]), tf.TensorSpec([2, a])),
+    )
+
+    def gradients(predictions, targets):
+        with tf.GradientTape() as tape:
+            tape.watch(predictions)
+            loss = losses.detection_losses(predictions, targets, losses.count_positives(targets), LossConfig()).loss
+        return tape.gradient(loss, predictions)
+
+    graph = tf.function(gradients).get_concrete_function(*specs).graph
+    readers = {op.type for op in graph.get_operations() for x in op.inputs if x.dtype == tf.int32 and x.shape == [2, a]}
+    assert readers == {"OneHot", "Cast"}
+
+
 def test_parts_of_a_batch_add_up_to_the_whole(case):
     logits, class_targets = case
     rng = np.random.default_rng(1)
