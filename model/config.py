@@ -26,6 +26,8 @@ class ModelConfig:
             raise ValueError(f"--neck={self.neck}: choose one of {', '.join(NECKS)}.")
         if self.neck_filters < 1 or self.head_convs < 0:
             raise ValueError("--neck_filters must be at least 1 and --head_convs at least 0.")
+        if not 0 < self.prior_probability < 1:
+            raise ValueError(f"prior_probability must lie between 0 and 1; got {self.prior_probability}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,10 @@ class LossConfig:
     focal_gamma: float = 2.0
     smooth_l1_beta: float = 0.1  # where the quadratic part ends, in units of box deltas
     box_loss_weight: float = 1.0
+
+    def __post_init__(self):
+        if self.smooth_l1_beta <= 0:
+            raise ValueError(f"smooth_l1_beta must be positive; got {self.smooth_l1_beta}.")
 
 
 @dataclasses.dataclass(frozen=True)

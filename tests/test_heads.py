@@ -45,6 +45,12 @@ def test_foreground_probability_starts_at_the_prior(probability):
     np.testing.assert_allclose(np.mean(tf.sigmoid(logits)), probability, rtol=0.01)
 
 
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_a_prior_must_be_possible(probability):
+    with pytest.raises(ValueError, match="prior_probability must lie between 0 and 1"):
+        ModelConfig(prior_probability=probability)
+
+
 def test_boxes_start_at_their_anchors():
     head = heads.make_box_head(CONFIG, anchors_per_location=9)
     deltas = head([tf.random.stateless_normal([2, 8, 8, 16], seed=[0, 0])])

@@ -114,6 +114,11 @@ def test_smooth_l1_by_hand():
     np.testing.assert_array_equal(tape.gradient(value, deltas), np.zeros(4))
 
 
+def test_smooth_l1_needs_a_positive_beta():
+    with pytest.raises(ValueError, match="smooth_l1_beta must be positive; got 0"):
+        LossConfig(smooth_l1_beta=0.0)
+
+
 def test_detection_losses_by_hand():
     """Anchors: a positive, one of half weight, a background, and an ignored whose answers are nonsense."""
     targets = Targets(
