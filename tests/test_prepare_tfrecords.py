@@ -257,8 +257,10 @@ def test_all_bad_files_are_listed_and_nothing_is_published(tree, tmp_path):
 # Restarts.
 
 
-def test_killed_before_any_change(tree, tmp_path):
+def test_killed_before_any_change(tmp_path):
     """Nothing but whole files bear final names, and the same command finishes with the same bytes."""
+    tree = voc_tree.VocTree(tmp_path / "voc")
+    tree.add_many(5)
     run(tree, "reference", num_shards=3)
     run(tree, "old", num_shards=4, zero_based=True)
     folders = (tree.root, tmp_path / "reference", tmp_path / "old", tmp_path / "scratch")
