@@ -1,0 +1,227 @@
+"""Whole runs: stopped and resumed, mirrored, diverged, and as a user starts them."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import shards
+import tensorflow as tf
+import tiny
+
+from trainer import checkpoints, reporting, train
+
+CHECKOUT = pathlib.Path(__file__).parent.parent
+RATES = ("images_per_s", "data_wait")
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("records")
+    return {split: shards.write_shards(folder, count, split=split) for split, count in (("train", 10), ("val", 3))}
+
+
+@pytest.fixture(autouse=True)
+def restore_globals():
+    yield
+    tf.keras.mixed_precision.set_global_policy("float32")
+    tf.config.run_functions_eagerly(False)
+
+
+def run(records, model_dir, config=tiny.CONFIG):
+    return train.train_and_evaluate(
+        config, train_paths=records["train"], val_paths=records["val"], model_dir=str(model_dir)
+    )
+
+
+def metrics_of(model_dir):
+    lines = [json.loads(line) for line in (model_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in RATES} for line in lines]
+
+
+def weights_of(model_dir):
+    path = tf.train.latest_checkpoint(str(model_dir / "checkpoints"))
+    names = [name for name, _ in tf.train.list_variables(path) if name.startswith(("model/", "optimizer/"))]
+    return {name: tf.train.load_variable(path, name) for name in names}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(records, tmp_path_factory):
+    model_dir = tmp_path_factory.mktemp("uninterrupted")
+    return model_dir, run(records, model_dir)
+
+
+def test_what_a_run_leaves(uninterrupted):
+    model_dir, result = uninterrupted
+    assert (result.step, result.stopped_by) == (6, None)
+    assert 0 <= result.metrics["coco_ap"] <= 1
+    assert checkpoints.read_config(str(model_dir)) == tiny.CONFIG
+    lines = metrics_of(model_dir)
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    for line in lines:
+        assert line["loss"] == pytest.approx(line["class_loss"] + line["box_loss"], rel=1e-5)
+    assert json.loads((model_dir / "best" / "metrics.json").read_text())["step"] in (4, 6)
+    assert {path.stem for path in (model_dir / "checkpoints").glob("*.index")} == {"ckpt-4", "ckpt-6"}
+    (log,) = (model_dir / "logs").iterdir()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d\.log", log.name)
+    assert "step 6/6  loss" in log.read_text()
+    assert "starting at step 0 of 6: 10 images, 2 classes" in log.read_text()
+    assert list((model_dir / "events").iterdir())
+    assert checkpoints.load_for_inference(str(model_dir))[0] == tiny.CONFIG
+
+
+def test_stopped_and_resumed_equals_uninterrupted(records, uninterrupted, tmp_path, monkeypatch):
+    """SIGTERM in the first loop, as a preempted machine gets it; resumed at step 2, in the middle of an epoch."""
+    report = reporting.Reporter.training
+
+    def report_and_stop(self, step, *arguments, **options):
+        report(self, step, *arguments, **options)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reporting.Reporter, "training", report_and_stop)
+        stopped = run(records, tmp_path)
+    assert (stopped.step, stopped.stopped_by) == (2, signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert run(records, tmp_path).step == 6
+    model_dir, _ = uninterrupted
+    assert metrics_of(tmp_path) == metrics_of(model_dir)
+    ours, theirs = weights_of(tmp_path), weights_of(model_dir)
+    assert ours.keys() == theirs.keys()
+    for name, values in ours.items():
+        np.testing.assert_array_equal(values, theirs[name], err_msg=name)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(records, tmp_path):
+    settings = dataclasses.replace(tiny.CONFIG.train.optimizer, learning_rate=1e20, clip_norm=0.0)
+    config = tiny.config(train={"optimizer": settings, "steps_per_loop": 6, "eval_every": 6})
+    with pytest.raises(FloatingPointError, match=r"between steps 1 and 6.*images image-\d, image-\d\. Look at"):
+        run(records, tmp_path, config)
+    assert not list((tmp_path / "checkpoints").glob("*.index"))
+    (log,) = (tmp_path / "logs").iterdir()
+    assert "not a finite number" in log.read_text()
+
+
+def test_a_batch_that_replicas_cannot_share_is_refused(records, tmp_path):
+    config = tiny.config(train={"distribution": "mirrored"}, input=dataclasses.replace(tiny.CONFIG.input, batch_size=3))
+    with pytest.raises(ValueError, match=r"--batch_size=3 .* cannot be shared by 2 replicas: use a multiple of 2"):
+        run(records, tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    ("step", "cadences", "stop"),
+    [(0, [100], 10), (0, [4, 100], 4), (4, [4, 100], 8), (95, [100], 100), (8, [9, 12], 9), (9, [9, 12], 12)],
+)
+def test_the_loop_returns_at_the_next_cadence(step, cadences, stop):
+    assert train.next_stop(step, 10, cadences) == stop
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"), [({"train_steps": 7, "epochs": 9}, 7), ({"train_steps": 0, "epochs": 1.5}, 8)]
+)
+def test_epochs_become_steps(settings, steps):
+    """1.5 passes over 10 images at 2 a step are 7.5 steps."""
+    assert train.count_steps(tiny.config(train=settings), 10) == steps
+
+
+def test_more_gpus_than_there_are():
+    with pytest.raises(ValueError, match="--num_gpus=99, but TensorFlow sees"):
+        train.set_up_devices(tiny.config(train={"num_gpus": 99}).train)
+
+
+# As a user starts it: in a process of its own.
+
+FLAGS = (
+    "--backbone=resnet18",
+    "--neck_filters=8",
+    "--head_convs=1",
+    "--image_size=32x64",
+    "--anchor_sizes=8,16,32,64,128",
+    "--anchor_scales=1",
+    "--max_boxes=3",
+    "--shuffle_buffer=4",
+    "--batch_size=2",
+    "--learning_rate=0.01",
+    "--warmup_steps=0",
+    "--train_steps=6",
+    "--steps_per_loop=2",
+    "--eval_every=6",
+    "--score_threshold=0.005",
+)
+
+
+def task_command(records, model_dir, *flags):
+    paths = [f"--train_records={pathlib.Path(records['train'][0]).parent}/train-*", f"--model_dir={model_dir}"]
+    return [sys.executable, "-m", "trainer.task", *paths, *FLAGS, *flags]
+
+
+def task(records, model_dir, *flags, check=True):
+    command = task_command(records, model_dir, *flags)
+    return subprocess.run(command, capture_output=True, text=True, check=check, cwd=CHECKOUT, timeout=600)
+
+
+def test_two_logical_cpus_train_as_one_device(records, uninterrupted, tmp_path):
+    """The same images in the same order, augmented alike: the losses agree to rounding."""
+    result = task(records, tmp_path, "--logical_cpus=2")
+    assert "batch 2 on 2 x CPU" in result.stderr
+    model_dir, _ = uninterrupted
+    for ours, theirs in zip(metrics_of(tmp_path), metrics_of(model_dir)):
+        assert ours["positives"] == theirs["positives"]
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-3)
+
+
+def test_a_mistake_is_one_clear_line(records, tmp_path):
+    for flags, message in (
+        (["--image_size=big"], "error: --image_size=big: write N or HxW"),
+        (["--val_records=nowhere/*.tfrecord"], "nowhere/*.tfrecord"),
+    ):
+        result = task(records, tmp_path, *flags, check=False)
+        assert result.returncode == 1
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flag", ["--eager", "--xla", "--target_assignment=host", "--precision=mixed_bfloat16", "--precision=mixed_float16"]
+)
+def test_other_ways_to_train_agree(records, uninterrupted, tmp_path, flag):
+    task(records, tmp_path, flag)
+    model_dir, _ = uninterrupted
+    ours, theirs = metrics_of(tmp_path)[0], metrics_of(model_dir)[0]
+    assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.05 if "mixed" in flag else 1e-3)
+
+
+@pytest.mark.slow
+def test_two_workers(records, uninterrupted, tmp_path):
+    """Two processes on this machine; the chief alone writes."""
+    with socket.socket() as first, socket.socket() as second:
+        for each in (first, second):
+            each.bind(("127.0.0.1", 0))
+        addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in (first, second)]
+    cluster = {"worker": addresses}
+    processes = []
+    for index in range(2):
+        environment = {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})}
+        processes.append(
+            subprocess.Popen(
+                task_command(records, tmp_path, "--distribution=multi_worker"),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                cwd=CHECKOUT,
+                env={**os.environ, **environment},
+            )
+        )
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert [line["step"] for line in metrics_of(tmp_path)] == [2, 4, 6]
+    assert not list(tmp_path.glob("worker-*"))
+    assert checkpoints.find_checkpoint(str(tmp_path)).endswith("ckpt-6")
