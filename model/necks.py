@@ -62,5 +62,5 @@ def _conv(filters: int, kernel_size: int, **kwargs) -> backbone.Conv2D:
 
 
 def _upsample(x):
-    # Nearest neighbour. The gradient of tf.image.resize's has no XLA kernel, and none on a GPU that is deterministic.
+    # Nearest neighbour; the gradient of tf.image.resize for it has no XLA kernel, and no deterministic one on a GPU.
     return tf.repeat(tf.repeat(x, 2, axis=1), 2, axis=2)
