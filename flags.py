@@ -33,6 +33,23 @@ flags.DEFINE_integer("batch_size", _input.batch_size, "Images a step, over all r
 flags.DEFINE_integer("max_boxes", _input.max_boxes, "Boxes an image, at most: the largest are kept.", lower_bound=1)
 flags.DEFINE_integer("shuffle_buffer", _input.shuffle_buffer, "Records in the shuffle buffer, encoded.", lower_bound=1)
 flags.DEFINE_enum("augment", "default", ["none", "paper", "default", "strong"], "Preset of the augmentation.")
+for _name, _help in {
+    "scale_min": "Scale jitter: the smallest size of the image, relative to the size at which it just fits.",
+    "scale_max": "Scale jitter: the largest; what exceeds the input is cropped at a random place.",
+    "horizontal_flip": "Probability.",
+    "vertical_flip": "Probability.",
+    "brightness": "Largest shift, as a share of the full range.",
+    "contrast": "Largest change of the factor 1.",
+    "saturation": "Largest change of the factor 1.",
+    "hue": "Largest rotation, in turns.",
+    "grayscale": "Probability.",
+    "cutout": "Probability of a grey square.",
+    "cutmix": "Probability of a part of another image in this one.",
+    "mixup": "Probability of another image shining through.",
+    "mosaic": "Probability of four images at half size.",
+    "min_visible": "A box cut off or covered stays if its centre or this share of it is visible.",
+}.items():
+    flags.DEFINE_float(_name, None, f"{_help} Default: as --augment says.")
 flags.DEFINE_enum("target_assignment", _input.target_assignment, ["device", "host"], "Where anchors get targets.")
 flags.DEFINE_integer("seed", _input.seed, "Of weights, order and augmentation.", lower_bound=0)
 
@@ -121,6 +138,13 @@ def _take(kind, **settings):
     return kind(**{**named, **settings})
 
 
+def _augment_from_flags() -> AugmentConfig:
+    """The preset, with what has a flag of its own on the command line changed."""
+    names = [field.name for field in dataclasses.fields(AugmentConfig)]
+    given = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
+    return dataclasses.replace(AugmentConfig.preset(FLAGS.augment), **given)
+
+
 def config_from_flags(labels: tuple[str, ...] = ()) -> Config:
     """The flags as a `Config`.
 
@@ -140,7 +164,7 @@ def config_from_flags(labels: tuple[str, ...] = ()) -> Config:
             image_size=parse_image_size(FLAGS.image_size),
             anchor=anchor,
             match=_take(MatchConfig),
-            augment=AugmentConfig.preset(FLAGS.augment),
+            augment=_augment_from_flags(),
         ),
         model=_take(ModelConfig),
         loss=_take(LossConfig),

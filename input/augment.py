@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from input import boxes as box_ops
 from input import types
 from input.config import AugmentConfig, InputConfig
 
@@ -112,28 +113,39 @@ def decode_window(encoded, window: Window):
     )
 
 
-def crop_boxes(boxes, image_size, min_visible):
-    """The rules for a box after a crop, in one place.
+def still_shown(boxes, visible_area, centre_visible, min_visible):
+    """The rule for a box of which a part is cropped away or covered, for every augmentation.
 
-    A box is clipped to the image. It is kept if its centre is inside, or if at least `min_visible` of its area is;
-    what remains must have an area.
+    It is kept if its centre is visible, or if at least `min_visible` of its area is; some of it must be.
+
+    Args:
+      boxes: f32 [..., 4], whole.
+      visible_area: f32 [...].
+      centre_visible: bool [...].
+      min_visible: share of the area, 0 to 1.
+
+    Returns:
+      bool [...].
+    """
+    return (visible_area > 0) & (centre_visible | (visible_area >= min_visible * box_ops.area(boxes)))
+
+
+def crop_boxes(boxes, image_size, min_visible):
+    """Clips boxes to the image, and says which of them `still_shown` keeps.
 
     Args:
       boxes: f32 [n, 4] px, possibly outside the image.
       image_size: f32 or i32 [2], height and width.
-      min_visible: share of the area, 0 to 1.
+      min_visible: as for `still_shown`.
 
     Returns:
       Clipped boxes f32 [n, 4] and keep bool [n].
     """
-    limit = tf.tile(tf.cast(image_size, tf.float32), [2])
-    clipped = tf.clip_by_value(boxes, 0.0, limit)
-    area = tf.reduce_prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    visible = tf.reduce_prod(clipped[:, 2:] - clipped[:, :2], axis=1)
+    limit = tf.cast(image_size, tf.float32)
+    clipped = tf.clip_by_value(boxes, 0.0, tf.tile(limit, [2]))
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-    centre_inside = tf.reduce_all((centre >= 0) & (centre < limit[:2]), axis=1)
-    keep = (visible > 0) & (centre_inside | (visible >= min_visible * area))
-    return clipped, keep
+    centre_inside = tf.reduce_all((centre >= 0) & (centre < limit), axis=1)
+    return clipped, still_shown(boxes, box_ops.area(clipped), centre_inside, min_visible)
 
 
 def pad_boxes(boxes, classes, difficult, max_boxes):
@@ -142,7 +154,7 @@ def pad_boxes(boxes, classes, difficult, max_boxes):
     Returns:
       boxes f32 [m, 4], classes i32 [m] (-1 pads), difficult bool [m].
     """
-    area = tf.reduce_prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    area = box_ops.area(boxes)
     count = tf.minimum(tf.shape(boxes)[0], max_boxes)
     largest = tf.sort(tf.math.top_k(area, count, sorted=False).indices)
     missing = [[0, max_boxes - count]]

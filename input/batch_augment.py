@@ -1,4 +1,6 @@
-"""What happens to a batch on the device: flips, colour, normalising. Static shapes, compiles under XLA.
+"""What happens to a batch on the device: flips, mixing, colour, normalising. Static shapes, compiles under XLA.
+
+Mixing takes its partners from the places that follow in the replica's own batch, whose order is random.
 
 Every random number comes with the image, drawn on the host from its own seed, so neither the number of replicas nor
 the place of an image in its batch changes what happens to it. (Drawn on the device they would depend on it: compiled
@@ -12,7 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from input import boxes as box_ops
 from input import types
+from input.augment import PAD_VALUE, still_shown
 from input.config import AugmentConfig
 
 # Mean and standard deviation of ImageNet's colours (R, G, B in 0..1), as torchvision and TF Model Garden use them.
@@ -35,6 +39,19 @@ class Draws(NamedTuple):
     contrast: tf.Tensor
     saturation: tf.Tensor
     hue: tf.Tensor
+    grayscale: tf.Tensor
+    cutout: tf.Tensor
+    cutout_y: tf.Tensor
+    cutout_x: tf.Tensor
+    cutout_size: tf.Tensor
+    cutmix: tf.Tensor
+    cutmix_y: tf.Tensor
+    cutmix_x: tf.Tensor
+    cutmix_size: tf.Tensor
+    mixup: tf.Tensor
+    mixup_radius: tf.Tensor
+    mixup_angle: tf.Tensor
+    mosaic: tf.Tensor
 
 
 NUM_DRAWS = len(Draws._fields)
@@ -53,13 +70,14 @@ def normalize(images):
 
 
 def colour_matrices(draws: Draws, config: AugmentConfig):
-    """Hue, saturation and contrast as one linear map of RGB an image.
+    """Hue, saturation, grayscale and contrast as one linear map of RGB an image.
 
     Returns:
       f32 [b, 3, 3], to be multiplied from the left with a column (R, G, B).
     """
     angle = (2 * draws.hue - 1) * config.hue * 2 * np.pi
     saturation = 1 + (2 * draws.saturation - 1) * config.saturation
+    saturation = tf.where(draws.grayscale < config.grayscale, 0.0, saturation)
     contrast = 1 + (2 * draws.contrast - 1) * config.contrast
     cos, sin = saturation * tf.cos(angle), saturation * tf.sin(angle)
     zero, one = tf.zeros_like(cos), tf.ones_like(cos)
@@ -92,33 +110,176 @@ def jitter_colour(images, draws: Draws, config: AugmentConfig):
     return tf.reshape(tf.clip_by_value(pixels, 0.0, 255.0), shape)
 
 
+# Regions: rectangles of whole pixels, f32 [b, 4] ymin xmin ymax xmax; an empty one where nothing is to happen.
+
+
+def _region(happens, y, x, sides, image_size):
+    """A rectangle of `sides` f32 [b, 2] around a centre (y, x) in shares of the image, cut off at its border."""
+    size = tf.constant(image_size, tf.float32)
+    centre = tf.stack([y, x], axis=1) * size
+    corners = tf.concat([centre - sides / 2, centre + sides / 2], axis=1)
+    corners = tf.round(tf.clip_by_value(corners, 0.0, tf.tile(size, [2])))
+    return tf.where(happens[:, tf.newaxis], corners, 0.0)
+
+
+def _cutout_region(draws: Draws, config: AugmentConfig, image_size):
+    """DeVries & Taylor 2017: a square; its side here is 10 to 40% of the image's shorter one."""
+    side = (0.1 + 0.3 * draws.cutout_size) * min(image_size)
+    sides = tf.stack([side, side], axis=1)
+    return _region(draws.cutout < config.cutout, draws.cutout_y, draws.cutout_x, sides, image_size)
+
+
+def _cutmix_region(draws: Draws, config: AugmentConfig, image_size):
+    """CutMix (Yun et al. 2019, section 3.1): the partner's share of the area is uniform in 0..1."""
+    sides = tf.sqrt(draws.cutmix_size)[:, tf.newaxis] * tf.constant([image_size], tf.float32)
+    return _region(draws.cutmix < config.cutmix, draws.cutmix_y, draws.cutmix_x, sides, image_size)
+
+
+def _inside(region, image_size):
+    """bool [b, h, w, 1]: the pixels of a region."""
+    ymin, xmin, ymax, xmax = tf.unstack(region[:, tf.newaxis, :], axis=2)
+    y, x = (tf.range(side, dtype=tf.float32)[tf.newaxis] for side in image_size)
+    rows, columns = (y >= ymin) & (y < ymax), (x >= xmin) & (x < xmax)
+    return (rows[:, :, tf.newaxis] & columns[:, tf.newaxis, :])[..., tf.newaxis]
+
+
+class _Objects(NamedTuple):
+    """The objects of a batch of images."""
+
+    boxes: tf.Tensor  # f32 [b, n, 4]
+    classes: tf.Tensor  # f32 [b, n], -1 pads; float because TensorFlow's int32 arithmetic leaves the GPU
+    difficult: tf.Tensor  # bool [b, n]
+    weights: tf.Tensor  # f32 [b, n]
+
+    def where(self, keep) -> "_Objects":
+        return self._replace(classes=tf.where(keep, self.classes, float(types.BACKGROUND)))
+
+    def partners(self, shift) -> "_Objects":
+        """Those of the image `shift` places further on in the batch."""
+        return _Objects(*(tf.roll(values, -shift, axis=0) for values in self))
+
+    def within(self, region, min_visible) -> "_Objects":
+        """What is seen of them where only `region` is left."""
+        shown = _intersection(self.boxes, region)
+        return self._replace(boxes=shown).where(
+            still_shown(self.boxes, box_ops.area(shown), _centre_in(self.boxes, region), min_visible)
+        )
+
+    def outside(self, region, min_visible) -> "_Objects":
+        """What is seen of them where `region` is covered; a box that is kept stays as it is."""
+        visible = box_ops.area(self.boxes) - box_ops.area(_intersection(self.boxes, region))
+        return self.where(still_shown(self.boxes, visible, ~_centre_in(self.boxes, region), min_visible))
+
+
+def _intersection(boxes, region):
+    region = region[:, tf.newaxis]
+    top_left = tf.maximum(boxes[..., :2], region[..., :2])
+    return tf.concat([top_left, tf.maximum(top_left, tf.minimum(boxes[..., 2:], region[..., 2:]))], axis=-1)
+
+
+def _centre_in(boxes, region):
+    region, centre = region[:, tf.newaxis], (boxes[..., :2] + boxes[..., 2:]) / 2
+    return tf.reduce_all((centre >= region[..., :2]) & (centre < region[..., 2:]), axis=-1)
+
+
+def _join(parts, max_boxes) -> _Objects:
+    """All objects of several parts; of more than `max_boxes` the largest."""
+    joined = _Objects(*(tf.concat(values, axis=1) for values in zip(*parts)))
+    area = tf.where(joined.classes == types.BACKGROUND, -1.0, box_ops.area(joined.boxes))
+    largest = tf.math.top_k(area, max_boxes).indices
+    return _Objects(*(tf.gather(values, largest, batch_dims=1) for values in joined))
+
+
+def _mixup_share(draws: Draws):
+    """f32 [b]: the image's own share, from Beta(1.5, 1.5) (Zhang et al. 2019, "Bag of Freebies", section 3.1).
+
+    That distribution is the semicircle's: a coordinate of a uniform point of a disk, here in polar coordinates.
+    """
+    return 0.5 + 0.5 * tf.sqrt(draws.mixup_radius) * tf.cos(2 * np.pi * draws.mixup_angle)
+
+
+def _quadrants(image_size):
+    """Offsets (y, x) px of the four tiles of a mosaic, in reading order."""
+    height, width = image_size
+    return [(0, 0), (0, width // 2), (height // 2, 0), (height // 2, width // 2)]
+
+
 def augment_boxes(batch: types.Batch, config: AugmentConfig) -> types.Batch:
-    """The batch with its boxes where `augment_images` puts the pixels."""
+    """The batch with its objects where `augment_images` puts the pixels."""
     draws = _draws(batch)
-    height, width = batch.images.shape[1:3]
+    image_size, max_boxes = tuple(batch.images.shape[1:3]), batch.boxes.shape[1]
+    height, width = image_size
     ymin, xmin, ymax, xmax = tf.unstack(batch.boxes, axis=2)
-    present = (batch.classes != types.BACKGROUND)[..., tf.newaxis]
     mirrored = (draws.horizontal_flip < config.horizontal_flip)[:, tf.newaxis]
     xmin, xmax = tf.where(mirrored, width - xmax, xmin), tf.where(mirrored, width - xmin, xmax)
     upended = (draws.vertical_flip < config.vertical_flip)[:, tf.newaxis]
     ymin, ymax = tf.where(upended, height - ymax, ymin), tf.where(upended, height - ymin, ymax)
     boxes = tf.stack([ymin, xmin, ymax, xmax], axis=2)
-    return batch._replace(boxes=tf.where(present, boxes, 0.0))
+    objects = _Objects(boxes, tf.cast(batch.classes, tf.float32), batch.difficult, batch.box_weights)
+
+    if config.mosaic:
+        happens = (draws.mosaic < config.mosaic)[:, tf.newaxis]
+        tiles = []
+        for shift, offset in enumerate(_quadrants(image_size)):
+            tile = objects.partners(shift)
+            tiles.append(
+                tile._replace(boxes=tile.boxes / 2 + tf.constant([*offset, *offset], tf.float32)).where(happens)
+            )
+        objects = _join([objects.where(~happens), *tiles], max_boxes)
+    if config.cutmix:
+        region = _cutmix_region(draws, config, image_size)
+        pasted = objects.partners(1).within(region, config.min_visible)
+        objects = _join([objects.outside(region, config.min_visible), pasted], max_boxes)
+    if config.mixup:
+        happens, share = (draws.mixup < config.mixup)[:, tf.newaxis], _mixup_share(draws)[:, tf.newaxis]
+        partners = objects.partners(1)
+        partners = partners._replace(weights=partners.weights * (1 - share)).where(happens)
+        own = objects._replace(weights=objects.weights * tf.where(happens, share, 1.0))
+        objects = _join([own, partners], max_boxes)
+    if config.cutout:
+        objects = objects.outside(_cutout_region(draws, config, image_size), config.min_visible)
+
+    present = objects.classes != types.BACKGROUND
+    return batch._replace(
+        boxes=tf.where(present[..., tf.newaxis], objects.boxes, 0.0),
+        classes=tf.cast(objects.classes, tf.int32),
+        difficult=objects.difficult & present,
+        box_weights=tf.where(present, objects.weights, 1.0),
+    )
 
 
 def augment_images(batch: types.Batch, config: AugmentConfig):
-    """f32 [b, h, w, 3]: the batch's images, flipped, coloured and normalised."""
+    """f32 [b, h, w, 3]: the batch's images, flipped, mixed, coloured and normalised."""
     draws = _draws(batch)
-    images = batch.images
-    for probability, values, axis in (
-        (config.horizontal_flip, draws.horizontal_flip, 2),
-        (config.vertical_flip, draws.vertical_flip, 1),
-    ):
-        if probability:
-            flipped = (values < probability)[:, tf.newaxis, tf.newaxis, tf.newaxis]
-            images = tf.where(flipped, tf.reverse(images, [axis]), images)
-    if any((config.brightness, config.contrast, config.saturation, config.hue)):
+    images, image_size = batch.images, tuple(batch.images.shape[1:3])
+
+    def happens(values, probability):
+        return (values < probability)[:, tf.newaxis, tf.newaxis, tf.newaxis]
+
+    if config.horizontal_flip:
+        images = tf.where(happens(draws.horizontal_flip, config.horizontal_flip), tf.reverse(images, [2]), images)
+    if config.vertical_flip:
+        images = tf.where(happens(draws.vertical_flip, config.vertical_flip), tf.reverse(images, [1]), images)
+    if config.mosaic or config.mixup:
+        images = tf.cast(images, tf.float32)
+    if config.mosaic:
+        halves = tf.nn.avg_pool2d(images, 2, 2, "VALID")
+        rows = [
+            tf.concat([tf.roll(halves, -shift, axis=0), tf.roll(halves, -shift - 1, axis=0)], axis=2)
+            for shift in (0, 2)
+        ]
+        images = tf.where(happens(draws.mosaic, config.mosaic), tf.concat(rows, axis=1), images)
+    if config.cutmix:
+        pasted = _inside(_cutmix_region(draws, config, image_size), image_size)
+        images = tf.where(pasted, tf.roll(images, -1, axis=0), images)
+    if config.mixup:
+        share = tf.where(draws.mixup < config.mixup, _mixup_share(draws), 1.0)[:, tf.newaxis, tf.newaxis, tf.newaxis]
+        images = share * images + (1 - share) * tf.roll(images, -1, axis=0)
+    if any((config.brightness, config.contrast, config.saturation, config.hue, config.grayscale)):
         images = jitter_colour(tf.cast(images, tf.float32), draws, config)
+    if config.cutout:
+        erased = _inside(_cutout_region(draws, config, image_size), image_size)
+        images = tf.where(erased, tf.cast(PAD_VALUE, images.dtype), images)
     return normalize(images)
 
 

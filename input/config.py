@@ -62,15 +62,32 @@ class AugmentConfig:
     # On the host, per image.
     scale_min: float = 1.0  # scale jitter: the resized image's size relative to the letterboxed one
     scale_max: float = 1.0
-    # On the device, per batch.
-    horizontal_flip: float = 0.0  # probability
+    # On the device, per batch. Those of one word are probabilities, unless they say otherwise.
+    horizontal_flip: float = 0.0
     vertical_flip: float = 0.0
     brightness: float = 0.0  # largest shift, as a share of the full range
     contrast: float = 0.0  # factor drawn from [1 - contrast, 1 + contrast]
     saturation: float = 0.0  # factor drawn from [1 - saturation, 1 + saturation]
     hue: float = 0.0  # largest rotation, in turns
-    # Box rules after a crop: one place, `augment.crop_boxes`.
-    min_visible: float = 0.25  # a box keeps at least this share of its area, or it is dropped
+    grayscale: float = 0.0
+    cutout: float = 0.0
+    cutmix: float = 0.0
+    mixup: float = 0.0
+    mosaic: float = 0.0
+    # A box of which a part is cropped away or covered is kept if its centre or this share of its area is visible.
+    min_visible: float = 0.25
+
+    def __post_init__(self):
+        for name in ("horizontal_flip", "vertical_flip", "grayscale", "cutout", "cutmix", "mixup", "mosaic"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} is a probability, from 0 to 1; got {getattr(self, name)}.")
+        if not 0 < self.scale_min <= self.scale_max:
+            raise ValueError(f"need 0 < --scale_min <= --scale_max; got {self.scale_min} and {self.scale_max}.")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images of one batch get into each other."""
+        return any((self.cutmix, self.mixup, self.mosaic))
 
     @classmethod
     def preset(cls, name: str) -> "AugmentConfig":
@@ -95,6 +112,10 @@ class AugmentConfig:
                 contrast=0.4,
                 saturation=0.4,
                 hue=0.05,
+                grayscale=0.05,
+                cutout=0.2,
+                mixup=0.1,
+                mosaic=0.3,
             ),
         }
         if name not in presets:

@@ -1,6 +1,7 @@
 """The device's part, against TFA, tf.image and plain NumPy; eagerly, in a tf.function and under XLA."""
 
 import contextlib
+import dataclasses
 
 import numpy as np
 import pytest
@@ -11,8 +12,16 @@ from input import batch_augment, types
 from input.config import AugmentConfig
 
 EVERYTHING = AugmentConfig(
-    horizontal_flip=0.5, vertical_flip=0.5, brightness=0.2, contrast=0.3, saturation=0.3, hue=0.1
+    horizontal_flip=0.5,
+    vertical_flip=0.5,
+    brightness=0.2,
+    contrast=0.3,
+    saturation=0.3,
+    hue=0.1,
+    cutout=0.5,
+    grayscale=0.2,
 )
+MIXED = dataclasses.replace(EVERYTHING, mosaic=0.5, cutmix=0.5, mixup=0.5)
 RNG = np.random.default_rng(0)
 DRAWS = RNG.random((64, batch_augment.NUM_DRAWS)).astype(np.float32)
 IMAGES = RNG.integers(0, 256, (6, 32, 48, 3)).astype(np.uint8)
@@ -67,7 +76,7 @@ def test_a_flip_mirrors_pixels_and_boxes(field, axis):
 def test_boxes_follow_the_pixels():
     images = np.zeros((64, 32, 48, 3), np.uint8)
     images[:, 4:20, 6:30] = 255
-    augmented = batch_augment.augment(make_batch(images), EVERYTHING)
+    augmented = batch_augment.augment(make_batch(images), dataclasses.replace(EVERYTHING, cutout=0.0))
     lit = denormalize(augmented.images).mean(axis=-1) > 127
     for mask, boxes in zip(lit, augmented.boxes.numpy()):
         ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
@@ -120,11 +129,140 @@ def test_colour_stays_in_range():
     assert values.max() < 255.01
 
 
+def lit_box(image, channel):
+    """The bounding box of the pixels in which `channel` is bright."""
+    lit = denormalize(image)[..., channel] > 127
+    ys, xs = np.flatnonzero(lit.any(axis=1)), np.flatnonzero(lit.any(axis=0))
+    return [ys[0], xs[0], ys[-1] + 1, xs[-1] + 1]
+
+
+def present(batch, row):
+    """The objects of one image, as (class, box, weight), by class."""
+    classes = batch.classes[row].numpy()
+    kept = np.argsort(classes, kind="stable")[np.sum(classes == -1) :]
+    return [(classes[i], batch.boxes[row, i].numpy(), float(batch.box_weights[row, i])) for i in kept]
+
+
+def two_colours(count=2):
+    """Image 0 has a red box of class 0, image 1 a green one of class 1, and so on; 64 x 96, black elsewhere."""
+    images = np.zeros((count, 64, 96, 3), np.uint8)
+    boxes = np.zeros((count, 5, 4), np.float32)
+    classes = np.full((count, 5), -1, np.int32)
+    for row, box in zip(range(count), [(8, 10, 40, 50), (30, 44, 60, 90), (2, 2, 20, 30)]):
+        images[row, box[0] : box[2], box[1] : box[3], row] = 255
+        boxes[row, 0], classes[row, 0] = box, row
+    batch = make_batch(images)
+    return batch._replace(
+        boxes=tf.constant(boxes),
+        classes=tf.constant(classes),
+        difficult=tf.zeros([count, 5], tf.bool),
+        box_weights=tf.ones([count, 5]),
+    )
+
+
+def with_draws(batch, **values):
+    """The batch with some draws set, alike for all images; the others 0.5."""
+    draws = batch_augment.Draws(*[np.full(len(batch.images), 0.5, np.float32)] * batch_augment.NUM_DRAWS)
+    draws = draws._replace(**{name: np.full(len(batch.images), value, np.float32) for name, value in values.items()})
+    return batch._replace(draws=tf.constant(np.stack(draws, axis=1)))
+
+
+def test_mosaic_shows_four_images_at_half_size():
+    """Three images: the fourth tile is the first again. The golden boxes are halves, shifted by half the image."""
+    augmented = batch_augment.augment(two_colours(3), AugmentConfig(mosaic=1.0))
+    golden = {0: (4, 5, 20, 25), 1: (15, 22 + 48, 30, 45 + 48), 2: (1 + 32, 1, 10 + 32, 15)}
+    found = present(augmented, 0)
+    assert [category for category, _, _ in found] == [0, 0, 1, 2]
+    for category, box, weight in found:
+        assert weight == 1
+        if category:
+            np.testing.assert_array_equal(box, golden[category])
+            np.testing.assert_array_equal(lit_box(augmented.images[0], category), golden[category])
+    np.testing.assert_array_equal(sorted(tuple(box) for category, box, _ in found if not category),
+                                  [golden[0], (4 + 32, 5 + 48, 20 + 32, 25 + 48)])  # fmt: skip
+
+
+def test_mixup_blends_pixels_and_weights():
+    """Radius 0.25 at angle 0: the image's own share is 0.5 + 0.5 * 0.5 * 1 = 0.75."""
+    batch = with_draws(two_colours(), mixup=0.0, mixup_radius=0.25, mixup_angle=0.0)
+    augmented = batch_augment.augment(batch, AugmentConfig(mixup=1.0))
+    (own, own_box, own_weight), (other, other_box, other_weight) = present(augmented, 0)
+    assert (own, other) == (0, 1)
+    assert (own_weight, other_weight) == pytest.approx((0.75, 0.25))
+    np.testing.assert_array_equal(own_box, (8, 10, 40, 50))
+    np.testing.assert_array_equal(other_box, (30, 44, 60, 90))
+    np.testing.assert_allclose(denormalize(augmented.images[0, 10, 20]), [0.75 * 255, 0, 0], atol=0.1)
+    np.testing.assert_allclose(denormalize(augmented.images[0, 50, 80]), [0, 0.25 * 255, 0], atol=0.1)
+
+
+def test_mixups_shares_follow_their_distribution():
+    """Beta(1.5, 1.5) has mean 1/2 and variance 1.5**2 / (3**2 * 4) = 1/16."""
+    rng = np.random.default_rng(1)
+    draws = batch_augment.Draws(*rng.random((batch_augment.NUM_DRAWS, 20000)).astype(np.float32))
+    shares = batch_augment._mixup_share(draws).numpy()
+    assert shares.mean() == pytest.approx(0.5, abs=0.008)
+    assert shares.var() == pytest.approx(1 / 16, rel=0.05)
+
+
+def test_cutmix_pastes_the_partners_pixels_and_boxes():
+    """The right half is the partner's: a region of full height, from x = 48; sides are sqrt(1) of the image."""
+    batch = with_draws(two_colours(), cutmix=0.0, cutmix_y=0.5, cutmix_x=0.9999999, cutmix_size=0.9999999)
+    augmented = batch_augment.augment(batch, AugmentConfig(cutmix=1.0))
+    (own, own_box, _), (other, other_box, _) = present(augmented, 0)
+    assert (own, other) == (0, 1)
+    np.testing.assert_array_equal(own_box, (8, 10, 40, 50))  # 2 of 40 columns covered: stays as it is
+    np.testing.assert_array_equal(other_box, (30, 48, 60, 90))  # 4 of 46 columns missing: cut
+    np.testing.assert_array_equal(lit_box(augmented.images[0], 0), (8, 10, 40, 48))
+    np.testing.assert_array_equal(lit_box(augmented.images[0], 1), (30, 48, 60, 90))
+    # The other way round the green box is nearly covered and the red one shows two columns: neither is kept.
+    assert present(augmented, 1) == []
+
+
+def test_cutout_erases_a_square_and_the_boxes_under_it():
+    """Side 0.25 of 64 px (a draw of a half), 16, around (24, 30): rows 16-32, columns 22-38."""
+    batch = with_draws(two_colours(), cutout=0.0, cutout_y=24 / 64, cutout_x=30 / 96)
+    small = tf.constant([[[18.0, 24, 30, 36]] + [[0.0] * 4] * 4] * 2)
+    augmented = batch_augment.augment(batch._replace(boxes=small), AugmentConfig(cutout=1.0))
+    assert present(augmented, 0) == []
+    grey = np.all(np.abs(denormalize(augmented.images[0]) - 114) < 0.1, axis=-1)
+    assert grey.sum() == 16 * 16
+    assert grey[16:32, 22:38].all()
+    kept = batch_augment.augment(batch, AugmentConfig(cutout=1.0))  # the large box shows 4 / 5 of itself
+    np.testing.assert_array_equal(present(kept, 0)[0][1], (8, 10, 40, 50))
+
+
+def test_grayscale():
+    batch = with_draws(make_batch(), grayscale=0.0)
+    images = denormalize(batch_augment.augment_images(batch, AugmentConfig(grayscale=1.0)))
+    np.testing.assert_allclose(images, np.repeat(IMAGES @ [[0.299], [0.587], [0.114]], 3, axis=-1), atol=0.5)
+
+
+@pytest.mark.parametrize("field", ["mosaic", "mixup", "cutmix", "cutout", "grayscale"])
+def test_each_happens_as_often_as_asked(field):
+    """To just the images whose draw is below the probability."""
+    config = AugmentConfig(**{field: 0.4})
+    images = np.tile(IMAGES, (4, 1, 1, 1))
+    augmented = denormalize(batch_augment.augment_images(make_batch(images), config))
+    changed = np.any(np.abs(augmented - images) > 0.1, axis=(1, 2, 3))
+    np.testing.assert_array_equal(changed, getattr(batch_augment.Draws(*DRAWS[:24].T), field) < 0.4)
+
+
+def test_of_too_many_mixed_boxes_the_largest_stay():
+    batch = two_colours(3)
+    few = batch._replace(
+        **{name: getattr(batch, name)[:, :2] for name in ("boxes", "classes", "difficult", "box_weights")}
+    )
+    augmented = batch_augment.augment(few, AugmentConfig(mosaic=1.0))
+    assert augmented.boxes.shape == (3, 2, 4)
+    areas = [np.prod(box[2:] - box[:2]) for _, box, _ in present(augmented, 0)]
+    assert sorted(areas) == [320, 345]  # 16 x 20, and 15 x 23; 9 x 14 and the other 16 x 20 gave way
+
+
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_a_graph_gives_what_eager_gives(jit_compile):
     batch = make_batch()
-    eager = batch_augment.augment(batch, EVERYTHING)
-    compiled = tf.function(lambda batch: batch_augment.augment(batch, EVERYTHING), jit_compile=jit_compile)(batch)
+    eager = batch_augment.augment(batch, MIXED)
+    compiled = tf.function(lambda batch: batch_augment.augment(batch, MIXED), jit_compile=jit_compile)(batch)
     np.testing.assert_array_equal(compiled.boxes, eager.boxes)
     np.testing.assert_allclose(compiled.images, eager.images, atol=1e-4)
 
@@ -138,7 +276,7 @@ def test_the_place_in_the_batch_does_not_matter():
 
 
 def test_boxes_alone_and_pixels_alone_make_the_whole():
-    whole = batch_augment.augment(make_batch(), EVERYTHING)
-    boxes_only = batch_augment.augment_boxes(make_batch(), EVERYTHING)
+    whole = batch_augment.augment(make_batch(), MIXED)
+    boxes_only = batch_augment.augment_boxes(make_batch(), MIXED)
     np.testing.assert_array_equal(whole.boxes, boxes_only.boxes)
-    np.testing.assert_array_equal(whole.images, batch_augment.augment_images(boxes_only, EVERYTHING))
+    np.testing.assert_array_equal(whole.images, batch_augment.augment_images(boxes_only, MIXED))

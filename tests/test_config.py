@@ -71,6 +71,11 @@ def test_flags_reach_their_settings(parse):
     assert (config.train.optimizer.learning_rate, config.train.optimizer.lr_schedule) == (0.5, "step")
 
 
+def test_a_flag_changes_its_part_of_the_preset(parse):
+    augment = parse("--augment=strong", "--mosaic=0", "--scale_max=1.5").input.augment
+    assert augment == dataclasses.replace(AugmentConfig.preset("strong"), mosaic=0.0, scale_max=1.5)
+
+
 @pytest.mark.parametrize(
     ("text", "size"), [("512", (512, 512)), ("480x640", (480, 640)), ("1", (32, 32)), ("33X65", (64, 96))]
 )
@@ -93,6 +98,8 @@ def test_image_size_refused(text):
         (["--positive_iou=0.3"], "negative_iou <= positive_iou"),
         (["--learning_rate=0"], "--learning_rate must be positive"),
         (["--logical_cpus=0"], "--logical_cpus must be at least 1"),
+        (["--mixup=2"], "--mixup is a probability"),
+        (["--scale_min=3"], "--scale_min <= --scale_max"),
     ],
 )
 def test_refusals_name_the_flag(parse, arguments, message):

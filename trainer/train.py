@@ -206,6 +206,10 @@ def _run(config: Config, train_paths, val_paths, model_dir, stop: StopSignal) ->
             f"--batch_size={config.input.batch_size} (the global one) cannot be shared by {replicas} replicas: "
             f"use a multiple of {replicas}."
         )
+    if config.input.augment.mixes and config.input.batch_size // replicas < 4:
+        log.warning(
+            "mosaic, mixup and cutmix have few partners: only %d images a replica", config.input.batch_size // replicas
+        )
     if config.train.xla and replicas > 1:
         raise ValueError("--xla works with one replica: add --distribution=one_device, or leave it out.")
     resolver = strategy.cluster_resolver

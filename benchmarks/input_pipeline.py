@@ -1,0 +1,119 @@
+"""What the input costs, against the floor of reading, decoding and resizing alone; and against a peer.
+
+    python benchmarks/input_pipeline.py --records='OUT/train-*.tfrecord' [--image_size=512] [--peer_command=CMD]
+
+`host` is all that the host does for training with --augment=paper. `floor` reads the same files with the same threads:
+record, image/encoded, decode, one bilinear resize, uint8, batch. `full` is the host with scale jitter 0.5-2.0, and what
+a device does after it: flip, float, normalise, targets; here all on this CPU. The three take turns, and so does the
+peer's command, whose last line must hold "N images/s". The last line is JSON, of medians over the turns; ratios are
+medians of the turns' ratios.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import tensorflow as tf
+from absl import app, flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from input import batch_augment, pipeline, tfrecord
+from input.config import AugmentConfig, InputConfig
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("records", None, "Shards, as a pattern.", required=True)
+flags.DEFINE_integer("image_size", 512, "Height and width of the network's input.")
+flags.DEFINE_integer("batch_size", 16, "Images in a batch.")
+flags.DEFINE_integer("batches", 30, "Batches in a turn.")
+flags.DEFINE_integer("rounds", 5, "Turns.")
+flags.DEFINE_string("peer_command", None, "Shell command that prints its 'N images/s' on its last line.")
+
+
+def make_floor(paths, config):
+    """As little as can be done."""
+    features = {"image/encoded": tf.io.FixedLenFeature([], tf.string)}
+
+    def load(serialized):
+        image = tf.io.decode_jpeg(tf.io.parse_single_example(serialized, features)["image/encoded"], channels=3)
+        return tf.cast(tf.image.resize(tf.cast(image, tf.float32), config.image_size), tf.uint8)
+
+    return (
+        tf.data.TFRecordDataset(paths, num_parallel_reads=tf.data.AUTOTUNE)
+        .repeat()
+        .map(load, num_parallel_calls=tf.data.AUTOTUNE)
+        .batch(FLAGS.batch_size, drop_remainder=True)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+def make_full(paths, config):
+    """Host and device stages of one training batch, without the network."""
+    augment = AugmentConfig(horizontal_flip=0.5, scale_min=0.5, scale_max=2.0)
+    config = dataclasses.replace(config, augment=augment)
+    dataset = pipeline.make_dataset(paths, config, training=True, batch_size=FLAGS.batch_size)
+
+    def on_device(batch):
+        batch = batch_augment.augment(batch, config.augment)
+        return batch.images, pipeline.assign(batch, config, method="sparse")
+
+    return dataset.map(on_device, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def images_per_s(batches):
+    start = time.perf_counter()
+    for _ in range(FLAGS.batches):
+        next(batches)
+    return FLAGS.batches * FLAGS.batch_size / (time.perf_counter() - start)
+
+
+def peer_images_per_s():
+    result = subprocess.run(FLAGS.peer_command, shell=True, capture_output=True, text=True, check=True)
+    last_line = result.stdout.strip().splitlines()[-1]
+    return float(re.search(r"([\d.]+) images/s", last_line).group(1))
+
+
+def take_turn(name, paths, config):
+    """Images a second of one stage, its iterator made anew so that no stage works while another is timed."""
+    if name == "peer":
+        return peer_images_per_s()
+    if name == "floor":
+        dataset = make_floor(paths, config)
+    elif name == "host":
+        dataset = pipeline.make_dataset(paths, config, training=True, batch_size=FLAGS.batch_size)
+    else:
+        dataset = make_full(paths, config)
+    batches = iter(dataset)
+    for _ in range(5):
+        next(batches)
+    return images_per_s(batches)
+
+
+def main(_):
+    paths = tfrecord.expand_glob(FLAGS.records)
+    config = InputConfig(image_size=(FLAGS.image_size, FLAGS.image_size), augment=AugmentConfig.preset("paper"))
+    names = ["host", "floor", "full"] + (["peer"] if FLAGS.peer_command else [])
+    turns = []
+    for _ in range(FLAGS.rounds):
+        turns.append({name: take_turn(name, paths, config) for name in names})
+        print({name: round(value, 1) for name, value in turns[-1].items()}, flush=True)
+
+    def median(value_of):
+        return round(statistics.median(map(value_of, turns)), 3)
+
+    result = {f"{name}_images_per_s": median(lambda turn, name=name: turn[name]) for name in names}
+    result["ratio_to_floor"] = median(lambda turn: turn["host"] / turn["floor"])
+    if FLAGS.peer_command:
+        result["ratio_to_peer"] = median(lambda turn: turn["full"] / turn["peer"])
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    app.run(main)
