@@ -51,7 +51,7 @@ MENDED = {
     "missing_corner": "a coordinate is absent; the box was dropped",
     "missing_name": "an object has no <name>; it was dropped",
     "unknown_class_dropped": "an object's class is not in the label list; it was dropped as asked",
-    "degenerate_box": "a box has max = min as written; it was dropped",
+    "degenerate_box": "a box has max = min as written, to 1/100 pixel; it was dropped",
     "swapped_box": "a box has max < min as written; it was dropped",
     "clipped_box": "a box reached out of the image; it was clipped",
     "outside_box": "a box lies wholly outside the image; it was dropped",
@@ -232,6 +232,7 @@ def _flag(element: etree._Element | None) -> int:
 
 Box = tuple[float, float, float, float]  # ymin xmin ymax xmax
 _CORNERS = ("ymin", "xmin", "ymax", "xmax")
+_MIN_SIDE = 0.01  # pixels; of a JPEG's 65535, the float32 of the records still tells this from nothing
 
 
 def _read_box(bndbox: etree._Element | None, note: Note) -> Box | None:
@@ -239,7 +240,8 @@ def _read_box(bndbox: etree._Element | None, note: Note) -> Box | None:
     texts = {} if bndbox is None else {child.tag: child.text or "" for child in bndbox}
     try:
         ymin, xmin, ymax, xmax = texts["ymin"], texts["xmin"], texts["ymax"], texts["xmax"]
-        if (ymin + xmin + ymax + xmax).isdecimal():  # what nearly every box is
+        digits = ymin + xmin + ymax + xmax
+        if digits.isdecimal() and len(digits) < 300:  # what nearly every box is; longer ones may be infinity
             return float(ymin), float(xmin), float(ymax), float(xmax)
     except (KeyError, ValueError):
         pass
@@ -272,14 +274,14 @@ def _fit_box(box: Box, height: int, width: int, zero_based: bool, note: Note) ->
     ymin, xmin, ymax, xmax = box
     # VOC counts pixels from 1 and includes the last: pixel 1 reaches from edge 0 to edge 1.
     first = 0 if zero_based else 1
-    if first <= ymin < ymax <= height and first <= xmin < xmax <= width:
+    if first <= ymin <= ymax - _MIN_SIDE < ymax <= height and first <= xmin <= xmax - _MIN_SIDE < xmax <= width:
         return ymin - first, xmin - first, ymax, xmax
     written = f"xmin {xmin:g} ymin {ymin:g} xmax {xmax:g} ymax {ymax:g}"
-    if xmax <= xmin or ymax <= ymin:
+    if xmax - xmin < _MIN_SIDE or ymax - ymin < _MIN_SIDE:
         note("swapped_box" if xmax < xmin or ymax < ymin else "degenerate_box", written)
         return None
     fitted = max(ymin - first, 0.0), max(xmin - first, 0.0), min(ymax, height), min(xmax, width)
-    if fitted[2] <= fitted[0] or fitted[3] <= fitted[1]:
+    if fitted[2] - fitted[0] < _MIN_SIDE or fitted[3] - fitted[1] < _MIN_SIDE:
         note("outside_box", f"{written} in {width}x{height}")
         return None
     if ymin < 0 or xmin < 0 or ymax > height or xmax > width:
@@ -374,14 +376,16 @@ def _store(
     if actual != expected:
         note("disguised_image", f"{actual} {image.mode}")
     height, width = image.height, image.width
-    orientation = 1 if plain else image.getexif().get(_EXIF_ORIENTATION, 1)
+    # Pillow turns a TIFF by itself.
+    orientation = 1 if plain or actual == "TIFF" else image.getexif().get(_EXIF_ORIENTATION, 1)
     if orientation in range(5, 9) and annotated_size == (width, height) != (height, width):
         note("exif_rotated", f"orientation {orientation}")
         return _encode(_to_rgb(ImageOps.exif_transpose(image)))
     if orientation in range(2, 9):
         note("exif_ignored", f"orientation {orientation}")
     if actual == "JPEG" and image.mode in ("L", "RGB"):
-        image.draft("L", (width // 8, height // 8))  # decodes every coefficient, but computes few pixels
+        # Decodes every coefficient, but computes few pixels. As grey, flaws in how colours are sampled would go unseen.
+        image.draft(None, (max(width // 8, 1), max(height // 8, 1)))
         image.load()
         if b"\xff\xd9" not in data:  # Pillow stops at the last pixel, TensorFlow reads on
             raise ValueError("no end-of-image marker")
