@@ -69,7 +69,7 @@ def _assign_dense(boxes, classes, difficult, box_weights, takes_part, anchors, c
             best_of_box = tf.reduce_max(scores, axis=1, keepdims=True)
             claimable = (scores > 0.0) & (scores >= best_of_box - NEAR_TIE)
             claims = claimable & (tf.range(tf.shape(anchors)[0]) == _first(claimable, axis=1)[:, tf.newaxis])
-            scores = tf.where(claims, scores + FORCED, scores)
+            scores = tf.where(claims, best_of_box + FORCED, scores)
         best_of_anchor = tf.reduce_max(scores, axis=0)
         return (
             _first(scores == best_of_anchor, axis=0),
@@ -105,22 +105,23 @@ def _assign_sparse(boxes, classes, difficult, box_weights, takes_part, anchor_co
     num_anchors = anchors.shape[0]
     batch_size = tf.shape(boxes)[0]
 
-    image = tf.cast(tf.where(takes_part)[:, 0], tf.int32)
-    boxes, classes, difficult, box_weights = (
-        tf.boolean_mask(x, takes_part) for x in (boxes, classes, difficult, box_weights)
-    )
-    # A place is the index of an anchor among those of the whole batch.
-    box, place = _candidates(boxes, image * num_anchors, anchor_config, config, image_size)
-    ious = box_ops.paired_iou(tf.gather(boxes, box), tf.gather(anchors, place % num_anchors))
-    scores = tf.where(tf.gather(difficult, box), 0.0, ious)
-    if config.force_match:
-        best_of_box = tf.math.segment_max(scores, box)
-        claimable = (scores > 0.0) & (scores >= tf.gather(best_of_box, box) - NEAR_TIE)
-        claimed = tf.math.segment_min(tf.where(claimable, place, place.dtype.max), box)
-        scores = tf.where(place == tf.gather(claimed, box), scores + FORCED, scores)
+    # The boxes that take part, those of the whole batch on one axis, the difficult ones last.
+    ordinary = tf.where(takes_part & ~difficult)  # [n, 2]
+    num_ordinary = tf.shape(ordinary)[0]
+    taking_part = tf.concat([ordinary, tf.where(takes_part & difficult)], axis=0)
+    boxes, classes, box_weights = (tf.gather_nd(x, taking_part) for x in (boxes, classes, box_weights))
 
-    kept = tf.where((ious >= config.negative_iou) | (scores >= FORCED))[:, 0]
-    box, place, scores = (tf.gather(x, kept) for x in (box, place, scores))
+    # A place is the index of an anchor among those of the whole batch.
+    first_places = tf.cast(taking_part[:, 0], tf.int32) * num_anchors
+    box, place = _candidates(boxes, first_places, anchor_config, config, image_size)
+    ious = box_ops.paired_iou(tf.gather(boxes, box), tf.gather(anchors, place % num_anchors))
+    overlapping = tf.where(ious >= config.negative_iou)[:, 0]
+    contenders = [tf.gather(x, overlapping) for x in (box, place, ious)]
+    contenders[2] = tf.where(contenders[0] < num_ordinary, contenders[2], 0.0)
+    if config.force_match:
+        claims = _claims(box, place, ious, num_ordinary)
+        contenders = [tf.concat(pair, axis=0) for pair in zip(contenders, claims)]
+    box, place, scores = contenders
     places, slot = tf.unique(place)
     best_of_anchor = tf.math.unsorted_segment_max(scores, slot, tf.size(places))
     contenders = tf.where(scores == tf.gather(best_of_anchor, slot), box, box.dtype.max)
@@ -130,7 +131,8 @@ def _assign_sparse(boxes, classes, difficult, box_weights, takes_part, anchor_co
     class_targets = tf.fill([batch_size * num_anchors], BACKGROUND)
     values = tf.where(matched, tf.gather(classes, winner), IGNORED)
     class_targets = tf.tensor_scatter_nd_update(class_targets, places[:, tf.newaxis], values)
-    places, winner = tf.boolean_mask(places, matched), tf.boolean_mask(winner, matched)
+    positive = tf.where(matched)[:, 0]
+    places, winner = tf.gather(places, positive), tf.gather(winner, positive)
     deltas = box_ops.encode(tf.gather(boxes, winner), tf.gather(anchors, places % num_anchors))
     box_targets = tf.scatter_nd(places[:, tf.newaxis], deltas, [batch_size * num_anchors, 4])
     weights = tf.ones([batch_size * num_anchors])
@@ -140,6 +142,15 @@ def _assign_sparse(boxes, classes, difficult, box_weights, takes_part, anchor_co
         box_targets=tf.reshape(box_targets, [batch_size, num_anchors, 4]),
         weights=tf.reshape(weights, [batch_size, num_anchors]),
     )
+
+
+def _claims(box, place, ious, num_ordinary):
+    """Of each box below `num_ordinary` that overlaps an anchor: its index, the place it claims, and its score there."""
+    best = tf.math.segment_max(ious, box)
+    near_best = ious >= tf.gather(tf.maximum(best - NEAR_TIE, np.finfo(np.float32).tiny), box)
+    claimed = tf.math.segment_min(tf.where(near_best, place, place.dtype.max), box)
+    claimant = tf.where(best[:num_ordinary] > 0.0)[:, 0]
+    return tf.cast(claimant, tf.int32), tf.gather(claimed, claimant), tf.gather(best, claimant) + FORCED
 
 
 def _candidates(boxes, first_places, anchor_config, config, image_size):
