@@ -62,14 +62,14 @@ def assign_targets(boxes, classes, difficult, box_weights, *, anchor_config, mat
 def _assign_dense(boxes, classes, difficult, box_weights, takes_part, anchors, config):
     def match(image):
         """One image: index of the anchor's box i32 [a], whether it is matched, and whether to ignore it if not."""
-        boxes, takes_part, difficult = image
-        ious = tf.where(takes_part[:, tf.newaxis], box_ops.iou(boxes, anchors), 0.0)  # [m, a]
+        boxes, difficult = image
+        ious = box_ops.iou(boxes, anchors)  # [m, a]
         scores = tf.where(difficult[:, tf.newaxis], 0.0, ious)
         if config.force_match:
             best_of_box = tf.reduce_max(scores, axis=1, keepdims=True)
             claimable = (scores > 0.0) & (scores >= best_of_box - NEAR_TIE)
-            claims = claimable & (tf.range(tf.shape(anchors)[0]) == _first(claimable, axis=1)[:, tf.newaxis])
-            scores = tf.where(claims, best_of_box + FORCED, scores)
+            claimed = _first(claimable, axis=1)[:, tf.newaxis]
+            scores = tf.where(tf.range(tf.shape(anchors)[0]) == claimed, best_of_box + FORCED, scores)
         best_of_anchor = tf.reduce_max(scores, axis=0)
         return (
             _first(scores == best_of_anchor, axis=0),
@@ -77,9 +77,10 @@ def _assign_dense(boxes, classes, difficult, box_weights, takes_part, anchors, c
             tf.reduce_max(ious, axis=0) >= config.negative_iou,
         )
 
+    boxes = tf.where(takes_part[..., tf.newaxis], boxes, 0.0)  # an empty box overlaps nothing
     index, matched, ignored = tf.map_fn(
         match,
-        (boxes, takes_part, difficult),
+        (boxes, difficult),
         fn_output_signature=(tf.int32, tf.bool, tf.bool),
         parallel_iterations=1,  # the IoUs of one image take megabytes
     )
@@ -94,10 +95,10 @@ def _assign_dense(boxes, classes, difficult, box_weights, takes_part, anchors, c
 
 
 def _first(mask, axis):
-    """Lowest index along `axis` where `mask` [n, m] is true, 0 if nowhere: `argmax` promises no particular one."""
+    """Lowest index along `axis` where `mask` [n, m] is true, its size if nowhere; `argmax` promises none of several."""
     size = tf.shape(mask)[axis]
     positions = tf.expand_dims(tf.range(size), 1 - axis)
-    return tf.reduce_min(tf.where(mask, positions, size), axis=axis) % size
+    return tf.reduce_min(tf.where(mask, positions, size), axis=axis)
 
 
 def _assign_sparse(boxes, classes, difficult, box_weights, takes_part, anchor_config, config, image_size):
