@@ -276,7 +276,7 @@ def _histogram(
     edges = np.arange(first * 4, last * 4 + 1) / 4
     stacked = [np.histogram(logs[chosen], edges)[0] for chosen in (matched, ~matched)]
     highest = int(sum(stacked).max())
-    left, right, top, height = 60, 510, 10, 150
+    left, right, top, height = 60, 500, 10, 150
     step = (right - left) / (len(edges) - 1)
 
     def x(log: float) -> str:

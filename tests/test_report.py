@@ -1,0 +1,394 @@
+"""The report: its numbers against brute force and the pipeline, its page by a strict parser, its pictures by paint."""
+
+import base64
+import io
+import os
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import voc_tree
+from lxml import etree, html
+from PIL import Image
+from voc_tree import annotation_xml, encoded, object_xml
+
+from input import anchors, augment, convert, report, report_page, survey, tfrecord
+from input.config import AnchorConfig
+
+XHTML = {"x": "http://www.w3.org/1999/xhtml"}
+NASTY = "<b>&\"'ünï 猫"
+
+
+class Made:
+    """A converted tree and its report."""
+
+    def __init__(self, tree: voc_tree.VocTree, image_size=(64, 64), workers=1, name="out", **settings):
+        self.out = tree.root.parent / name
+        config = convert.ConvertConfig(voc_dirs=(str(tree.root),), output_dir=str(self.out), **settings)
+        with convert.Workers(workers) as pool:
+            (self.manifest,) = convert.convert(config, pool)
+            self.text, self.path = report.write_report(str(self.out), self.manifest, image_size, pool)
+        with open(self.path, encoding="utf-8") as file:
+            self.html = file.read()
+        self.page = etree.fromstring(self.html.encode())
+
+    def words(self, path: str) -> list[str]:
+        return ["".join(element.itertext()) for element in self.page.iterfind(path, XHTML)]
+
+
+@pytest.fixture
+def tree(tmp_path) -> voc_tree.VocTree:
+    return voc_tree.VocTree(tmp_path / "voc")
+
+
+def painted(tree: voc_tree.VocTree, count: int, name: str = NASTY, height: int = 120, width: int = 160):
+    """Images of one object each: a bright block on black, elsewhere in every image; returns each block's place."""
+    places = {}
+    for index in range(count):
+        stem, y, x = f"img{index:03d}", 7 * index % (height - 50), 11 * index % (width - 60)
+        pixels = np.zeros((height, width, 3), np.uint8)
+        pixels[y : y + 40, x : x + 50] = (250, 40 + 20 * index % 200, 30)
+        flags = f"<pose>Left</pose><truncated>0</truncated><difficult>{index % 2}</difficult>"
+        escaped = name.replace("&", "&amp;").replace("<", "&lt;")
+        xml = annotation_xml(
+            object_xml(escaped, (x + 1, y + 1, x + 50, y + 40), flags), filename=stem + ".jpg", size=(height, width)
+        )
+        tree.add(stem, xml, encoded(Image.fromarray(pixels), quality=95))
+        places[stem] = (x, y, 50, 40)
+    return places
+
+
+def some_survey(sizes, boxes_of_each, classes=None) -> survey.Survey:
+    counts = np.array([len(boxes) for boxes in boxes_of_each], np.int32)
+    total = counts.sum()
+    return survey.Survey(
+        [f"image-{index}" for index in range(len(sizes))],
+        np.array(sizes, np.int32),
+        counts,
+        np.concatenate(boxes_of_each).astype(np.float32),
+        np.zeros(total, np.int32) if classes is None else np.array(classes, np.int32),
+        np.zeros(total, np.bool_),
+        np.array([len(sizes)], np.int32),
+    )
+
+
+def random_boxes(rng, count, sides, image_size, ratios=(1.0, 1.0)) -> np.ndarray:
+    """Boxes inside the image, log-uniform in side and in aspect ratio."""
+    side, ratio = (np.exp(rng.uniform(*np.log(bounds), count)) for bounds in (sides, ratios))
+    extent = np.minimum(np.stack([side / np.sqrt(ratio), side * np.sqrt(ratio)], 1), image_size)
+    corner = rng.uniform(size=(count, 2)) * (np.array(image_size) - extent)
+    return np.concatenate([corner, corner + extent], 1).astype(np.float32)
+
+
+# Numbers.
+
+
+@pytest.mark.parametrize("image_size", [(512, 512), (256, 320), (96, 64)])
+def test_boxes_are_letterboxed_as_the_pipeline_does(image_size):
+    rng = np.random.default_rng(0)
+    sizes = [(480, 640), (1, 3000), (7, 5), (333, 500), *rng.integers(1, 2000, (40, 2)).tolist()]
+    boxes = [rng.uniform(size=(index % 3, 4)) * [*size, *size] for index, size in enumerate(sizes)]
+    expected = []
+    for size, rows in zip(sizes, boxes):
+        scale = augment.transform_of(augment.fit_window(tf.constant(size), image_size)).numpy()
+        assert scale[2:].tolist() == [0, 0]
+        expected.append(rows.astype(np.float32) * np.tile(scale[:2], 2))
+    np.testing.assert_allclose(
+        survey.input_boxes(some_survey(sizes, boxes), image_size), np.concatenate(expected), rtol=1e-6
+    )
+
+
+def test_fit_equals_brute_force_over_all_anchors():
+    rng, image_size = np.random.default_rng(1), (96, 128)
+    boxes = random_boxes(rng, 400, (4, 120), image_size, (0.2, 5))
+    classes = rng.integers(0, 3, 400) * 2  # classes 1 and 3 have no box
+    config = AnchorConfig(sizes=(8.0, 24.0, 48.0, 90.0, 200.0), aspect_ratios=(0.4, 1.0, 3.0))
+    every = anchors.make_anchors(config, image_size).astype(np.float64)
+    low, high = np.maximum(boxes[:, None, :2], every[:, :2]), np.minimum(boxes[:, None, 2:], every[:, 2:])
+    shared = np.maximum(high - low, 0).prod(-1)
+    area, anchor_area = ((b[:, 2:] - b[:, :2]).astype(np.float64).prod(-1) for b in (boxes, every))
+    matched = (shared / (area[:, None] + anchor_area - shared)).max(1) >= 0.5
+    fit = survey.measure_fit(boxes, classes, 5, config, image_size)
+    assert 0.2 < matched.mean() < 0.9
+    np.testing.assert_array_equal(fit.matched, matched)
+    np.testing.assert_allclose(
+        fit.per_class, [matched[classes == index].mean() if index % 2 == 0 else np.nan for index in range(5)]
+    )
+    assert fit.worst == np.nanargmin(fit.per_class)
+
+
+def test_fit_by_hand():
+    """Squares on a place of P3, whose smallest anchor has a side of 32: (20 / 32) ** 2 < 0.5 < (24 / 32) ** 2."""
+    boxes = np.array([(50, 50, 70, 70), (48, 48, 72, 72)], np.float32)
+    fit = survey.measure_fit(boxes, np.array([0, 1]), 2, AnchorConfig(), (128, 128))
+    assert fit.matched.tolist() == [False, True]
+    assert fit.worst == 0
+
+
+def test_many_boxes_in_parts_are_the_same_as_at_once():
+    boxes = random_boxes(np.random.default_rng(2), 20_000, (8, 60), (64, 64))
+    parts = survey.measure_fit(boxes, np.zeros(20_000, int), 1, AnchorConfig(), (64, 64)).matched
+    np.testing.assert_array_equal(parts, anchors.best_iou_per_box(boxes, AnchorConfig(), (64, 64)) >= 0.5)
+
+
+@pytest.mark.parametrize(
+    ("values", "weights", "k", "centres"),
+    [
+        ([10, 0, 10, 0, 0], [1, 1, 1, 1, 1], 2, [0, 10]),
+        ([0, 1, 10], [3, 1, 1], 2, [0.25, 10]),
+        ([5, 5, 5], [1, 1, 1], 3, [5, 5, 5]),
+        ([0, 1, 8, 9, 20], [1, 1, 1, 1, 1], 3, [0.5, 8.5, 20]),
+    ],
+)
+def test_k_means_by_hand(values, weights, k, centres):
+    np.testing.assert_allclose(survey.k_means(np.array(values, float), np.array(weights, float), k), centres)
+
+
+def suggestion(boxes, classes, image_size):
+    """What is suggested, and the shares of each class that the default anchors and these match."""
+    num_classes = int(classes.max()) + 1
+    suggested = survey.suggest_anchors(boxes, classes, num_classes, image_size)
+    configs = AnchorConfig(), suggested or AnchorConfig()
+    return suggested, *(survey.measure_fit(boxes, classes, num_classes, c, image_size).per_class for c in configs)
+
+
+def test_small_objects_get_small_anchors():
+    rng, image_size = np.random.default_rng(3), (256, 320)
+    boxes = np.concatenate([random_boxes(rng, 900, (40, 120), image_size), random_boxes(rng, 60, (14, 24), image_size)])
+    suggested, before, after = suggestion(boxes, np.repeat([0, 1], [900, 60]), image_size)
+    assert suggested.sizes[0] in (12, 16)
+    assert np.allclose(np.divide(suggested.sizes[1:], suggested.sizes[:-1]), 2)
+    assert suggested.aspect_ratios == AnchorConfig().aspect_ratios
+    assert suggested.scales == AnchorConfig().scales
+    assert before[1] < 0.3
+    assert after.min() > 0.9
+
+
+def test_long_objects_get_long_anchors():
+    boxes = random_boxes(np.random.default_rng(4), 500, (50, 70), (256, 512), (6, 10))
+    suggested, before, after = suggestion(boxes, np.zeros(500, int), (256, 512))
+    assert before[0] < 0.1
+    assert after[0] > 0.9
+    assert all(5 < ratio < 11 for ratio in suggested.aspect_ratios)
+
+
+def test_no_suggestion_without_gain():
+    rng = np.random.default_rng(5)
+    fitting = random_boxes(rng, 300, (30, 200), (256, 256))
+    assert survey.suggest_anchors(fitting, np.zeros(300, int), 1, (256, 256)) is None
+    dots = random_boxes(rng, 300, (1, 1.5), (256, 256))
+    assert survey.suggest_anchors(dots, np.zeros(300, int), 1, (256, 256)) is None
+
+
+def test_suggestion_hears_every_class():
+    """A class of 20 boxes among 50,000 decides as much as the other."""
+    rng, image_size = np.random.default_rng(6), (256, 256)
+    boxes = np.concatenate(
+        [random_boxes(rng, 50_000, (35, 200), image_size), random_boxes(rng, 20, (13, 18), image_size)]
+    )
+    suggested, before, after = suggestion(boxes, np.repeat([0, 1], [50_000, 20]), image_size)
+    assert suggested.sizes[0] < 32
+    assert before[1] == 0
+    assert after[1] > 0.6
+
+
+# The terminal.
+
+
+def test_text(tree):
+    painted(tree, 6, name="cat")
+    tree.add("negative", annotation_xml("", filename="negative.jpg"))
+    tree.add(
+        "twice",
+        annotation_xml(object_xml("cat"), object_xml("cat"), object_xml("dog", (5, 5, 5, 9)), filename="twice.jpg"),
+    )
+    tree.add("bad", "<annotation")
+    made = Made(tree, on_error="skip", image_size=(120, 160), labels_file=label_file(tree, "cat", "dog"))
+    lines = made.text.splitlines()
+    assert lines[0] == "all: 8 images (1 without objects), 7 boxes, 8 shards"
+    assert lines[1].split() == ["class", "images", "boxes", "median", "side", "matched"]
+    assert lines[2].split() == ["cat", "7", "7", "█" * 24, "44.7", "100.0%"]  # sqrt(40 * 50)
+    assert lines[3].split() == ["dog", "0", "0", "-", "-"]
+    assert "  0.9 boxes an image, 1 at most; 42.8% difficult, 14.2% truncated" in lines
+    assert (
+        "At 120x160 the default anchors match 100.0% of the boxes, of the worst class cat 100.0% (IoU >= 0.5)." in lines
+    )
+    assert re.search(r"^  refused +not_xml +1 +the XML cannot be parsed$", made.text, re.M)
+    assert re.search(r"^  mended +duplicate_box +1 +an object repeats", made.text, re.M)
+    assert re.search(r"^  noted +no_objects +1 ", made.text, re.M)
+    assert "    bad.xml: not_xml: " in made.text
+    assert len(lines) <= 40
+
+
+def test_text_suggests_anchors_where_the_default_ones_are_poor(tree):
+    """Boxes of 50x40 in images of 160x120, at 64x64: a side of 18 px, and no anchor is below 32."""
+    painted(tree, 20, name="cat")
+    made = Made(tree, image_size=(64, 64))
+    lines = made.text.splitlines()
+    at = lines.index("At 64x64 the default anchors match 0.0% of the boxes, of the worst class cat 0.0% (IoU >= 0.5).")
+    assert lines[at + 1] == "These would match 100.0% of the boxes, of the worst class cat 100.0%:"
+    assert lines[at + 2] == "--anchor_sizes=16,32,64,128,256 --anchor_scales=1,1.25992,1.5874 --aspect_ratios=0.5,1,2"
+    assert made.words(".//x:code") == [lines[at + 2]]
+    tiny = Made(tree, image_size=(4, 4), name="tiny").text
+    assert "Half of the boxes that even the default anchors do not match have a side below 1.1 px; try a larger" in tiny
+
+
+def label_file(tree: voc_tree.VocTree, *labels: str) -> str:
+    path = tree.root.parent / "labels.txt"
+    path.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+    return str(path)
+
+
+def test_text_stays_short_and_aligned(tree):
+    labels = ["猫", "è" * 40, "class\x1b[31m", *(f"class {index}" for index in range(30))]
+    for index in range(20):
+        tree.add(f"bad{index:02d}", "<annotation")
+    boxes = [object_xml("猫", (1 + i, 1, 20 + i, 30)) for i in range(9)] + [object_xml("è" * 40)]
+    tree.add("good", annotation_xml(*boxes, filename="good.jpg"))
+    made = Made(tree, on_error="skip", labels_file=label_file(tree, *labels))
+    lines = made.text.splitlines()
+    assert len(lines) <= 40
+    assert "\x1b" not in made.text
+    assert "  and 13 more classes with 0 boxes" in lines
+    assert "    and 12 more, which the manifest names" in lines
+    rows = lines[1:6]
+    assert rows[1].split()[0] == "猫"
+    assert rows[2].split()[0] == "è" * 29 + "…"
+    images = rows[0].index("images") + len("images")
+    assert rows[1][: images - 1].endswith("1")  # one character less, since 猫 is two columns wide
+    assert rows[2][:images].endswith("1")
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(1.0, "100.0%"), (0.99999, "99.9%"), (0.29, "29.0%"), (0.0, "0.0%"), (float("nan"), "-")]
+)
+def test_percent_says_all_only_of_all(share, text):
+    assert report_page.percent(share) == text
+
+
+# The page.
+
+
+def test_page_is_whole_and_needs_nothing_else(tree):
+    painted(tree, 9)
+    made = Made(tree)
+    assert made.html.startswith("<!DOCTYPE html>\n")
+    parsed = html.fromstring(made.html)
+    assert len(parsed.xpath("//figure")) == len(made.page.findall(".//x:figure", XHTML)) == 9
+    links = made.page.xpath("//@href | //@src")
+    assert len(links) == 9
+    assert all(link.startswith("data:image/jpeg;base64,") for link in links)
+    assert not re.search(r"<script|<link|@import|url\(|\son\w+=", made.html)
+    assert len(made.page.xpath("//x:h2", namespaces=XHTML)) == 4
+    plots = made.page.xpath("//x:div[@class='plots']/x:svg", namespaces=XHTML)
+    assert len(plots) == 2
+    for plot in plots:
+        counts = [
+            int(title.text.split()[-2 if "not" not in title.text else -3])
+            for title in plot.iterfind(".//x:title", XHTML)
+        ]
+        assert sum(counts) == 9
+
+
+def test_names_are_shown_as_they_are(tree):
+    painted(tree, 3)
+    tree.add("a&b <i>", annotation_xml(object_xml("dog"), filename="a&amp;b &lt;i>.jpg", size=(9, 9)))
+    made = Made(tree)
+    assert NASTY in made.words(".//x:td")
+    assert f"{NASTY} 1" in made.words(".//x:figcaption")[0] + made.words(".//x:figcaption")[1]
+    assert any(words.startswith("a&b <i> 60 x 40") for words in made.words(".//x:figcaption"))
+    assert made.page.find(".//x:i", XHTML) is None
+    assert report_page.clean("a\x00\x1b\n\ud800\ufffe") == "a" + "\ufffd" * 5
+
+
+def test_boxes_lie_on_what_is_stored(tree):
+    """Each picture is found under its own id, and its rectangle round its own block, at reduced size too."""
+    places = painted(tree, 12, height=900, width=1300)
+    made = Made(tree, num_shards=5)
+    figures = made.page.findall(".//x:figure", XHTML)
+    assert len(figures) == 12
+    for figure in figures:
+        stem = figure.find(".//x:b", XHTML).text
+        pixels = np.asarray(
+            Image.open(io.BytesIO(base64.b64decode(figure.find(".//x:image", XHTML).get("href").partition(",")[2])))
+        )
+        assert pixels.shape == (277, 400, 3)
+        rect = figure.find(".//x:rect", XHTML)
+        drawn = np.array([float(rect.get(name)) for name in ("x", "y", "width", "height")])
+        np.testing.assert_allclose(drawn, np.array(places[stem]) * 400 / 1300, atol=0.15)
+        ys, xs = np.nonzero(pixels[..., 0] > 125)
+        found = np.array([xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1])
+        np.testing.assert_allclose(drawn, found, atol=1)
+        assert rect.get("class") == ("difficult" if int(stem[3:]) % 2 else "plain")
+
+
+def test_mended_images_are_shown_with_what_was_done(tree, monkeypatch):
+    painted(tree, 4, name="cat")
+    for stem in ("bent", "cut", "torn"):
+        tree.add(stem, annotation_xml(object_xml("cat", (5, 5, 99, 9)), filename=stem + ".jpg"))
+    tree.add("bad", "<annotation")
+    monkeypatch.setattr(report_page, "MAX_MENDED", 2)
+    monkeypatch.setattr(report_page, "NUM_SAMPLES", 3)
+    made = Made(tree, on_error="skip")
+    assert made.words(".//x:h2")[-2:] == ["3 random images", "3 mended images, the first 2 of them"]
+    captions = made.words(".//x:figcaption")
+    assert len(captions) == 5
+    assert captions[3].endswith("bent.xml: clipped_box: xmin 5 ymin 5 xmax 99 ymax 9 in 60x40")
+    assert captions[4].startswith("cut ")
+    assert "bad.xml: not_xml" in made.words(".//x:li")[0]
+    rows = made.page.xpath("//x:tr[x:td[1]='mended' or x:td[1]='refused']/x:td[3]", namespaces=XHTML)
+    assert [row.text for row in rows] == ["1", "3"]
+
+
+def test_other_workers_and_other_runs_give_the_same_page(tree):
+    painted(tree, 30)
+    first, again, parallel = Made(tree), Made(tree), Made(tree, workers=2, name="other")
+    assert first.html == again.html == parallel.html
+    assert first.text == again.text == parallel.text
+    assert sorted(set(os.listdir(first.out)) - {shard["name"] for shard in first.manifest["shards"]}) == [
+        "all.manifest.json",
+        "all.report.html",
+        "labels.txt",
+    ]
+
+
+def test_samples_are_drawn_by_the_seed(tree):
+    painted(tree, 40)
+    ids = [[b.text for b in Made(tree, seed=seed, name=f"out{seed}").page.iterfind(".//x:b", XHTML)] for seed in (0, 1)]
+    samples = [[name for name in names if name.startswith("img")] for names in ids]
+    assert all(len(names) == len(set(names)) == report_page.NUM_SAMPLES for names in samples)
+    assert samples[0] != samples[1]
+
+
+def test_no_boxes_at_all(tree):
+    for stem in ("a", "b"):
+        tree.add(stem, annotation_xml("", filename=stem + ".jpg"))
+    made = Made(tree, labels_file=label_file(tree, "cat"))
+    assert made.text.splitlines()[:2] == [
+        "all: 2 images (2 without objects), 0 boxes, 2 shards",
+        "No boxes, so nothing for anchors to match.",
+    ]
+    assert all("no objects" in words for words in made.words(".//x:figcaption"))
+    assert made.page.find(".//x:div[@class='plots']", XHTML) is None
+
+
+def test_an_image_that_does_not_decode_is_said_so(tree):
+    """With --verify=header such an image is stored."""
+    whole = encoded(voc_tree.picture(400, 600))
+    tree.add(
+        "torn",
+        annotation_xml(filename="torn.jpg", size=(400, 600)),
+        image=whole[: whole.index(b"\xff\xc4")] + b"\xff\xd9",
+    )
+    made = Made(tree, verify="header")
+    assert made.words(".//x:figure//x:text") == ["cannot be decoded"]
+
+
+def test_damaged_shard_is_named(tree):
+    painted(tree, 3)
+    made = Made(tree)
+    shard = made.out / made.manifest["shards"][1]["name"]
+    shard.write_bytes(shard.read_bytes()[:-9])
+    with convert.Workers(1) as workers, pytest.raises(tfrecord.DamagedShardError, match=shard.name):
+        report.write_report(str(made.out), made.manifest, (64, 64), workers)
