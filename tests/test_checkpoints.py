@@ -111,20 +111,20 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path, make_parts):
         ({"model": dataclasses.replace(tiny.CONFIG.model, neck="panet")}, "network"),
         ({"input": dataclasses.replace(tiny.CONFIG.input, anchor=dataclasses.replace(
             tiny.CONFIG.input.anchor, scales=(2.0,)))}, "anchor settings"),
+        ({"train": dataclasses.replace(tiny.CONFIG.train, optimizer=OptimizerConfig(optimizer="adamw"))}, "optimizer"),
+        ({"train": dataclasses.replace(tiny.CONFIG.train, precision="mixed_float16")}, "loss scaling"),
     ],
 )  # fmt: skip
-def test_a_run_with_another_network_is_not_overwritten(tmp_path, change, named):
+def test_a_run_with_another_network_is_not_resumed(tmp_path, change, named):
     checkpoints.save_config(tiny.CONFIG, str(tmp_path))
     with pytest.raises(ValueError, match=f"holds a run with another {named}.*another --model_dir"):
-        checkpoints.save_config(dataclasses.replace(tiny.CONFIG, **change), str(tmp_path))
-    assert checkpoints.read_config(str(tmp_path)) == tiny.CONFIG
+        checkpoints.require_same_run(dataclasses.replace(tiny.CONFIG, **change), str(tmp_path))
 
 
-def test_a_longer_run_may_resume(tmp_path):
+def test_a_longer_run_may_resume_and_a_new_one_start(tmp_path):
+    checkpoints.require_same_run(tiny.CONFIG, str(tmp_path))
     checkpoints.save_config(tiny.CONFIG, str(tmp_path))
-    longer = tiny.config(train={"train_steps": 100})
-    checkpoints.save_config(longer, str(tmp_path))
-    assert checkpoints.read_config(str(tmp_path)) == longer
+    checkpoints.require_same_run(tiny.config(train={"train_steps": 100}), str(tmp_path))
 
 
 def test_another_worker_leaves_no_files(tmp_path, make_parts):

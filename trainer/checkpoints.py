@@ -30,24 +30,31 @@ def write_file(path: str, text: str) -> None:
     os.replace(partial, path)
 
 
-def save_config(config: Config, model_dir: str) -> None:
-    """Writes `RUN/config.json`; refuses a run that was started with another network or label list.
+def require_same_run(config: Config, model_dir: str) -> None:
+    """Refuses to resume a run with another network, label list or optimizer; a folder without a run is fine.
 
     Raises:
       ValueError: naming what differs.
     """
-    if os.path.exists(config_path(model_dir)):
-        earlier = read_config(model_dir)
-        for name, was, now in (
-            ("label list", earlier.labels, config.labels),
-            ("network", earlier.model, config.model),
-            ("anchor settings", earlier.input.anchor, config.input.anchor),
-        ):
-            if was != now:
-                raise ValueError(
-                    f"{model_dir} holds a run with another {name}: it was {was}, now {now}. "
-                    "Use the same settings to resume it, or another --model_dir."
-                )
+    if not os.path.exists(config_path(model_dir)):
+        return
+    earlier = read_config(model_dir)
+    for name, was, now in (
+        ("label list", earlier.labels, config.labels),
+        ("network", earlier.model, config.model),
+        ("anchor settings", earlier.input.anchor, config.input.anchor),
+        ("optimizer", earlier.train.optimizer.optimizer, config.train.optimizer.optimizer),
+        ("loss scaling", earlier.train.precision == "mixed_float16", config.train.precision == "mixed_float16"),
+    ):
+        if was != now:
+            raise ValueError(
+                f"{model_dir} holds a run with another {name}: it was {was}, now {now}. "
+                "Use the same settings to resume it, or another --model_dir."
+            )
+
+
+def save_config(config: Config, model_dir: str) -> None:
+    """Writes `RUN/config.json`."""
     write_file(config_path(model_dir), config.to_json())
 
 

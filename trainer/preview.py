@@ -34,6 +34,7 @@ from trainer.config import Config
 # TensorFlow, and what imports it, is imported in the functions that need it, so that `--help` answers at once.
 
 MATCHED, FORCED, UNMATCHED, DIFFICULT = STATES = ("matched", "forced", "unmatched", "difficult")
+UPWARDS = (DIFFICULT, MATCHED, FORCED, UNMATCHED)  # the order of drawing: what needs attention comes uppermost
 STATE_COLOURS = dict(zip(STATES, ((255, 255, 255), (255, 140, 0), (255, 30, 30), (150, 150, 150))))
 POOR_SHARE = 0.8  # of a class's boxes matched: below it the summary says what to do
 GROUND, TEXT = (24, 24, 24), (225, 225, 225)
@@ -218,16 +219,18 @@ def draw_picture(picture: Picture, labels: Sequence[str], colours: dict) -> Imag
         if len(own):
             best = own[picture.ious[own].argmax()]
             _rectangle(draw, picture.anchors[best], zoom, colours[picture.levels[best]], line=1)
-    for box, state in zip(picture.boxes, picture.states):
-        _rectangle(draw, box, zoom, GROUND, line=3)  # so that it shows on light grounds too
-        _rectangle(draw, box, zoom, STATE_COLOURS[state], line=2)
-    centers = (picture.anchors[:, :2] + picture.anchors[:, 2:]) / 2
+    order = np.argsort([UPWARDS.index(state) for state in picture.states], kind="stable")
+    for box in order:
+        _rectangle(draw, picture.boxes[box], zoom, GROUND, line=3)  # so that it shows on light grounds too
+        _rectangle(draw, picture.boxes[box], zoom, STATE_COLOURS[picture.states[box]], line=2)
+    centers = np.round((picture.anchors[:, :2] + picture.anchors[:, 2:]) / 2)  # whole, but for rounding errors
     places, counts = np.unique(np.column_stack([picture.levels, centers]), axis=0, return_counts=True)
     for (level, y, x), count in zip(places, counts):
         _dot(draw, x * zoom, y * zoom, 1 + math.sqrt(count), colours[level])
     num_anchors = np.bincount(picture.owners, minlength=len(picture.boxes))
-    for box, category, state, number in zip(picture.boxes, picture.classes, picture.states, num_anchors):
-        _label(image, box, zoom, f"{labels[category]} {number}", STATE_COLOURS[state])
+    for box in order:
+        text = f"{labels[picture.classes[box]]} {num_anchors[box]}"
+        _label(image, picture.boxes[box], zoom, text, STATE_COLOURS[picture.states[box]])
     return image
 
 

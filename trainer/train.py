@@ -220,8 +220,7 @@ def _run(config: Config, train_paths, val_paths, model_dir, stop: StopSignal) ->
 
     num_records = sum(tfrecord.count_records(train_paths))
     train_steps = count_steps(config, num_records)
-    if is_chief:
-        checkpoints.save_config(config, model_dir)
+    checkpoints.require_same_run(config, model_dir)
     with strategy.scope():
         model = checkpoints.make_model(config)
         optimizer = optimizers.make_optimizer(
@@ -232,6 +231,8 @@ def _run(config: Config, train_paths, val_paths, model_dir, stop: StopSignal) ->
         optimizer.build(model.trainable_variables)
     saved = checkpoints.Checkpoints(model_dir, model, optimizer, keep=config.train.keep_checkpoints, is_chief=is_chief)
     resumed = saved.restore()
+    if is_chief:
+        checkpoints.save_config(config, model_dir)
     current = int(optimizer.iterations.numpy())
     devices = f"{replicas} x {strategy.extended.worker_devices[0].rsplit(':', 2)[-2]}"
     log.info(
@@ -256,6 +257,8 @@ def _run(config: Config, train_paths, val_paths, model_dir, stop: StopSignal) ->
     save_every = config.train.checkpoint_every or eval_every
     cadences = [every for every in (log_every, eval_every, save_every, train_steps) if every]
     reporter = reporting.Reporter(model_dir, step=current, train_steps=train_steps, batch_size=config.input.batch_size)
+    if current >= train_steps:
+        log.info("nothing left to train; for more, raise --train_steps or --epochs")
     metrics, since_log = {}, []
     while current < train_steps and stop.received is None:
         target = next_stop(current, config.train.steps_per_loop, cadences)
@@ -266,7 +269,7 @@ def _run(config: Config, train_paths, val_paths, model_dir, stop: StopSignal) ->
         if not log_every or current % log_every == 0 or current == train_steps:
             _report(reporter, current, since_log, optimizer)
             since_log = []
-        if current % save_every == 0 or current == train_steps or stop.received is not None:
+        if current % save_every == 0 or current == train_steps:
             saved.save(current)
         if evaluator and (current % eval_every == 0 or current == train_steps):
             metrics = evaluator()
