@@ -4,9 +4,9 @@
 
 `host` is all that the host does for training with --augment=paper. `floor` reads the same files with the same threads:
 record, image/encoded, decode, one bilinear resize, uint8, batch. `full` is the host with scale jitter 0.5-2.0, and what
-a device does after it: flip, float, normalise (compiled by XLA) and targets; here all on this CPU. The three take turns, and so does the
-peer's command, whose last line must hold "N images/s". The last line is JSON, of medians over the turns; ratios are
-medians of the turns' ratios.
+a device does after it: flip, float, normalise (compiled by XLA) and targets; here all on this CPU. The three take
+turns, and so does the peer's command, whose last line must hold "N images/s". The last line is JSON, of medians over
+the turns; ratios are medians of the turns' ratios.
 """
 
 import dataclasses
