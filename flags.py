@@ -7,7 +7,7 @@ import dataclasses
 
 from absl import flags
 
-from input.config import AnchorConfig, AugmentConfig, InputConfig, MatchConfig
+from input.config import AnchorConfig, AugmentConfig, InputConfig, MatchConfig, parse_image_size
 from model.config import BACKBONES, NECKS, DetectConfig, LossConfig, ModelConfig
 from trainer.config import DISTRIBUTIONS, OPTIMIZERS, PRECISIONS, SCHEDULES, Config, OptimizerConfig, TrainConfig
 
@@ -110,19 +110,6 @@ flags.DEFINE_bool("xla", _train.xla, "Compile the step with XLA; one replica onl
 flags.DEFINE_bool("eager", _train.eager, "Run step by step without graphs, for debugging.")
 
 REQUIRED = ("train_records", "model_dir")
-
-
-def parse_image_size(text: str) -> tuple[int, int]:
-    """ "512" or "480x640" (height x width) -> (height, width), each padded up to a multiple of 32.
-
-    Raises:
-      ValueError: naming the flag.
-    """
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdigit() and int(side) > 0 for side in sides):
-        raise ValueError(f"--image_size={text}: write N or HxW, such as 512 or 480x640 (height x width).")
-    height, width = (-(-int(side) // 32) * 32 for side in (sides * 2)[:2])
-    return height, width
 
 
 def _floats(name: str) -> tuple[float, ...]:

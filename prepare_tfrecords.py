@@ -13,12 +13,13 @@ import sys
 from absl import app, flags
 from tqdm import tqdm
 
-from input import convert, tfrecord
+from input import convert, report, tfrecord
+from input.config import parse_image_size
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(convert.ConvertConfig)}
 
 flags.DEFINE_multi_string("voc_dir", [], "Folder with Annotations/, JPEGImages/ and ImageSets/Main/; may be repeated.")
-flags.DEFINE_string("output_dir", "", "Where the shards, labels.txt and the manifest go.")
+flags.DEFINE_string("output_dir", "", "Where the shards, labels.txt, the manifest and the report go.")
 flags.DEFINE_string("image_set", "", "A list in ImageSets/Main, without .txt; names the split. None: all annotations.")
 flags.DEFINE_string("image_set_file", "", "The list itself, in place of the one in ImageSets/Main.")
 flags.DEFINE_string("annotations_dir", "", "In place of VOCDIR/Annotations.")
@@ -41,6 +42,7 @@ flags.DEFINE_integer("shard_mb", _DEFAULTS["shard_bytes"] >> 20, "Target size of
 flags.DEFINE_integer("seed", 0, "Seed of the shuffle over shards, and of --val_fraction.")
 flags.DEFINE_integer("num_workers", 0, "Worker processes; 0: one for each core.", lower_bound=0)
 flags.DEFINE_boolean("overwrite", False, "Replace a conversion of this split that is already there.")
+flags.DEFINE_string("report_image_size", "512", "The report judges anchors at this --image_size: N or HxW.")
 flags.DEFINE_string("check", "", "Convert nothing; verify the shards that match this pattern.")
 
 
@@ -67,25 +69,14 @@ def check(patterns: str) -> list[str]:
     return problems
 
 
-def print_summary(manifest: dict) -> None:
-    print(
-        f"{manifest['split']}: {manifest['num_images']} images ({manifest['num_negatives']} without objects), "
-        f"{manifest['num_boxes']} boxes, {len(manifest['shards'])} shards"
-    )
-    for label, count in manifest["boxes_per_class"].items():
-        print(f"  {label}: {count} boxes in {manifest['images_per_class'][label]} images")
-    for kind in ("refused", "mended", "noted"):
-        for reason, count in manifest[kind]["counts"].items():
-            print(f"  {kind} {reason}: {count}")
-        if kind != "noted":
-            for line in manifest[kind]["files"]:
-                print(f"    {line['file']}: {line['reason']}: {line['detail']}")
-
-
 def main(argv):
     values = flags.FLAGS
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}: flags start with --.")
+    try:
+        image_size = parse_image_size(values.report_image_size, "report_image_size")
+    except ValueError as error:
+        raise app.UsageError(str(error)) from None
     try:
         if values.check:
             if problems := check(values.check):
@@ -96,11 +87,14 @@ def main(argv):
         config = config_from_flags(values)
         with convert.Workers(config.num_workers or len(os.sched_getaffinity(0))) as workers:
             manifests = convert.convert(config, workers)
-    except (convert.ConversionError, FileNotFoundError) as error:
+            with convert.locked(config.output_dir):
+                for manifest in manifests:
+                    text, path = report.write_report(config.output_dir, manifest, image_size, workers)
+                    print(f"{text}\nPictures and plots: {path}")
+    except (convert.ConversionError, tfrecord.DamagedShardError, OSError) as error:
         sys.exit(f"prepare_tfrecords: {error}")
-    for manifest in manifests:
-        print_summary(manifest)
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a class name's letters is no reason to fail
     app.run(main)

@@ -145,3 +145,16 @@ class InputConfig:
                 raise ValueError(f"--{name} must be at least 1; got {getattr(self, name)}.")
         if self.target_assignment not in ("device", "host"):
             raise ValueError(f"--target_assignment={self.target_assignment}: choose device or host.")
+
+
+def parse_image_size(text: str, flag: str = "image_size") -> tuple[int, int]:
+    """ "512" or "480x640" (height x width) -> (height, width), each padded up to a multiple of 32.
+
+    Raises:
+      ValueError: naming the flag.
+    """
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdigit() and int(side) > 0 for side in sides):
+        raise ValueError(f"--{flag}={text}: write N or HxW, such as 512 or 480x640 (height x width).")
+    height, width = (-(-int(side) // 32) * 32 for side in (sides * 2)[:2])
+    return height, width

@@ -59,7 +59,7 @@ def test_command(tree, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "train: 12 images (3 without objects), 18 boxes, 8 shards" in done.stdout
     shards = [f"train-{index:05d}-of-00008.tfrecord" for index in range(8)]
-    assert sorted(os.listdir(out)) == ["labels.txt", *shards, "train.manifest.json"]
+    assert sorted(os.listdir(out)) == ["labels.txt", *shards, "train.manifest.json", "train.report.html"]
     assert (out / "labels.txt").read_text() == "cat\ndog\n"
     checked = command(f"--check={out}/train-*.tfrecord")
     assert checked.returncode == 0, checked.stderr

@@ -3,7 +3,10 @@
 import base64
 import io
 import os
+import pathlib
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from voc_tree import annotation_xml, encoded, object_xml
 from input import anchors, augment, convert, report, report_page, survey, tfrecord
 from input.config import AnchorConfig
 
+ROOT = pathlib.Path(__file__).parents[1]
 XHTML = {"x": "http://www.w3.org/1999/xhtml"}
 NASTY = "<b>&\"'ünï 猫"
 
@@ -392,3 +396,29 @@ def test_damaged_shard_is_named(tree):
     shard.write_bytes(shard.read_bytes()[:-9])
     with convert.Workers(1) as workers, pytest.raises(tfrecord.DamagedShardError, match=shard.name):
         report.write_report(str(made.out), made.manifest, (64, 64), workers)
+
+
+def test_command_reports_each_split(tree):
+    painted(tree, 12, name="猫")
+    out = tree.root.parent / "out"
+    command = [sys.executable, "prepare_tfrecords.py", f"--voc_dir={tree.root}", f"--output_dir={out}"]
+    command += ["--val_fraction=0.25", "--num_workers=1"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+
+    def run(*arguments):
+        return subprocess.run([*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    done = run("--report_image_size=50x64")
+    assert done.returncode == 0, done.stderr
+    for split, count in (("train", 9), ("val", 3)):
+        assert f"{split}: {count} images (0 without objects), {count} boxes" in done.stdout
+        assert f"Pictures and plots: {out}/{split}.report.html\n" in done.stdout
+        assert "猫" in (out / f"{split}.report.html").read_text(encoding="utf-8")
+    assert done.stdout.count("At 64x64 the default anchors match") == 2
+    assert {name for name in os.listdir(out) if not name.endswith(".tfrecord")} == {
+        "labels.txt",
+        *(f"{split}.{kind}" for split in ("train", "val") for kind in ("manifest.json", "report.html")),
+    }
+    refused = run("--report_image_size=huge")
+    assert refused.returncode == 1
+    assert "--report_image_size=huge: write N or HxW" in refused.stderr
