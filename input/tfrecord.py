@@ -52,26 +52,34 @@ def _varint(value: int) -> bytes:
 _SMALL = [bytes((value,)) for value in range(0x80)]
 
 
-def _message(number: int, payload: bytes) -> bytes:
-    return _SMALL[number << 3 | 2] + _varint(len(payload)) + payload
-
-
-@functools.lru_cache(maxsize=4096)  # class names, poses and keys come again and again
+@functools.lru_cache(maxsize=4096)  # keys, class names and poses come again and again
 def _string(text: str) -> bytes:
-    return _message(1, text.encode())
+    """Field 1 of a message, a string or bytes."""
+    return _bytes(text.encode())
 
 
-def _bytes_list(messages: Iterable[bytes]) -> bytes:
-    return _message(1, b"".join(messages))
+def _bytes(data: bytes) -> bytes:
+    return b"\x0a" + _varint(len(data)) + data
 
 
-def _float_list(values: Sequence[float]) -> bytes:
-    return _message(2, _message(1, struct.pack(f"<{len(values)}f", *values)))
+def _feature(key: str, kind: bytes, values: bytes) -> bytes:
+    """One entry of the feature map; `kind` is the tag of a BytesList, FloatList or Int64List, `values` its fields."""
+    feature = kind + _varint(len(values)) + values
+    entry = _string(key) + b"\x12" + _varint(len(feature)) + feature
+    return _bytes(entry)
 
 
-def _int64_list(values: Sequence[int]) -> bytes:
+def _strings(key: str, values: Iterable[str]) -> bytes:
+    return _feature(key, b"\x0a", b"".join(map(_string, values)))
+
+
+def _floats(key: str, values: Sequence[float]) -> bytes:
+    return _feature(key, b"\x12", _bytes(struct.pack(f"<{len(values)}f", *values)))
+
+
+def _ints(key: str, values: Sequence[int]) -> bytes:
     packed = bytes(values) if max(values, default=0) < 0x80 else b"".join(map(_varint, values))
-    return _message(3, _message(1, packed))
+    return _feature(key, b"\x1a", _bytes(packed))
 
 
 def encode_example(annotation: Annotation, jpeg: bytes) -> bytes:
@@ -83,28 +91,27 @@ def encode_example(annotation: Annotation, jpeg: bytes) -> bytes:
     """
     height, width = annotation.height, annotation.width
     ymin, xmin, ymax, xmax = zip(*annotation.boxes) if annotation.boxes else ((), (), (), ())
-    features = {
-        "image/encoded": _bytes_list([_message(1, jpeg)]),
-        "image/filename": _bytes_list([_message(1, annotation.filename.encode())]),
-        "image/format": _bytes_list([_string("jpeg")]),
-        "image/height": _int64_list([height]),
-        "image/key/sha256": _bytes_list([_message(1, hashlib.sha256(jpeg).hexdigest().encode())]),
-        "image/object/area": _float_list([(y1 - y0) * (x1 - x0) for y0, x0, y1, x1 in annotation.boxes]),
-        "image/object/bbox/xmax": _float_list([x / width for x in xmax]),
-        "image/object/bbox/xmin": _float_list([x / width for x in xmin]),
-        "image/object/bbox/ymax": _float_list([y / height for y in ymax]),
-        "image/object/bbox/ymin": _float_list([y / height for y in ymin]),
-        "image/object/class/label": _int64_list([index + 1 for index in annotation.classes]),
-        "image/object/class/text": _bytes_list(map(_string, annotation.class_names)),
-        "image/object/difficult": _int64_list(annotation.difficult),
-        "image/object/is_crowd": _int64_list(bytes(len(annotation.boxes))),
-        "image/object/truncated": _int64_list(annotation.truncated),
-        "image/object/view": _bytes_list(map(_string, annotation.poses)),
-        "image/source_id": _bytes_list([_message(1, annotation.image_id.encode())]),
-        "image/width": _int64_list([width]),
-    }
-    entries = [_message(1, _string(key) + _message(2, value)) for key, value in features.items()]
-    return _message(1, b"".join(entries))
+    features = (
+        _feature("image/encoded", b"\x0a", _bytes(jpeg)),
+        _feature("image/filename", b"\x0a", _bytes(annotation.filename.encode())),
+        _strings("image/format", ("jpeg",)),
+        _ints("image/height", (height,)),
+        _feature("image/key/sha256", b"\x0a", _bytes(hashlib.sha256(jpeg).hexdigest().encode())),
+        _floats("image/object/area", [(y1 - y0) * (x1 - x0) for y0, x0, y1, x1 in annotation.boxes]),
+        _floats("image/object/bbox/xmax", [x / width for x in xmax]),
+        _floats("image/object/bbox/xmin", [x / width for x in xmin]),
+        _floats("image/object/bbox/ymax", [y / height for y in ymax]),
+        _floats("image/object/bbox/ymin", [y / height for y in ymin]),
+        _ints("image/object/class/label", [index + 1 for index in annotation.classes]),
+        _strings("image/object/class/text", annotation.class_names),
+        _ints("image/object/difficult", annotation.difficult),
+        _ints("image/object/is_crowd", bytes(len(annotation.boxes))),
+        _ints("image/object/truncated", annotation.truncated),
+        _strings("image/object/view", annotation.poses),
+        _feature("image/source_id", b"\x0a", _bytes(annotation.image_id.encode())),
+        _ints("image/width", (width,)),
+    )
+    return _bytes(b"".join(features))
 
 
 # Parsing, in a TensorFlow graph and without TensorFlow.
@@ -399,7 +406,7 @@ def parse_labels(path: str) -> tuple[str, ...]:
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
-            labels = tuple(filter(None, (line.strip() for line in file)))
+            labels = tuple(filter(None, (" ".join(line.split()) for line in file)))
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8: save it again as UTF-8.") from None
     if not labels:

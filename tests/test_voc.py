@@ -236,22 +236,40 @@ def read(tree: voc_tree.VocTree, **options) -> voc.Example:
 def test_attributes(tree):
     replace_xml(annotation_xml(object_xml(), DOG.replace("<truncated>1", "<truncated>0").replace("lt>0", "lt>1")))(tree)
     annotation = read(tree).annotation
-    assert annotation.class_names == ["cat", "dog"]
-    assert annotation.classes == [0, 1]
-    assert annotation.truncated == [1, 0]
-    assert annotation.difficult == [0, 1]
-    assert annotation.poses == ["Left", "Left"]
+    assert annotation.class_names == ("cat", "dog")
+    assert annotation.classes == (0, 1)
+    assert annotation.truncated == (1, 0)
+    assert annotation.difficult == (0, 1)
+    assert annotation.poses == ("Left", "Left")
 
 
 def test_coordinates_of_both_conventions(tree):
     """The 1-based box of pixels 1..60, 1..40 is the whole image; as edges from 0 it lacks a row and a column."""
     replace_xml(boxes((1, 1, 60, 40)))(tree)
-    assert read(tree).annotation.boxes == [(0, 0, 40, 60)]
-    assert read(tree, zero_based=True).annotation.boxes == [(1, 1, 40, 60)]
+    assert read(tree).annotation.boxes == ((0, 0, 40, 60),)
+    assert read(tree, zero_based=True).annotation.boxes == ((1, 1, 40, 60),)
     replace_xml(boxes((0, 0, 59.5, 40)))(tree)
     from_zero = read(tree, zero_based=True)
-    assert from_zero.annotation.boxes == [(0, 0, 40, 59.5)]
+    assert from_zero.annotation.boxes == ((0, 0, 40, 59.5),)
     assert from_zero.findings == []
+
+
+def test_the_quick_look_says_what_the_closer_one_does(tree, monkeypatch):
+    """Objects with nothing unusual are read by a shorter way: without it the outcome is the same."""
+    flags = "<pose> Left </pose><truncated>1</truncated><difficult>1</difficult>"
+    usual = [object_xml("dog", (1, 1, 60, 40)), object_xml("cat", (2, 3, 4, 5), flags), object_xml("dog", (1, 1, 2, 2))]
+    replace_xml(annotation_xml(*usual, usual[0]))(tree)
+    for zero_based in (False, True):
+        quick = read(tree, zero_based=zero_based)
+        with monkeypatch.context() as patch:
+            patch.setattr(voc, "_read_usual_object", lambda *_: None)
+            assert read(tree, zero_based=zero_based) == quick
+        assert [finding.reason for finding in quick.findings] == ["duplicate_box"]
+        assert len(quick.annotation.boxes) == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(voc, "_read_object", lambda *_: pytest.fail("the quick look was not enough"))
+        replace_xml(annotation_xml(*usual))(tree)
+        assert len(read(tree).annotation.boxes) == 3
 
 
 def test_good_bytes_are_kept(tree):
