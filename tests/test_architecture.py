@@ -16,6 +16,7 @@ COMMANDS = {
     "trainer.evaluate",
     "trainer.export",
     "trainer.predict",
+    "trainer.preview",
     "trainer.demo",
 }
 TFA_CALL_SITES = set()
@@ -124,7 +125,7 @@ def test_tensorflow_addons_is_imported_where_we_know_of_it(project):
     assert users == TFA_CALL_SITES
 
 
-@pytest.mark.parametrize("command", ["prepare_tfrecords", "trainer.task"])
+@pytest.mark.parametrize("command", ["prepare_tfrecords", "trainer.task", "trainer.preview"])
 def test_help_does_not_wait_for_tensorflow(command):
     """In a fresh interpreter, since this one has TensorFlow already."""
     code = f"""

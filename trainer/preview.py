@@ -42,6 +42,7 @@ GROUND, TEXT = (24, 24, 24), (225, 225, 225)
 TILE_SIDE = 560  # px that a picture's longer side is enlarged to, in whole steps
 SHEET_SIZE = (1600, 2000)  # px (height, width) that a sheet stays below, unless one picture is larger
 FONT_SIZE, LINE_HEIGHT, GAP = 14, 20, 8  # px
+CAPTION_HEIGHT = 3 * LINE_HEIGHT + GAP
 
 
 class Picture(NamedTuple):
@@ -246,7 +247,7 @@ def _count_words(states):
 def draw_tile(picture: Picture, image_id: str, labels: Sequence[str], colours: dict) -> Image.Image:
     """The picture over its name and its counts."""
     drawn = draw_picture(picture, labels, colours)
-    tile = Image.new("RGB", (drawn.width, drawn.height + 3 * LINE_HEIGHT + GAP), GROUND)
+    tile = Image.new("RGB", (drawn.width, drawn.height + CAPTION_HEIGHT), GROUND)
     tile.paste(drawn)
     draw = ImageDraw.Draw(tile)
     levels = [(f"   P{level} {int((picture.levels == level).sum())}", colour) for level, colour in colours.items()]
@@ -383,8 +384,8 @@ def write_preview(paths: Sequence[str], config: Config, output_dir: str, num_ima
     for old in glob.glob(os.path.join(glob.escape(output_dir), "sheet-[0-9][0-9][0-9].jpg")):
         os.remove(old)
     colours = level_colours(config.input.anchor)
-    sides = [side * zoom_of(config.input.image_size) + GAP for side in config.input.image_size]
-    rows, columns = (max(1, limit // side) for limit, side in zip(SHEET_SIZE, sides))
+    height, width = (side * zoom_of(config.input.image_size) for side in config.input.image_size)
+    rows, columns = max(1, SHEET_SIZE[0] // (height + CAPTION_HEIGHT)), max(1, SHEET_SIZE[1] // (width + GAP))
     arriving = receive(paths, config.input, num_images)
     sheets, seen = [], []
     while group := list(itertools.islice(arriving, rows * columns)):

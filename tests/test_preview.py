@@ -1,0 +1,266 @@
+"""The contact sheets: what they show is what training is fed, and what they count is what can be counted by hand."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import shards
+import tensorflow as tf
+import tiny
+from PIL import Image
+
+import flags
+from input import anchors, batch_augment, pipeline
+from input.config import AnchorConfig, AugmentConfig, InputConfig
+from trainer import preview
+
+# One square anchor a place: 16 px on P3, centred at 4, 12, 20 ..., 32 px on P4, centred at 8, 24, 40 ...
+CONFIG = tiny.config(
+    input=InputConfig(
+        image_size=(64, 128),
+        batch_size=1,
+        max_boxes=6,
+        shuffle_buffer=4,
+        anchor=AnchorConfig(sizes=(16.0, 32.0, 64.0, 128.0, 256.0), scales=(1.0,), aspect_ratios=(1.0,)),
+        augment=AugmentConfig.preset("none"),
+    )
+)
+ROUND, SQUARE = range(2)
+BOXES = [
+    (12, 12, 28, 28),  # an anchor of P3 itself; no other has an IoU above 1/3
+    (12, 12, 28, 28),  # its twin, too late
+    (50, 50, 54, 54),  # at most 16 / 256 with any anchor
+    (32, 64, 48, 80),  # difficult
+    (24, 8, 56, 40),  # an anchor of P4 itself
+]
+CLASSES = [ROUND, ROUND, SQUARE, SQUARE, SQUARE]
+STATES = ["matched", "unmatched", "forced", "difficult", "matched"]
+
+
+def with_augment(**settings):
+    return dataclasses.replace(CONFIG.input, augment=AugmentConfig(**settings))
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory, pixels):
+    """Shards of one image with BOXES."""
+    folder = tmp_path_factory.mktemp("records")
+    (folder / "labels.txt").write_text("round\nsquare\n")
+    path = folder / "train-00000-of-00001.tfrecord"
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        difficult = [state == "difficult" for state in STATES]
+        writer.write(shards.example("cells", pixels, BOXES, CLASSES, difficult, image_format="png"))
+    return [str(path)]
+
+
+@pytest.fixture(scope="module")
+def picture(paths):
+    (only,) = preview.receive(paths, CONFIG.input, 1)
+    return only
+
+
+def test_boxes_and_anchors_worked_by_hand(picture, pixels):
+    np.testing.assert_array_equal(picture.pixels, pixels)
+    np.testing.assert_array_equal(picture.boxes, BOXES)
+    assert picture.classes.tolist() == CLASSES
+    assert picture.states.tolist() == STATES
+    np.testing.assert_array_equal(picture.levels, [3, 3, 4])
+    assert picture.owners.tolist() == [0, 2, 4]
+    np.testing.assert_allclose(picture.ious, [1, 16 / 256, 1])
+    np.testing.assert_allclose(picture.anchors[[0, 2]], [BOXES[0], BOXES[4]])
+
+
+def test_summary_worked_by_hand(picture):
+    summary = preview.summarize([picture, picture], CONFIG)
+    assert summary == {
+        "num_images": 2,
+        "num_boxes": 8,
+        "num_matched": 4,
+        "num_forced": 2,
+        "num_unmatched": 2,
+        "num_difficult": 2,
+        "matched_share": 0.5,
+        "median_size": 16.0,
+        "positive_anchors": {"P3": 4, "P4": 2, "P5": 0, "P6": 0, "P7": 0},
+        "per_class": {
+            "round": {
+                "num_boxes": 4,
+                "num_matched": 2,
+                "num_forced": 0,
+                "num_unmatched": 2,
+                "num_difficult": 0,
+                "matched_share": 0.5,
+                "median_size": 16.0,
+            },
+            "square": {
+                "num_boxes": 4,
+                "num_matched": 2,
+                "num_forced": 2,
+                "num_unmatched": 0,
+                "num_difficult": 2,
+                "matched_share": 0.5,
+                "median_size": 18.0,  # of 4 and 32
+            },
+        },
+    }
+    lines = preview.format_summary(summary, CONFIG.input).splitlines()
+    assert lines[1].split() == ["round", "4", "2", "0", "2", "0", "50.0%", "16", "px"]
+    assert lines[3].split() == ["all", "classes", "8", "4", "2", "2", "2", "50.0%", "16", "px"]
+    assert lines[6].split() == ["P3", "16", "px", "4"]
+    assert lines[-1].startswith("The anchors do not fit: round, square, all classes.")
+
+
+def test_summary_without_boxes(picture):
+    nothing = np.zeros([0], np.int32)
+    bare = preview.Picture(
+        0, None, np.zeros([0, 4]), nothing, np.zeros([0], "<U9"), np.zeros([0, 4]), nothing, nothing, np.zeros([0])
+    )
+    summary = preview.summarize([bare], CONFIG)
+    assert summary["num_boxes"] == 0
+    assert summary["matched_share"] is None
+    assert summary["per_class"]["round"]["median_size"] is None
+    assert "do not fit" not in preview.format_summary(summary, CONFIG.input)
+
+
+def test_an_anchor_answers_for_the_nearest_box_of_its_class():
+    boxes = np.array([(0, 0, 10, 10), (0, 0, 10, 10), (0, 0, 10, 10), (0, 0, 10, 11), (0, 0, 10, 11)], np.float32)
+    classes = np.array([0, 1, 1, 1, 1])
+    difficult = np.array([False, True, False, False, False])
+    matched = boxes[[0, 2, 3, 4]] * np.float32(1 + 1e-6)
+    owners = preview.find_owners(np.array([0, 1, 1, 1]), matched, boxes, classes, difficult)
+    assert owners.tolist() == [0, 2, 3, 3]
+
+
+def test_a_flip_is_shown(paths, pixels):
+    (flipped,) = preview.receive(paths, with_augment(horizontal_flip=1.0), 1)
+    np.testing.assert_array_equal(flipped.pixels, pixels[:, ::-1])
+    np.testing.assert_array_equal(flipped.boxes[0], (12, 128 - 28, 28, 128 - 12))
+    assert flipped.states[0] == "matched"
+
+
+def test_shows_the_very_images_and_positives_of_training(tmp_path):
+    records = shards.write_shards(tmp_path)
+    config = dataclasses.replace(tiny.CONFIG.input, augment=AugmentConfig.preset("strong"))
+    pictures = list(preview.receive(records, config, 5))
+    assert len(pictures) == 5
+    batches = pipeline.make_dataset(records, config, training=True, batch_size=config.batch_size)
+    fed = []
+    for batch in batches.take(3):
+        batch = batch_augment.augment(batch, config.augment)
+        targets = pipeline.assign(batch, config, method="dense")
+        fed += zip(batch.record_index.numpy(), batch.images.numpy(), targets.class_targets.numpy(), batch.boxes.numpy())
+    every_anchor = anchors.make_anchors(config.anchor, config.image_size)
+    for seen, (record_index, image, class_targets, boxes) in zip(pictures, fed):
+        assert seen.record_index == record_index
+        difference = np.abs(batch_augment.normalize(seen.pixels).numpy() - image)
+        assert difference.max() <= 0.51 / 255 / min(batch_augment.STDDEV_RGB)  # rounded to whole numbers
+        np.testing.assert_array_equal(seen.boxes, boxes[: len(seen.boxes)])
+        positive = class_targets >= 0
+        np.testing.assert_array_equal(seen.anchors, every_anchor[positive])
+        np.testing.assert_array_equal(seen.classes[seen.owners], class_targets[positive])
+
+
+def test_levels_are_those_of_the_anchors():
+    config = AnchorConfig()
+    sides = np.diff(anchors.make_anchors(config, (96, 160)).reshape(-1, 2, 2), axis=1)[:, 0]
+    levels = preview.anchor_levels(config, (96, 160))
+    assert len(levels) == len(sides)
+    np.testing.assert_array_equal(np.floor(np.log2(np.sqrt(sides.prod(axis=1)) * 1.01)) - 2, levels)  # P3 from 32 px
+    assert preview.anchor_sizes(config)[:2] == ["32-51", "64-102"]
+
+
+def test_image_ids_are_found_over_several_shards(tmp_path):
+    records = shards.write_shards(tmp_path)  # images 0 3 6 9, 1 4 7, 2 5 8
+    assert preview.read_image_ids(records, [9, 0, 4, 4]) == ["image-8", "image-0", "image-1", "image-1"]
+
+
+def test_boxes_are_drawn_in_the_colour_of_their_state(picture):
+    zoom = preview.zoom_of(CONFIG.input.image_size)
+    assert zoom == 4
+    colours = preview.level_colours(CONFIG.input.anchor)
+    drawn = np.asarray(preview.draw_picture(picture, CONFIG.labels, colours))
+    assert drawn.shape == (64 * zoom, 128 * zoom, 3)
+    for box, state in zip(picture.boxes[1:], STATES[1:]):  # the first is covered by its twin
+        ymin, xmin, ymax, xmax = (round(float(side) * zoom) for side in box)
+        colour = preview.STATE_COLOURS[state]
+        y_below, x_right = (ymin + 3 * ymax) // 4, (xmin + 3 * xmax) // 4  # clear of labels
+        for y, x in ((ymax - 1, x_right), (y_below, xmin), (y_below, xmax - 1)):
+            assert tuple(drawn[y, x]) == colour, (state, y, x)
+    assert tuple(drawn[20 * zoom, 20 * zoom]) == colours[3]  # the dots
+    assert tuple(drawn[40 * zoom, 24 * zoom]) == colours[4]
+
+
+def test_pixels_outside_boxes_stay_as_they_are(picture, pixels):
+    drawn = np.asarray(preview.draw_picture(picture, CONFIG.labels, preview.level_colours(CONFIG.input.anchor)))
+    enlarged = pixels.repeat(4, axis=0).repeat(4, axis=1)
+    np.testing.assert_array_equal(drawn[:, 90 * 4 :], enlarged[:, 90 * 4 :])
+    assert (drawn == enlarged).mean() > 0.8
+
+
+@pytest.mark.parametrize("width", [560, 1000, 2000])
+def test_the_legend_is_never_cut(width):
+    legend = np.asarray(preview.draw_legend(CONFIG.input, preview.level_colours(CONFIG.input.anchor), width))
+    assert legend.shape[1] == width
+    assert (legend[:, -1] == preview.GROUND).all()
+    assert (legend[-1] == preview.GROUND).all()
+    shown = {tuple(colour) for colour in legend.reshape(-1, 3)}
+    assert {*preview.STATE_COLOURS.values(), *preview.level_colours(CONFIG.input.anchor).values()} <= shown
+
+
+def test_sheets_and_counts_on_disk(paths, tmp_path):
+    output = tmp_path / "a" / "b"
+    output.mkdir(parents=True)
+    for name in ("sheet-007.jpg", "mine.jpg"):
+        (output / name).write_text("of an earlier call, or not ours")
+    summary = preview.write_preview(paths, CONFIG, str(output), 14)  # one record: fourteen epochs
+    assert sorted(os.listdir(output)) == ["mine.jpg", "preview.json", "sheet-000.jpg", "sheet-001.jpg"]
+    assert json.loads((output / "preview.json").read_text()) == json.loads(json.dumps(summary))
+    assert (summary["num_images"], summary["num_boxes"], summary["num_unmatched"]) == (14, 56, 14)
+    assert summary["sheets"] == ["sheet-000.jpg", "sheet-001.jpg"]
+    assert summary["input"]["image_size"] == (64, 128)
+    sizes = []
+    for name in summary["sheets"]:
+        with Image.open(output / name) as sheet:
+            sizes.append(sheet.size)
+    assert max(sizes[0]) <= max(preview.SHEET_SIZE)
+    assert sizes[1][0] == sizes[0][0]
+    assert sizes[1][1] < sizes[0][1]
+
+
+def test_the_command(paths, tmp_path):
+    command = [sys.executable, "-m", "trainer.preview", f"--records={paths[0]}", f"--output_dir={tmp_path}"]
+    settings = ["--image_size=64x128", "--anchor_sizes=16,32,64,128,256", "--batch_size=2", "--num_images=2"]
+    done = subprocess.run([*command, *settings, "--augment=paper"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"images: 2, contact sheets: 1, in {tmp_path}\n")
+    summary = json.loads((tmp_path / "preview.json").read_text())
+    assert summary["num_boxes"] == 8
+    assert summary["input"]["augment"]["horizontal_flip"] == 0.5
+    assert list(summary["per_class"]) == ["round", "square"]
+
+
+def test_a_wrong_flag_is_named_before_anything_is_written(paths, tmp_path):
+    command = [sys.executable, "-m", "trainer.preview", f"--records={paths[0]}", f"--output_dir={tmp_path}/out"]
+    done = subprocess.run([*command, "--image_size=wide"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: --image_size=wide: write N or HxW")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_records_that_are_not_there_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(flags, "config_from_flags", lambda labels=(): CONFIG)
+    wanted = SimpleNamespace(records=[f"{tmp_path}/none-*"], output_dir=f"{tmp_path}/out", num_images=1)
+    monkeypatch.setattr(preview.absl_flags, "FLAGS", wanted)
+    with pytest.raises(SystemExit, match=r"^error: no file matches .*none-\*"):
+        preview.main(["preview"])
