@@ -82,7 +82,7 @@ def _class_table(report: report_page.Report) -> Iterator[str]:
     sides = survey.by_class(survey.box_sides(report.boxes), report.data.classes, len(labels))
     counts = np.array([len(members) for members in sides])
     shown = np.argsort(-counts, kind="stable")[:_MAX_CLASSES].tolist()
-    rows = [["class", "images", "boxes", "", "median side", "matched"]]
+    rows = [["class", "images", "boxes", "", f"median side at {report_page.size_name(report)}", "matched"]]
     for index in shown:
         rows.append(
             [

@@ -15,7 +15,6 @@ import pytest
 import voc_tree
 from voc_tree import annotation_xml, encoded, object_xml, picture
 
-import prepare_tfrecords
 from input import convert, tfrecord, voc
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -434,7 +433,7 @@ def die(_, advance):
 # Checking.
 
 
-def test_check_names_what_is_damaged(tree, tmp_path, capsys):
+def test_check_names_what_is_damaged(tree, tmp_path):
     run(tree)
     first, second, third, fourth = sorted((tmp_path / "out").glob("*.tfrecord"))[:4]
     data = bytearray(first.read_bytes())
@@ -444,8 +443,10 @@ def test_check_names_what_is_damaged(tree, tmp_path, capsys):
     record = next(tfrecord.read_records(str(third)))
     third.write_bytes(third.read_bytes() + tfrecord.frame_record(record))
     fourth.write_bytes(b"".join(map(tfrecord.frame_record, reversed(list(tfrecord.read_records(str(fourth)))))))
-    problems = prepare_tfrecords.check(f"{tmp_path}/out/*.tfrecord")
-    assert "4 of 8 shards are sound" in capsys.readouterr().out
+    done = command(f"--check={tmp_path}/out/*.tfrecord")
+    assert done.returncode == 1
+    assert "4 of 8 shards are sound" in done.stdout
+    problems = done.stderr.splitlines()
     for problem, path, what in zip(
         problems,
         (first, second, third, fourth),

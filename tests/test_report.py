@@ -211,7 +211,7 @@ def test_text(tree):
     made = Made(tree, on_error="skip", image_size=(120, 160), labels_file=label_file(tree, "cat", "dog"))
     lines = made.text.splitlines()
     assert lines[0] == "all: 8 images (1 without objects), 7 boxes, 8 shards"
-    assert lines[1].split() == ["class", "images", "boxes", "median", "side", "matched"]
+    assert lines[1].split() == ["class", "images", "boxes", "median", "side", "at", "120x160", "matched"]
     assert lines[2].split() == ["cat", "7", "7", "█" * 24, "44.7", "100.0%"]  # sqrt(40 * 50)
     assert lines[3].split() == ["dog", "0", "0", "-", "-"]
     assert "  0.9 boxes an image, 1 at most; 42.8% difficult, 14.2% truncated" in lines
