@@ -232,9 +232,9 @@ def test_sheets_and_counts_on_disk(paths, tmp_path):
     for name in summary["sheets"]:
         with Image.open(output / name) as sheet:
             sizes.append(sheet.size)
-    assert max(sizes[0]) <= max(preview.SHEET_SIZE)
-    assert sizes[1][0] == sizes[0][0]
-    assert sizes[1][1] < sizes[0][1]
+    tile = (4 * 64 + preview.CAPTION_HEIGHT, 4 * 128 + preview.GAP)
+    assert [(size[1] // tile[0], size[0] // tile[1]) for size in sizes] == [(4, 3), (1, 2)]
+    assert sizes[0][0] <= preview.SHEET_SIZE[1]
 
 
 def test_the_command(paths, tmp_path):

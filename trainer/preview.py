@@ -106,7 +106,6 @@ def receive(paths: Sequence[str], config: InputConfig, num_images: int) -> Itera
     anchors = make_anchors(config.anchor, config.image_size)
     levels = anchor_levels(config.anchor, config.image_size)
 
-    @tf.function
     def prepare(batch):
         batch = batch_augment.augment(batch, config.augment)
         targets = pipeline.assign(batch, config, method="sparse")
@@ -115,8 +114,8 @@ def receive(paths: Sequence[str], config: InputConfig, num_images: int) -> Itera
         return batch._replace(images=pixels), targets.class_targets, boxes.decode(targets.box_targets, anchors)
 
     def pictures():
-        for batch in pipeline.make_dataset(paths, config, training=True, batch_size=config.batch_size):
-            batch, class_targets, matched_boxes = tf.nest.map_structure(lambda x: x.numpy(), prepare(batch))
+        dataset = pipeline.make_dataset(paths, config, training=True, batch_size=config.batch_size)
+        for batch, class_targets, matched_boxes in dataset.map(prepare).as_numpy_iterator():
             for row, present in enumerate(batch.classes >= 0):
                 own_boxes, classes, difficult = (
                     values[row][present] for values in (batch.boxes, batch.classes, batch.difficult)
@@ -270,36 +269,43 @@ def draw_legend(config: InputConfig, colours: dict, width: int) -> Image.Image:
         DIFFICULT: "difficult: left out",
     }
     levels = zip(colours.items(), anchor_sizes(config.anchor))
-    entries = [
+    of_boxes = [
         *(("box", STATE_COLOURS[state], meaning) for state, meaning in boxes.items()),
         ("", TEXT, "number: anchors that answer for the box"),
+    ]
+    of_anchors = [
         *(("dot", colour, f"P{level}: {sizes} px") for (level, colour), sizes in levels),
         ("", TEXT, "dot: their centre, larger where there are several"),
         ("", TEXT, "thin outline: the best of them"),
     ]
-    legend = Image.new("RGB", (width, 2 * GAP + len(entries) * LINE_HEIGHT), GROUND)
+    legend = Image.new("RGB", (width, 2 * GAP + len(of_boxes + of_anchors) * LINE_HEIGHT), GROUND)
     draw = ImageDraw.Draw(legend)
-    x, y = GAP, GAP
-    for sign, colour, meaning in entries:
-        indent = 26 if sign else 0
-        length = indent + draw.textlength(meaning, font=_font())
-        if x > GAP and x + length > width:
-            x, y = GAP, y + LINE_HEIGHT
-        if sign == "box":
-            draw.rectangle((x, y + 2, x + 18, y + 15), outline=colour, width=2)
-        elif sign == "dot":
-            _dot(draw, x + 10, y + 9, 4, colour)
-        _write(draw, (x + indent, y), [(meaning, colour)])
-        x += length + 3 * GAP
-    return legend.crop((0, 0, width, y + LINE_HEIGHT + GAP))
+    y = GAP
+    for entries in (of_boxes, of_anchors):
+        x = GAP
+        for sign, colour, meaning in entries:
+            indent = 26 if sign else 0
+            length = indent + draw.textlength(meaning, font=_font())
+            if x > GAP and x + length > width:
+                x, y = GAP, y + LINE_HEIGHT
+            if sign == "box":
+                draw.rectangle((x, y + 2, x + 18, y + 15), outline=colour, width=2)
+            elif sign == "dot":
+                _dot(draw, x + 10, y + 9, 4, colour)
+            _write(draw, (x + indent, y), [(meaning, colour)])
+            x += length + 3 * GAP
+        y += LINE_HEIGHT
+    return legend.crop((0, 0, width, y + GAP))
 
 
-def draw_sheet(tiles: Sequence[Image.Image], columns: int, config: InputConfig, colours: dict) -> Image.Image:
-    """The tiles, row by row, under the legend."""
+def draw_sheet(tiles: Sequence[Image.Image], max_columns: int, config: InputConfig, colours: dict) -> Image.Image:
+    """The tiles under the legend, in rows of equal length as far as may be."""
     tile_width, tile_height = tiles[0].size
+    rows = -(-len(tiles) // max_columns)
+    columns = -(-len(tiles) // rows)
     width = columns * (tile_width + GAP) + GAP
     legend = draw_legend(config, colours, width)
-    sheet = Image.new("RGB", (width, legend.height + -(-len(tiles) // columns) * tile_height), GROUND)
+    sheet = Image.new("RGB", (width, legend.height + rows * tile_height), GROUND)
     sheet.paste(legend)
     for number, tile in enumerate(tiles):
         row, column = divmod(number, columns)
@@ -392,7 +398,7 @@ def write_preview(paths: Sequence[str], config: Config, output_dir: str, num_ima
         image_ids = read_image_ids(paths, [picture.record_index for picture in group])
         tiles = [draw_tile(picture, name, config.labels, colours) for picture, name in zip(group, image_ids)]
         sheets.append(f"sheet-{len(sheets):03d}.jpg")
-        sheet = draw_sheet(tiles, min(columns, num_images), config.input, colours)
+        sheet = draw_sheet(tiles, columns, config.input, colours)
         sheet.save(os.path.join(output_dir, sheets[-1]), quality=90, subsampling=0)  # lines of one pixel keep colour
         seen += [picture._replace(pixels=None) for picture in group]
     summary = {
