@@ -40,7 +40,7 @@ POOR_SHARE = 0.8  # of a class's boxes matched: below it the summary says what t
 GROUND, TEXT = (24, 24, 24), (225, 225, 225)
 
 TILE_SIDE = 560  # px that a picture's longer side is enlarged to, in whole steps
-SHEET_SIZE = (1600, 2000)  # px (height, width) that a sheet stays below, unless one picture is larger
+SHEET_SIZE = (1600, 2000)  # px (height, width) of a sheet without its legend, at most, unless one picture is larger
 FONT_SIZE, LINE_HEIGHT, GAP = 14, 20, 8  # px
 CAPTION_HEIGHT = 3 * LINE_HEIGHT + GAP
 
