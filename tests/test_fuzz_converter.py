@@ -1,0 +1,487 @@
+"""Whatever the files hold, the converter ends in a valid record or in a named refusal: never a traceback, never a hang.
+
+Each of the tests with generated cases tries 400 of them, the same in every run. For a longer hunt over new ones,
+
+    FUZZ_CASES=20000 pytest tests/test_fuzz_converter.py
+
+tries that many in each, from a random start; `--hypothesis-seed=N` fixes the start.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import itertools
+import json
+import os
+import pathlib
+import re
+import signal
+import typing
+import xml.etree.ElementTree
+from xml.sax.saxutils import escape
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from voc_tree import annotation_xml, encoded, object_xml, picture
+
+from input import tfrecord, voc
+
+CASES = int(os.environ.get("FUZZ_CASES", "400"))
+HANG = 120  # seconds; a case takes some milliseconds
+LABELS = ("cat", "dog", "chat noir", "猫")
+HEIGHT, WIDTH = 40, 60
+JPEG = encoded(picture(HEIGHT, WIDTH))
+# One of these is noted for every object that the record lacks.
+DROPPED = {
+    *("bad_number", "missing_corner", "missing_name", "unknown_class_dropped"),
+    *("degenerate_box", "swapped_box", "outside_box", "duplicate_box"),
+}
+
+
+def fuzz(cases: st.SearchStrategy, check: typing.Callable[[typing.Any], str]) -> collections.Counter[str]:
+    """Calls `check` with every case, and counts what it returns."""
+    outcomes = collections.Counter()
+
+    @settings(
+        max_examples=CASES,
+        derandomize="FUZZ_CASES" not in os.environ,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),  # they measure time
+    )
+    @given(cases)
+    def try_case(case):
+        outcomes[check(case)] += 1
+
+    try_case()
+    assert sum(outcomes.values()) >= CASES
+    return outcomes
+
+
+class Files:
+    """One annotation and one image on disk, and what the converter makes of them."""
+
+    def __init__(self, folder: pathlib.Path):
+        (folder / "JPEGImages").mkdir()
+        self.xml_path = folder / "b.xml"
+        self.xml_path.write_text(annotation_xml())
+        self.set_image(JPEG)
+
+    def set_image(self, content: bytes, extension: str = ".jpg"):
+        self.image_path = self.xml_path.parent / "JPEGImages" / f"b{extension}"
+        self.image_path.write_bytes(content)
+
+    def look_ahead(self):
+        """What is read of an annotation before the conversion begins."""
+        for text in {*voc.class_names(str(self.xml_path)), voc.named_image(str(self.xml_path))}:
+            as_json(text)
+
+    def read(self, **options) -> voc.Example | str:
+        """The record, or the reason why there is none, after every check that holds for any input."""
+        options = voc.ReadOptions(LABELS, **{"max_pixels": 200_000, **options})
+        source = voc.Source("b", str(self.xml_path), str(self.image_path))
+        outcome = read_annotation(source, options)
+        assert outcome == read_annotation(source, options)
+        if isinstance(outcome, voc.Example):
+            check_record(outcome, options)
+            return outcome
+        path, reason, detail = outcome
+        assert path in source
+        assert reason in voc.REFUSED
+        as_json(detail)
+        return reason
+
+
+def read_annotation(source: voc.Source, options: voc.ReadOptions) -> voc.Example | tuple[str, str, str]:
+    def hang(*_):
+        raise AssertionError(f"no end after {HANG} s")
+
+    signal.signal(signal.SIGALRM, hang)
+    signal.alarm(HANG)
+    try:
+        return voc.read_annotation(source, options)
+    except voc.Refused as refused:
+        return refused.path, refused.reason, refused.detail
+    finally:
+        signal.alarm(0)
+
+
+def as_json(text: str) -> bytes:
+    """As the manifest stores it: fails for what is no text."""
+    assert isinstance(text, str)
+    return json.dumps(text, ensure_ascii=False).encode()
+
+
+@functools.lru_cache(maxsize=64)
+def trained_size(jpeg: bytes) -> tuple[int, int]:
+    """(height, width) as TensorFlow decodes it; raises where it cannot decode all, or a part."""
+    height, width, _ = tf.io.decode_jpeg(jpeg, channels=3).shape
+    part = (height // 4, width // 4, height - height // 4, width - width // 4)
+    assert tf.image.decode_and_crop_jpeg(jpeg, part, channels=3).shape == (*part[2:], 3)
+    return height, width
+
+
+parse_example = tf.function(tfrecord.parse_example, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+
+
+def check_record(example: voc.Example, options: voc.ReadOptions):
+    annotation = example.annotation
+    height, width, count = annotation.height, annotation.width, len(annotation.boxes)
+    if options.verify == "decode":
+        assert trained_size(example.jpeg) == (height, width)
+    assert 0 < height * width <= options.max_pixels
+    for finding in example.findings:
+        assert finding.reason in {*voc.MENDED, *voc.NOTED}
+        assert finding.image_id == "b"
+        as_json(finding.file + finding.detail)
+    for items in annotation[5:]:
+        assert len(items) == count
+    assert [options.labels[index] for index in annotation.classes] == list(annotation.class_names)
+    assert min(annotation.classes, default=0) >= 0
+    assert {*annotation.difficult, *annotation.truncated} <= {0, 1}
+
+    record = parse_example(tfrecord.encode_example(annotation, example.jpeg))
+    assert record.image.numpy() == example.jpeg
+    assert record.image_id.numpy() == b"b"
+    np.testing.assert_array_equal(record.size, [height, width])
+    np.testing.assert_array_equal(record.classes, annotation.classes)
+    np.testing.assert_array_equal(record.difficult, np.bool_(annotation.difficult))
+    boxes = record.normalized_boxes.numpy()
+    exact = np.reshape(annotation.boxes, (-1, 4)) / [height, width, height, width]
+    np.testing.assert_allclose(boxes, exact, rtol=0, atol=1e-7)
+    # As float32, in which training reads them; a NaN fails here.
+    assert np.all(boxes >= 0)
+    assert np.all(boxes <= 1)
+    assert np.all(boxes[:, :2] < boxes[:, 2:])
+
+
+def check_no_object_vanishes(example: voc.Example, num_objects: int):
+    assert len(example.annotation.boxes) + sum(f.reason in DROPPED for f in example.findings) == num_objects
+
+
+def name_of(outcome: voc.Example | str) -> str:
+    return outcome if isinstance(outcome, str) else "record"
+
+
+@pytest.fixture
+def files(tmp_path) -> Files:
+    return Files(tmp_path)
+
+
+# Annotations that are well-formed XML, of any structure.
+
+
+def element(tag: str, *content: str) -> str:
+    """`tag` may have attributes."""
+    return f"<{tag}>{''.join(content)}</{tag.split()[0]}>"
+
+
+ROOT = 'annotation xmlns:a="urn:a"'
+ODD_NUMBERS = (
+    *("", " ", "0", "-1", "-0", "+7", "007", " 12\n", "30,5", "1,234,5", "12.5", "1e1", "1e999", "1e-320", "-1e-9"),
+    *("nan", "-NaN", "inf", "1_0", "0x10", "½", "²", "१२", "٣", "60.999999999", "5.0000001", "9" * 400, "1" * 77),
+    *("twelve", "<b>5</b>", "<!-- 4 -->5", "5<!-- 4 -->", "<![CDATA[8]]>", "&#49;&#50;", "<?pi 3?>7"),
+)
+numbers = st.one_of(st.integers(1, 60).map(str), st.integers(-5, 99).map(str), st.sampled_from(ODD_NUMBERS))
+texts = st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\ufffe\uffff"), max_size=9)
+TAGS = (
+    *("annotation", "object", "name", "bndbox", "xmin", "ymin", "xmax", "ymax", "size", "width", "height", "filename"),
+    *("folder", "part", "pose", "truncated", "difficult", "polygon", "xml-é", "a:object"),
+)
+content = st.one_of(numbers, texts.map(escape), st.sampled_from(LABELS))
+tags = st.sampled_from(TAGS)
+trees = st.recursive(
+    st.builds(element, tags, content),
+    lambda children: st.builds(element, tags, st.lists(children, max_size=5).map("".join)),
+    max_leaves=12,
+)
+any_document = st.builds(
+    element, st.sampled_from((ROOT, ROOT, ROOT, "object", "doc")), st.lists(trees, max_size=5).map("".join)
+)
+
+
+def test_any_tree_of_elements(files):
+    def check(text):
+        files.xml_path.write_text(text, encoding="utf-8")
+        files.look_ahead()
+        example = files.read(drop_unknown_classes=True)
+        if isinstance(example, voc.Example):
+            check_no_object_vanishes(example, len(xml.etree.ElementTree.fromstring(text).findall("object")))
+        return name_of(example)
+
+    outcomes = fuzz(any_document, check)
+    assert min(outcomes["record"], outcomes["other_schema"]) > CASES // 20
+
+
+class Document(typing.NamedTuple):
+    xml: str
+    sound: list[tuple[str, tuple[int, int, int, int]]]  # names and boxes (xmin ymin xmax ymax) without any flaw
+    num_objects: int
+
+
+class Object(typing.NamedTuple):
+    xml: str
+    sound: tuple[str, tuple[int, ...]] | None  # name and box (xmin ymin xmax ymax) of an object without any flaw
+
+
+def shuffled(*strategies: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    """What the strategies give, each perhaps left out, in any order."""
+    parts = st.tuples(*(st.just("") | strategy for strategy in strategies))
+    return st.builds(lambda items, rng: "".join(rng.sample(items, len(items))), parts, st.randoms(use_true_random=True))
+
+
+def elements(tag: str, inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    return inner.map(functools.partial(element, tag))
+
+
+def sound_object(name: str, xs: list[int], ys: list[int]) -> Object:
+    box = (min(xs), min(ys), max(xs), max(ys))
+    return Object(object_xml(name, box), (name, box))
+
+
+odd_corners = shuffled(*(elements(corner, numbers) for corner in ("xmin", "ymin", "xmax", "ymax")))
+odd_names = st.sampled_from((*LABELS, *LABELS, " cat\n", "", "<b/>", "cow", "ca<!-- -->t", "&#99;at"))
+odd_flags = st.sampled_from(("0", "1", "yes", "2", "", "é"))
+odd_objects = shuffled(
+    elements("name", odd_names),
+    elements("bndbox", odd_corners),
+    elements("bndbox", odd_corners),
+    *(elements(tag, odd_flags) for tag in ("difficult", "truncated", "pose")),
+    trees,
+)
+objects = st.one_of(
+    elements("object", odd_objects).map(lambda text: Object(text, None)),
+    st.builds(
+        sound_object,
+        st.sampled_from(LABELS),
+        st.lists(st.integers(1, WIDTH), min_size=2, max_size=2, unique=True),
+        st.lists(st.integers(1, HEIGHT), min_size=2, max_size=2, unique=True),
+    ),
+)
+headers = shuffled(
+    elements("filename", texts.map(escape)),
+    elements("folder", texts.map(escape)),
+    elements("size", shuffled(elements("width", numbers), elements("height", numbers), trees)),
+    st.just("<segmented/>"),
+)
+
+
+def test_voc_documents(files):
+    """Beside the checks for any input: sound objects are kept to the pixel, whatever stands beside them."""
+
+    def check(case):
+        header, members, zero_based, verify = case
+        text = element(ROOT, header, *(member.xml for member in members))
+        files.xml_path.write_text(text, encoding="utf-8")
+        example = files.read(drop_unknown_classes=True, zero_based=zero_based, verify=verify)
+        if isinstance(example, voc.Example):
+            check_no_object_vanishes(example, len(members))
+            first = 0 if zero_based else 1
+            kept = set(zip(example.annotation.class_names, example.annotation.boxes))
+            for name, (xmin, ymin, xmax, ymax) in filter(None, (member.sound for member in members)):
+                assert (name, (ymin - first, xmin - first, ymax, xmax)) in kept
+        return name_of(example)
+
+    cases = st.tuples(headers, st.lists(objects, max_size=6), st.booleans(), st.sampled_from(("header", "decode")))
+    assert fuzz(cases, check)["record"] > CASES // 2
+
+
+# Damaged bytes.
+
+
+class Spots(typing.NamedTuple):
+    """Where damage tells more than elsewhere: up to `reach` bytes behind a match."""
+
+    pattern: bytes
+    reach: int
+
+
+@st.composite
+def damaged(
+    draw, originals: typing.Sequence[tuple[str, bytes]], spots: Spots, tokens: typing.Sequence[bytes]
+) -> tuple[str, bytes]:
+    """The extension and the bytes of one of the `originals`, with one to four changes to the bytes."""
+    rng = draw(st.randoms(use_true_random=True))  # a position is as likely as any other, unlike one that is drawn
+    extension, original = rng.choice(originals)
+    data = bytearray(original)
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        at = rng.randrange(len(data) + 1)
+        if rng.random() < 0.7 and (found := [match.end() for match in re.finditer(spots.pattern, data)]):
+            at = min(rng.choice(found) + rng.randrange(spots.reach), len(data))
+        change = rng.choice(("set", "set", "flip", "flip", "token", "token", "delete", "repeat", "cut"))
+        end = at + rng.randint(1, rng.choice((1, 2, 40)) if change in ("delete", "repeat") else 1)
+        if change == "set":
+            data[at:end] = rng.randbytes(1)
+        elif change == "flip":
+            data[at:end] = bytes(byte ^ 1 << rng.randrange(8) for byte in data[at:end])
+        elif change == "token":
+            data[at:at] = rng.choice(tokens)
+        elif change == "delete":
+            del data[at:end]
+        elif change == "repeat":
+            data[at:at] = data[at:end]
+        else:
+            del data[rng.randint(at, len(data)) :]
+    return extension, bytes(data)
+
+
+XML_TOKENS = (
+    *(
+        b"<",
+        b">",
+        b"/>",
+        b"&",
+        b"]]>",
+        b"<!--",
+        b"<![CDATA[",
+        b"\0",
+        b"\xff",
+        b"\xef\xbb\xbf",
+        b"\xff\xfe",
+        b"\xed\xa0\x80",
+    ),
+    *(b"<object>", b"</object>", b"<bndbox>", b"</bndbox>", b"<annotation>", b"</annotation>", b"<xmin>", b"</name>"),
+    *(b'<!DOCTYPE a [<!ENTITY x "y">]>', b'<!DOCTYPE a SYSTEM "file:///dev/zero">', b"&x;", b"&#0;", b"&#xd800;"),
+    *(b'<?xml version="1.0" encoding="utf-16"?>', b"<?xml-stylesheet?>", b"nan", b"1e999", b"-", b".", b",", b"0"),
+)
+LABELIMG = """<annotation>
+\t<folder>JPEGImages</folder>
+\t<filename>b.jpg</filename>
+\t<path>C:\\Users\\anna\\JPEGImages\\b.jpg</path>
+\t<source>
+\t\t<database>Unknown</database>
+\t</source>
+\t<size>
+\t\t<width>60</width>
+\t\t<height>40</height>
+\t\t<depth>3</depth>
+\t</size>
+\t<segmented>0</segmented>
+\t<object>
+\t\t<name>cat</name>
+\t\t<pose>Unspecified</pose>
+\t\t<truncated>0</truncated>
+\t\t<difficult>0</difficult>
+\t\t<bndbox>
+\t\t\t<xmin>12</xmin>
+\t\t\t<ymin>3</ymin>
+\t\t\t<xmax>40</xmax>
+\t\t\t<ymax>38</ymax>
+\t\t</bndbox>
+\t</object>
+</annotation>
+"""
+PART = "<part><name>head</name><bndbox><xmin>9</xmin><ymin>2</ymin><xmax>20</xmax><ymax>9</ymax></bndbox></part>"
+VOC = annotation_xml(
+    "<source><database>The VOC2007 Database</database><image>flickr</image><flickrid>1</flickrid></source>",
+    "<owner><flickrid>anna</flickrid><name>Änna</name></owner><segmented>1</segmented>",
+    object_xml("dog", (8, 1, 60, 40), inner=PART),
+    object_xml("猫", (1, 20, 17.5, 33)),
+)
+
+
+@pytest.mark.parametrize("drop_unknown_classes", [False, True])
+def test_damaged_annotations(files, drop_unknown_classes):
+    originals = [(".xml", text.encode()) for text in (LABELIMG, LABELIMG, VOC, VOC)]
+    originals += [(".xml", LABELIMG.encode("utf-8-sig")), (".xml", VOC.encode("utf-16"))]
+
+    def check(case):
+        _, data = case
+        files.xml_path.write_bytes(data)
+        files.look_ahead()
+        example = files.read(drop_unknown_classes=drop_unknown_classes)
+        if isinstance(example, voc.Example) and all(finding.reason != "encoding" for finding in example.findings):
+            check_no_object_vanishes(example, len(xml.etree.ElementTree.fromstring(data).findall("object")))
+        return name_of(example)
+
+    outcomes = fuzz(damaged(originals, Spots(b">", 2), XML_TOKENS), check)
+    assert min(outcomes["record"], outcomes["not_xml"]) > CASES // 20
+
+
+def with_orientation(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+JPEG_TOKENS = (
+    *(b"\xff\xd8", b"\xff\xd9", b"\xff\x00", b"\xff\xff", b"\xff\xda", b"\xff\xd0", b"\xff\xc4", b"\xff\xdb", b"\0\0"),
+    *(b"\xff\xe1\x00\x20Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0", b"\xff\xdd\x00\x04\x00\x01"),
+    b"\xff\xee\x00\x0eAdobe\x00\x64\0\0\0\0\x00",
+)
+PICTURE = picture(HEIGHT, WIDTH)
+JPEGS = [
+    (".jpg", content)
+    for content in (
+        JPEG,
+        encoded(PICTURE, progressive=True),
+        encoded(PICTURE, subsampling=0, restart_marker_blocks=2),
+        encoded(PICTURE, exif=with_orientation(6)),
+        encoded(PICTURE.convert("L")),
+        encoded(PICTURE.convert("CMYK")),
+        encoded(picture(3, 5)),
+    )
+]
+DEEP = Image.fromarray(np.arange(HEIGHT * WIDTH, dtype=np.uint16).reshape(HEIGHT, WIDTH) * 20)
+OTHERS = [
+    (".png", encoded(PICTURE, "PNG")),
+    (".png", encoded(PICTURE.convert("P"), "PNG", exif=with_orientation(8))),
+    (".png", encoded(DEEP, "PNG")),
+    (".jpg", encoded(PICTURE.convert("RGBA"), "PNG")),
+    (".gif", encoded(PICTURE, "GIF")),
+    (".bmp", encoded(PICTURE, "BMP")),
+    (".webp", encoded(PICTURE, "WEBP")),
+    (".tif", encoded(PICTURE, "TIFF", exif=with_orientation(6))),
+    (".tif", encoded(DEEP, "TIFF", compression="tiff_lzw")),
+    (".jpg", encoded(PICTURE, "MPO", save_all=True, append_images=[PICTURE.convert("L")])),
+]
+
+
+@pytest.mark.parametrize(
+    ("originals", "spots"),
+    [(JPEGS, Spots(rb"\xff[\xc0-\xfe]", 20)), (OTHERS, Spots(rb"\A", 100))],  # segments, the file's header
+    ids=["jpeg", "others"],
+)
+def test_damaged_images(files, originals, spots):
+    def check(case):
+        extension, data = case
+        files.set_image(data, extension)
+        header, decode = files.read(verify="header"), files.read()
+        assert header == decode or decode in ("damaged_image", "not_an_image")
+        return name_of(decode)
+
+    outcomes = fuzz(damaged(originals, spots, JPEG_TOKENS), check)
+    assert min(outcomes["record"], outcomes["damaged_image"]) > CASES // 10
+
+
+def frame_header(data: bytes) -> int:
+    """Where the start-of-frame segment of a baseline JPEG begins: ITU-T T.81, B.2.2."""
+    return data.index(b"\xff\xc0\x00\x11\x08")
+
+
+def test_damaged_frame_header(files):
+    """Every byte that says how a JPEG is to be decoded: what Pillow then takes, TensorFlow must take as well."""
+    outcomes = collections.Counter()
+    start = frame_header(JPEG)
+    values = (*range(0, 5), 8, 0x11, 0x21, 0x22, 0x7F, 0x80, *range(0xC0, 0xD0), 0xD9, 0xFF)
+    for at, value in itertools.product(range(start, start + 19), values):
+        files.set_image(JPEG[:at] + bytes([value]) + JPEG[at + 1 :])
+        outcomes[name_of(files.read())] += 1
+    assert min(outcomes["record"], outcomes["damaged_image"]) > 50
+
+
+def test_odd_colour_sampling(files):
+    """Sampling factors that no decoder can undo in full size, though a decoder to grey or to an eighth may."""
+    outcomes = collections.Counter()
+    data, start = bytearray(JPEG), frame_header(JPEG)
+    for data[start + 11], data[start + 14], data[start + 17] in itertools.product(
+        (0x11, 0x21, 0x12, 0x22, 0x31, 0x13, 0x41), repeat=3
+    ):
+        files.set_image(bytes(data))
+        outcomes[name_of(files.read())] += 1
+    assert min(outcomes["record"], outcomes["damaged_image"]) > 50
