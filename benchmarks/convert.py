@@ -5,11 +5,12 @@
 Builds a VOC tree of `--num_images` by linking the pairs of VOCDIR (or of 200 drawn ones: 640x480, 13 boxes each) under
 new names. Then alternates, `--rounds` times, in as many processes, and prints medians as JSON on its last line:
 
-- the limit: a bare loop that reads the JPEG, parses the XML with lxml and writes a framed record; no checks, no
-  tf.Example. Like the converter it flushes each shard to the disk, since the disk is not what is compared;
-- the converter with --verify=header;
+- the limit: a bare loop that reads the JPEG, parses the XML with lxml (to a tree: no value is looked at) and writes a
+  framed record; no checks, no tf.Example. Like the converter it flushes each shard to the disk, since the disk is not
+  what is compared;
+- the values limit: the bare loop that also takes the names and boxes out of the tree, as tutorials do;
 - the decode limit: the bare loop and one full decode of the JPEG;
-- the converter with --verify=decode.
+- the converter, with --verify=header and with --verify=decode.
 
 Timed from workers ready to shards published, with the label list given. Beside that: what starting the workers and
 finding the classes take, and the peak resident memory of all processes together, here and with a tenth of the images.
@@ -103,23 +104,35 @@ def link_voc(source: pathlib.Path, folder: pathlib.Path, count: int) -> None:
             (folder / name / f"{index:06d}{extension}").symlink_to(target.resolve())
 
 
+def read_values(root: etree._Element) -> list:
+    return [
+        (
+            item.findtext("name"),
+            *(int(item.findtext(f"bndbox/{corner}")) for corner in ("xmin", "ymin", "xmax", "ymax")),
+        )
+        for item in root.findall("object")
+    ]
+
+
 def bare_loop(task, advance) -> None:
-    sources, shard_path, decode = task
+    sources, shard_path, kind = task
     with open(shard_path, "wb") as shard:
         for source in sources:
             with open(source.image_path, "rb") as file:
                 data = file.read()
             with open(source.xml_path, "rb") as file:
-                etree.fromstring(file.read())
-            if decode:
+                root = etree.fromstring(file.read())
+            if kind == "values":
+                read_values(root)
+            elif kind == "decode":
                 Image.open(io.BytesIO(data)).load()
             shard.write(tfrecord.frame_record(data))
         shard.flush()
         os.fsync(shard.fileno())
 
 
-def time_bare_loop(sources, decode: bool, output: str, workers: convert.Workers) -> float:
-    tasks = [(sources[index::NUM_SHARDS], os.path.join(output, str(index)), decode) for index in range(NUM_SHARDS)]
+def time_bare_loop(sources, kind: str, output: str, workers: convert.Workers) -> float:
+    tasks = [(sources[index::NUM_SHARDS], os.path.join(output, str(index)), kind) for index in range(NUM_SHARDS)]
     start = time.perf_counter()
     workers.map(bare_loop, tasks, len(sources), "bare loop")
     return len(sources) / (time.perf_counter() - start)
@@ -173,30 +186,26 @@ def benchmark(voc_dir: str, scratch: pathlib.Path, num_images: int, num_workers:
         finding = time.perf_counter() - start
         (scratch / "labels.txt").write_text("\n".join(labels))
         for number in range(rounds):
-            for decode, verify in ((False, "header"), (True, "decode")):
+            for name in ("limit", "header", "values", "decode_limit", "decode"):
                 with tempfile.TemporaryDirectory(dir=scratch) as output:
-                    rates["limit", verify].append(time_bare_loop(sources, decode, output, workers))
-                with tempfile.TemporaryDirectory(dir=scratch) as output:
-                    settings = convert.ConvertConfig(output, **config, verify=verify)
-                    rates["converter", verify].append(time_converter(settings, workers))
-            print(
-                f"round {number + 1}:", {" ".join(key): round(values[-1]) for key, values in rates.items()}, flush=True
-            )
-    median = {key: statistics.median(values) for key, values in rates.items()}
-    # Of each round's neighbours, so that a machine that is busy for a while slows both.
-    ratio = {
-        verify: statistics.median(
-            ours / limit for ours, limit in zip(rates["converter", verify], rates["limit", verify])
-        )
-        for verify in ("header", "decode")
-    }
+                    if name in ("header", "decode"):
+                        settings = convert.ConvertConfig(output, **config, verify=name)
+                        rates[name].append(time_converter(settings, workers))
+                    else:
+                        rates[name].append(time_bare_loop(sources, name.replace("_limit", ""), output, workers))
+            print(f"round {number + 1}:", {name: round(values[-1]) for name, values in rates.items()}, flush=True)
+
+    def ratio(ours: str, limit: str) -> float:
+        """The median over rounds: neighbours in time, so that a machine that is busy for a while slows both."""
+        return statistics.median(our / their for our, their in zip(rates[ours], rates[limit]))
+
     return {
-        "images_per_s": median["converter", "header"],
-        "limit_images_per_s": median["limit", "header"],
-        "ratio_to_limit": ratio["header"],
-        "decode_images_per_s": median["converter", "decode"],
-        "decode_limit_images_per_s": median["limit", "decode"],
-        "decode_ratio_to_limit": ratio["decode"],
+        "images_per_s": statistics.median(rates["header"]),
+        "limit_images_per_s": statistics.median(rates["limit"]),
+        "ratio_to_limit": ratio("header", "limit"),
+        "ratio_to_values_limit": ratio("header", "values"),
+        "decode_images_per_s": statistics.median(rates["decode"]),
+        "decode_ratio_to_limit": ratio("decode", "decode_limit"),
         "peak_rss_mb": peak_memory(scratch / "voc", scratch, num_workers),
         "peak_rss_mb_with_a_tenth": peak_memory(scratch / "tenth", scratch, num_workers),
         "start_up_s": start_up,
