@@ -14,7 +14,7 @@ _MAX_OVERLAP = 0.25  # of the smaller of two boxes
 _MIN_CONTRAST = 80.0  # distance of a shape's colour from the ground's, in RGB
 
 
-def write_shapes(output_dir, *, num_images: int, image_size: tuple[int, int] = (120, 160), seed: int = 0) -> None:
+def write_shapes(output_dir, *, num_images: int, image_size: tuple[int, int] = (160, 240), seed: int = 0) -> None:
     """Writes `num_images` images of `image_size` (height, width) px as Annotations/, JPEGImages/, ImageSets/Main/.
 
     The image sets train, val and test share the images 7 : 1 : 2. An image depends on (seed, its number) alone.
@@ -42,9 +42,9 @@ def draw(rng: np.random.Generator, image_size: tuple[int, int]):
     ground = rng.uniform(50, 205, 3)
     pixels = ground + _texture(rng, image_size, strength=60)
     objects = []
-    for _ in range(rng.binomial(8, 0.5)):
+    for _ in range(rng.binomial(12, 0.5)):
         name = CLASSES[rng.integers(len(CLASSES))]
-        radius = min(image_size) * 0.1 * 3 ** rng.uniform()
+        radius = min(image_size) * 0.15 * 2.4 ** rng.uniform()
         center = rng.uniform([radius, radius], [width - radius, height - radius])
         alpha = _polygon(_CORNERS[name], center, radius, rng.uniform(0, 2 * np.pi), image_size)
         ys, xs = np.nonzero(alpha >= 0.5)
@@ -63,7 +63,7 @@ def _texture(rng, image_size, strength):
     """Colour noise of three grain sizes, float [h, w, 3] about zero."""
     height, width = image_size
     texture = np.zeros((height, width, 3))
-    for cells, share in ((3, 0.5), (9, 0.3), (27, 0.2)):
+    for cells, share in ((3, 0.5), (9, 0.3), (36, 0.2)):
         noise = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
         texture += share * strength * (np.asarray(noise.resize((width, height), Image.BICUBIC)) / 127.5 - 1)
     return texture

@@ -14,7 +14,7 @@ from input import shapes
 def drawn():
     """Pictures as float arrays, with their objects."""
     rngs = [np.random.default_rng([7, number]) for number in range(80)]
-    return [(np.asarray(image, np.float32), objects) for image, objects in (shapes.draw(r, (120, 160)) for r in rngs)]
+    return [(np.asarray(image, np.float32), objects) for image, objects in (shapes.draw(r, (160, 240)) for r in rngs)]
 
 
 def _digest(folder):
@@ -60,12 +60,12 @@ def test_boxes_end_where_the_colour_changes(drawn):
     across, outside = [], []
     for pixels, objects in drawn:
         for name, (xmin, ymin, xmax, ymax) in objects:
-            if name != "circle" or len(objects) > 1 or xmin < 9 or xmax > 152:
+            if name != "circle" or len(objects) > 1 or xmin < 9 or xmax > 232:
                 continue
             row = pixels[(ymin + ymax) // 2 - 1]
             # 0-based columns: the first inside is xmin - 1, the last inside xmax - 1.
             across += [row[xmin - 4] - row[xmin + 1], row[xmax + 2] - row[xmax - 3]]
-            outside += [row[xmin - 9] - row[xmin - 4], row[min(xmax + 7, 159)] - row[xmax + 2]]
+            outside += [row[xmin - 9] - row[xmin - 4], row[min(xmax + 7, 239)] - row[xmax + 2]]
     assert len(across) >= 6
     across, outside = (np.mean(np.linalg.norm(jumps, axis=1)) for jumps in (across, outside))
     assert across > 2 * outside
