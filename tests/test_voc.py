@@ -220,6 +220,12 @@ def test_every_reason_is_provoked():
     assert len(voc.REFUSED) + len(voc.MENDED) + len(voc.NOTED) == len({*voc.REFUSED, *voc.MENDED, *voc.NOTED})
 
 
+def test_every_policy_is_documented():
+    document = (pathlib.Path(__file__).parents[1] / "docs" / "DATA_FORMAT.md").read_text(encoding="utf-8")
+    for reason, policy in {**voc.REFUSED, **voc.MENDED, **voc.NOTED}.items():
+        assert f"| `{reason}` | {policy} |" in document
+
+
 def test_nothing_is_said_of_good_files(tree):
     manifest, records = convert_tree(tree, strict=True)
     assert [manifest[kind]["counts"] for kind in ("refused", "mended", "noted")] == [{}, {}, {}]
