@@ -116,28 +116,28 @@ def _assign_sparse(boxes, classes, difficult, box_weights, takes_part, anchor_co
     first_places = tf.cast(taking_part[:, 0], tf.int32) * num_anchors
     box, place = _candidates(boxes, first_places, anchor_config, config, image_size)
     ious = box_ops.paired_iou(tf.gather(boxes, box), tf.gather(anchors, place % num_anchors))
-    overlapping = tf.where(ious >= config.negative_iou)[:, 0]
-    contenders = [tf.gather(x, overlapping) for x in (box, place, ious)]
-    contenders[2] = tf.where(contenders[0] < num_ordinary, contenders[2], 0.0)
+    ignored = tf.gather(place, tf.where(ious >= config.negative_iou)[:, 0])  # but where a box wins
+    positive = tf.where((ious >= config.positive_iou) & (box < num_ordinary))[:, 0]
+    contenders = [tf.gather(x, positive) for x in (box, place, ious)]
     if config.force_match:
         claims = _claims(box, place, ious, num_ordinary)
         contenders = [tf.concat(pair, axis=0) for pair in zip(contenders, claims)]
+
     box, place, scores = contenders
     places, slot = tf.unique(place)
-    best_of_anchor = tf.math.unsorted_segment_max(scores, slot, tf.size(places))
-    contenders = tf.where(scores == tf.gather(best_of_anchor, slot), box, box.dtype.max)
-    winner = tf.math.unsorted_segment_min(contenders, slot, tf.size(places))
-    matched = best_of_anchor >= config.positive_iou
+    best = tf.math.unsorted_segment_max(scores, slot, tf.size(places))
+    first_of_best = tf.where(scores == tf.gather(best, slot), box, box.dtype.max)
+    winner = tf.math.unsorted_segment_min(first_of_best, slot, tf.size(places))
 
-    class_targets = tf.fill([batch_size * num_anchors], BACKGROUND)
-    values = tf.where(matched, tf.gather(classes, winner), IGNORED)
-    class_targets = tf.tensor_scatter_nd_update(class_targets, places[:, tf.newaxis], values)
-    positive = tf.where(matched)[:, 0]
-    places, winner = tf.gather(places, positive), tf.gather(winner, positive)
+    def scatter(background, places, values):
+        return tf.tensor_scatter_nd_update(background, places[:, tf.newaxis], values)
+
+    num_places = batch_size * num_anchors
+    class_targets = scatter(tf.fill([num_places], BACKGROUND), ignored, tf.fill(tf.shape(ignored), IGNORED))
+    class_targets = scatter(class_targets, places, tf.gather(classes, winner))
     deltas = box_ops.encode(tf.gather(boxes, winner), tf.gather(anchors, places % num_anchors))
-    box_targets = tf.scatter_nd(places[:, tf.newaxis], deltas, [batch_size * num_anchors, 4])
-    weights = tf.ones([batch_size * num_anchors])
-    weights = tf.tensor_scatter_nd_update(weights, places[:, tf.newaxis], tf.gather(box_weights, winner))
+    box_targets = tf.scatter_nd(places[:, tf.newaxis], deltas, [num_places, 4])
+    weights = scatter(tf.ones([num_places]), places, tf.gather(box_weights, winner))
     return Targets(
         class_targets=tf.reshape(class_targets, [batch_size, num_anchors]),
         box_targets=tf.reshape(box_targets, [batch_size, num_anchors, 4]),
