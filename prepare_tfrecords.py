@@ -91,6 +91,8 @@ def main(argv):
                 for manifest in manifests:
                     text, path = report.write_report(config.output_dir, manifest, image_size, workers)
                     print(f"{text}\nPictures and plots: {path}")
+    except KeyboardInterrupt:
+        sys.exit("prepare_tfrecords: interrupted; the same command continues.")
     except (convert.ConversionError, tfrecord.DamagedShardError, OSError) as error:
         sys.exit(f"prepare_tfrecords: {error}")
 

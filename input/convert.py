@@ -28,6 +28,7 @@ from input import tfrecord, voc
 
 _RECORD_OVERHEAD = 2048  # bytes of a record beside its image, about
 _MIN_SHARDS = 8
+_VERSION = 1  # of the records and the manifest: raised when the same input no longer gives the same bytes
 
 
 class ConversionError(Exception):
@@ -327,14 +328,15 @@ def _work(function, argument) -> Any:
 
 
 class Workers:
-    """Processes that apply a function to arguments. They are spawned, never forked: the caller may run TensorFlow."""
+    """Up to `num_workers` processes that apply a function to arguments; started when first needed.
+
+    They are spawned, never forked: the caller may run TensorFlow.
+    """
 
     def __init__(self, num_workers: int):
-        self._pool = None
-        if num_workers > 1:
-            context = multiprocessing.get_context("spawn")
-            self._progress = context.Value("q", 0)
-            self._pool = concurrent.futures.ProcessPoolExecutor(num_workers, context, _start_worker, (self._progress,))
+        self._num_workers = num_workers
+        self._num_started = 0
+        self._pool: concurrent.futures.ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Workers:
         return self
@@ -347,11 +349,22 @@ class Workers:
                 for process in processes:
                     process.kill()
 
+    def _start(self, wanted: int) -> None:
+        if self._pool:
+            self._pool.shutdown()
+        context = multiprocessing.get_context("spawn")
+        self._progress = context.Value("q", 0)
+        self._pool = concurrent.futures.ProcessPoolExecutor(wanted, context, _start_worker, (self._progress,))
+        self._num_started = wanted
+
     def map(self, function, arguments: Sequence[Any], total: int, what: str) -> list[Any]:
         """`function(argument, advance)` of each argument; shows how many of `total` images are done."""
+        wanted = min(self._num_workers, len(arguments))
         with tqdm(total=total, desc=what, unit=" images", disable=None) as bar:
-            if not self._pool:
+            if wanted <= 1:
                 return [function(argument, bar.update) for argument in arguments]
+            if wanted > self._num_started:
+                self._start(wanted)
             start = self._progress.value
             futures = [self._pool.submit(_work, function, argument) for argument in arguments]
             waiting: Iterable = futures
@@ -404,7 +417,7 @@ def _stage(
     tasks = []
     for index in range(count):
         members = order[index * len(order) // count : (index + 1) * len(order) // count]
-        decides = [dataclasses.astuple(options), config.strict, config.drop_empty]
+        decides = [_VERSION, dataclasses.astuple(options), config.strict, config.drop_empty]
         decides += [(item.source.image_id, item.fingerprint) for item in members]
         key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
         task = ShardTask(
@@ -461,7 +474,7 @@ def _manifest(
 
     boxes_per_class = per_class("boxes_per_class")
     manifest: dict[str, Any] = {
-        "version": 1,
+        "version": _VERSION,
         "split": split,
         "num_images": total("num_records"),
         "num_boxes": sum(boxes_per_class.values()),
@@ -561,6 +574,8 @@ def _already_done(split: str, listing: Listing, labels: tuple[str, ...], config:
         manifest = tfrecord.read_manifest(path)
     except ValueError as error:
         raise ConversionError(f"{path} is not a manifest: {remedy}") from error
+    if manifest.get("version") != _VERSION:
+        raise ConversionError(f"{path} was written by another version of this program: {remedy}")
     changes = [
         f"--{name}: {json.dumps(manifest['settings'].get(name))} then, {json.dumps(value)} now"
         for name, value in config.settings.items()

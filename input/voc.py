@@ -62,6 +62,7 @@ NOTED = {
     "folder": "<folder> names another folder; it is never used",
     "extension": "<filename> has no or another extension than the image",
     "reencoded": "the image was encoded anew as 8-bit RGB JPEG of quality 95",
+    "grayscale": "the image has one channel; it was kept, and readers make three equal ones of it",
     "path_in_filename": "<filename> holds a folder; only its last part was used",
     "exif_ignored": "the EXIF orientation is not applied: the boxes are in the frame of the stored pixels",
     "exponent_number": "a coordinate is written with an exponent",
@@ -290,8 +291,8 @@ class StoredImage(NamedTuple):
     width: int
 
 
-def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) of a JPEG that every decoder takes as it is: 8 bits, one or three components, no Exif.
+def _plain_jpeg_shape(data: bytes) -> tuple[int, int, int] | None:
+    """(height, width, channels) of a JPEG that every decoder takes as it is: 8 bits, one or three components, no Exif.
 
     Anything else gives None, and Pillow has a closer look. See ITU-T T.81, annex B, for the markers.
     """
@@ -301,7 +302,7 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
         if marker in (0xC0, 0xC1, 0xC2):  # start of a frame, baseline or progressive
             height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
             plain = height and width and data[at + 4] == 8 and data[at + 9] in (1, 3)
-            return (height, width) if plain else None
+            return (height, width, data[at + 9]) if plain else None
         if marker == 0xE1 and data[at + 4 : at + 8] == b"Exif":
             return None
         at += 2 + (data[at + 2] << 8 | data[at + 3])
@@ -334,17 +335,20 @@ def read_image(path: str, annotated_size: tuple[int, int], options: ReadOptions,
     if not data:
         raise Refused(path, "empty_image", "the file is empty")
     expected = _FORMATS.get(os.path.splitext(path)[1].lower())
-    size = _plain_jpeg_size(data)
+    shape = _plain_jpeg_shape(data)
     # A truncated file lacks the end-of-image marker, so that without it every byte is decoded in any case.
-    if size and options.verify == "header" and expected == "JPEG" and b"\xff\xd9" in data[-64:]:
-        _check_pixels(path, *size, options)
-        return StoredImage(data, *size)
+    if shape and options.verify == "header" and expected == "JPEG" and b"\xff\xd9" in data[-64:]:
+        height, width, channels = shape
+        _check_pixels(path, height, width, options)
+        if channels == 1:
+            note("grayscale", "JPEG L")
+        return StoredImage(data, height, width)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what matters raises
             with Image.open(io.BytesIO(data), formats=tuple(_FORMATS.values())) as image:
                 _check_pixels(path, image.height, image.width, options)
-                return _store(image, data, bool(size), expected, annotated_size, note)
+                return _store(image, data, shape is not None, expected, annotated_size, note)
     except Refused:
         raise
     except Image.UnidentifiedImageError as error:
@@ -379,6 +383,8 @@ def _store(
         image.load()
         if b"\xff\xd9" not in data:  # Pillow stops at the last pixel, TensorFlow reads on
             raise ValueError("no end-of-image marker")
+        if image.mode == "L":
+            note("grayscale", "JPEG L")
         return StoredImage(data, height, width)
     if actual == expected:
         note("reencoded", f"{actual} {image.mode}")

@@ -136,6 +136,7 @@ CASES = {
     "JPEG as .png": (swap_image("b", JPEG, ".png"), "disguised_image", GOOD),
     "PNG": (swap_image("b", encoded(picture(), "PNG"), ".png"), "reencoded", GOOD),
     "CMYK": (swap_image("b", encoded(picture(mode="CMYK"))), "reencoded", GOOD),
+    "grey": (swap_image("b", encoded(picture(mode="L"))), "grayscale", GOOD),
     "turned with its boxes": (
         lambda tree: (
             swap_image("b", with_orientation(picture(), 6))(tree),
@@ -285,7 +286,7 @@ def test_good_bytes_are_kept(tree):
             for verify in ("header", "decode"):
                 example = read(tree, verify=verify)
                 assert example.jpeg == content
-                assert example.findings == []
+                assert [finding.reason for finding in example.findings] == ["grayscale"] * (image.mode == "L")
 
 
 def gradient(dtype=np.uint8) -> np.ndarray:
