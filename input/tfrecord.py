@@ -164,6 +164,8 @@ def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at
         shift += 7
+        if shift > 63:
+            raise ValueError("a number of more than 64 bits")
 
 
 def _read_fields(data: memoryview) -> Iterator[tuple[int, Any]]:
@@ -190,7 +192,7 @@ def _read_values(kind: int, data: memoryview) -> list[bytes] | list[float] | lis
     values: list = []
     for _, value in _read_fields(data):
         if kind == 1:
-            values.append(bytes(value))
+            values.append(memoryview(value).tobytes())  # fails for a number, where `bytes` would give so many zeros
         elif kind == 2:
             values.extend(struct.unpack(f"<{len(value) // 4}f", value))
         elif isinstance(value, int):
@@ -214,7 +216,7 @@ def decode_example(serialized: bytes, keys: frozenset[str]) -> dict[str, list]:
         for _, feature_map in _read_fields(memoryview(serialized)):
             for _, entry in _read_fields(feature_map):
                 pair = dict(_read_fields(entry))
-                key = bytes(pair[1]).decode()
+                key = str(pair[1], "utf-8")
                 if key in keys:
                     lists = _read_fields(pair.get(2, memoryview(b"")))
                     features[key] = [value for kind, data in lists for value in _read_values(kind, data)]
@@ -274,7 +276,7 @@ def read_annotations(paths: Iterable[str]) -> list[GroundTruth]:
                         difficult=np.asarray(difficult, np.bool_),
                     )
                 )
-            except (KeyError, IndexError, ValueError) as error:
+            except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
                 raise DamagedShardError(
                     f"{path}: record {index} is not a detection record ({error}); convert the data again."
                 ) from error
@@ -295,8 +297,8 @@ def frame_record(data: bytes) -> bytes:
     return b"".join((length, struct.pack("<I", _masked_crc(length)), data, struct.pack("<I", _masked_crc(data))))
 
 
-def _read_length(file: BinaryIO, path: str, index: int) -> int | None:
-    """The length of the record at the file's position, or None at its end."""
+def _read_length(file: BinaryIO, size: int, path: str, index: int) -> int | None:
+    """The length of the record at the position of a file of `size` bytes, or None at its end."""
     header = file.read(12)
     if not header:
         return None
@@ -304,7 +306,10 @@ def _read_length(file: BinaryIO, path: str, index: int) -> int | None:
         raise DamagedShardError(_damage(path, index, "the file is cut off"))
     if struct.unpack("<I", header[8:])[0] != _masked_crc(header[:8]):
         raise DamagedShardError(_damage(path, index, "the checksum of its length is wrong"))
-    return struct.unpack("<Q", header[:8])[0]
+    length = struct.unpack("<Q", header[:8])[0]
+    if file.tell() + length + 4 > size:  # known before so much memory is asked for
+        raise DamagedShardError(_damage(path, index, "the file is cut off"))
+    return length
 
 
 def _damage(path: str, index: int, what: str) -> str:
@@ -318,13 +323,10 @@ def read_records(path: str) -> Iterator[bytes]:
       DamagedShardError: names the file and the first damaged record.
     """
     with open(path, "rb") as file:
-        index = 0
-        while (length := _read_length(file, path, index)) is not None:
+        index, size = 0, os.fstat(file.fileno()).st_size
+        while (length := _read_length(file, size, path, index)) is not None:
             data = file.read(length)
-            crc = file.read(4)
-            if len(data) < length or len(crc) < 4:
-                raise DamagedShardError(_damage(path, index, "the file is cut off"))
-            if struct.unpack("<I", crc)[0] != _masked_crc(data):
+            if file.read(4) != struct.pack("<I", _masked_crc(data)):
                 raise DamagedShardError(_damage(path, index, "the checksum of its data is wrong"))
             yield data
             index += 1
@@ -332,12 +334,10 @@ def read_records(path: str) -> Iterator[bytes]:
 
 def _walk_records(path: str) -> int:
     """The number of records of a shard, from the lengths alone."""
-    size = os.path.getsize(path)
     with open(path, "rb") as file:
-        count = 0
-        while (length := _read_length(file, path, count)) is not None:
-            if file.seek(length + 4, os.SEEK_CUR) > size:
-                raise DamagedShardError(_damage(path, count, "the file is cut off"))
+        count, size = 0, os.fstat(file.fileno()).st_size
+        while (length := _read_length(file, size, path, count)) is not None:
+            file.seek(length + 4, os.SEEK_CUR)
             count += 1
     return count
 
