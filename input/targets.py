@@ -116,7 +116,7 @@ def _assign_sparse(boxes, classes, difficult, box_weights, takes_part, anchor_co
     first_places = tf.cast(taking_part[:, 0], tf.int32) * num_anchors
     box, place = _candidates(boxes, first_places, anchor_config, config, image_size)
     ious = box_ops.paired_iou(tf.gather(boxes, box), tf.gather(anchors, place % num_anchors))
-    ignored = tf.gather(place, tf.where(ious >= config.negative_iou)[:, 0])  # but where a box wins
+    ignored = tf.gather(place, tf.where(ious >= config.negative_iou)[:, 0])  # unless a box wins it
     positive = tf.where((ious >= config.positive_iou) & (box < num_ordinary))[:, 0]
     contenders = [tf.gather(x, positive) for x in (box, place, ious)]
     if config.force_match:
@@ -173,7 +173,7 @@ def _candidates(boxes, first_places, anchor_config, config, image_size):
     per_location = anchor_config.anchors_per_location
     sides = anchor_shapes(anchor_config).reshape(-1, 2).T[:, np.newaxis]  # [2, 1, p]
     strides = np.repeat(np.float32(2) ** anchor_config.levels, per_location)  # [p]
-    grids = np.array(grid_sizes(anchor_config, image_size), np.int32)  # [levels, 2]
+    grids = np.array(grid_sizes(anchor_config, image_size))  # [levels, 2]
     first_anchors = np.cumsum([0, *grids.prod(axis=1)[:-1] * per_location])
     first_anchors = np.add.outer(first_anchors, np.arange(per_location)).ravel()  # [p]
     grids = np.repeat(grids, per_location, axis=0).T[:, np.newaxis]  # [2, 1, p]
@@ -187,7 +187,7 @@ def _candidates(boxes, first_places, anchor_config, config, image_size):
     threshold = config.negative_iou
     if config.force_match:
         # For one shape the nearest anchor has the highest IoU.
-        nearest = tf.clip_by_value(tf.round(centers), 0.0, grids - np.float32(1))
+        nearest = tf.clip_by_value(tf.round(centers), 0.0, grids - 1.0)
         overlaps = tf.clip_by_value(mean - tf.abs(nearest - centers) * strides, 0.0, smaller)
         intersections = overlaps[0] * overlaps[1]
         best = tf.reduce_max(intersections / (areas - intersections), axis=1, keepdims=True)  # [n, 1]
@@ -195,8 +195,8 @@ def _candidates(boxes, first_places, anchor_config, config, image_size):
     threshold = tf.maximum(0.999 * threshold - 2.0 * NEAR_TIE, 0.0)  # so that no rounding or near tie can matter
     share = threshold / (1.0 + threshold) * areas / (smaller[0] * smaller[1])
     reach = (mean - share * smaller + MARGIN) / strides
-    first = tf.maximum(tf.cast(tf.math.ceil(centers - reach), tf.int32), 0)
-    last = tf.minimum(tf.cast(tf.math.floor(centers + reach), tf.int32), grids - 1)
+    first = tf.cast(tf.clip_by_value(tf.math.ceil(centers - reach), 0.0, grids), tf.int32)
+    last = tf.cast(tf.clip_by_value(tf.math.floor(centers + reach), -1.0, grids - 1.0), tf.int32)
     rows, columns = tf.unstack(tf.maximum(last - first + 1, 0))  # [n, p]
     rows = tf.where(share <= 1.0, rows, 0)
     corners = first_places[:, tf.newaxis] + first_anchors + first[0] * row_steps + first[1] * per_location

@@ -205,6 +205,12 @@ class TestRules:
         classes, _, _ = assign_one([[-20, -30, 2, 3], [62, 20, 200, 36]], method)
         np.testing.assert_array_equal(classes, only({(0, 0): 0, (7, 3): 1}))
 
+    @pytest.mark.parametrize("extent", [1e5, 1e9, 1e15])
+    def test_box_beyond_all_measure_has_the_first_anchor(self, method, extent):
+        # It contains every anchor, so that all have the same IoU.
+        classes, _, _ = assign_one([[-extent, -extent, extent, extent]], method)
+        np.testing.assert_array_equal(classes, only({(0, 0): 0}))
+
     def test_box_that_overlaps_no_anchor_changes_nothing(self, method):
         classes, _, weights = assign_one([[200, 200, 220, 220], [-40, 0, -4, 16]], method, weights=[0.5, 0.5])
         np.testing.assert_array_equal(classes, only({}))
