@@ -77,6 +77,7 @@ _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".gif
 _FORMATS |= {".tif": "TIFF", ".tiff": "TIFF"}
 IMAGE_EXTENSIONS = tuple(_FORMATS)
 _EXIF_ORIENTATION = 0x0112
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # the markers of a JPEG's frame headers
 Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is the limit, and is checked before anything is decoded
 
 Box = tuple[float, float, float, float]  # ymin xmin ymax xmax
@@ -309,6 +310,30 @@ def _plain_jpeg_shape(data: bytes) -> tuple[int, int, int] | None:
     return None
 
 
+def _check_scan(data: bytes) -> None:
+    """Looks at what Pillow left of a JPEG: it stops at the last pixel, where TensorFlow reads on to the image's end.
+
+    An image of several scans (progressive, or a scan for each colour) is read to its end by Pillow as well.
+
+    Raises:
+      ValueError, IndexError: the end of the image does not follow the only scan. See ITU-T T.81, annex B.
+    """
+    at, num_components, progressive = 2, 0, False
+    while (marker := data[at + 1]) != 0xDA:  # start of a scan
+        if data[at] != 0xFF:
+            raise ValueError("no marker where there should be one")
+        if marker in _FRAMES:
+            num_components, progressive = data[at + 9], marker & 3 == 2
+        at += 1 if marker == 0xFF else 2 + (data[at + 2] << 8 | data[at + 3])  # 0xFF may be repeated
+    several = progressive or data[at + 4] < num_components
+    at += 2 + (data[at + 2] << 8 | data[at + 3])
+    scan = np.frombuffer(data, np.uint8, offset=at)
+    follow = scan[np.flatnonzero(scan[:-1] == 0xFF) + 1]
+    markers = follow[(follow != 0) & (follow != 0xFF) & (follow & 0xF8 != 0xD0)]  # but for restarts within the scan
+    if not several and (not len(markers) or markers[0] != 0xD9):
+        raise ValueError("the image data is cut off or interrupted")
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB; of 16 bits the upper 8 are kept, and alpha is left out, as TensorFlow's decoders do."""
     if image.mode.startswith("I"):
@@ -381,8 +406,7 @@ def _store(
         # Decodes every coefficient, but computes few pixels. As grey, flaws in how colours are sampled would go unseen.
         image.draft(None, (max(width // 8, 1), max(height // 8, 1)))
         image.load()
-        if b"\xff\xd9" not in data:  # Pillow stops at the last pixel, TensorFlow reads on
-            raise ValueError("no end-of-image marker")
+        _check_scan(data)
         if image.mode == "L":
             note("grayscale", "JPEG L")
         return StoredImage(data, height, width)
