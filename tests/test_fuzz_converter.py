@@ -485,3 +485,13 @@ def test_odd_colour_sampling(files):
         files.set_image(bytes(data))
         outcomes[name_of(files.read())] += 1
     assert min(outcomes["record"], outcomes["damaged_image"]) > 50
+
+
+@pytest.mark.parametrize("original", [JPEGS[0][1], JPEGS[2][1]], ids=["plain", "restarts"])
+def test_marker_within_the_image_data(files, original):
+    """Pillow ends with the last pixel, and misses what makes TensorFlow stumble on the way to the end of the file."""
+    at = len(original) - 50
+    for marker in range(0x01, 0xFF):
+        files.set_image(original[:at] + bytes([0xFF, marker]) + original[at:])
+        # A restart is legal there, and an early end is one that every decoder takes.
+        assert name_of(files.read()) == ("record" if 0xD0 <= marker <= 0xD7 or marker == 0xD9 else "damaged_image")
