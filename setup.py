@@ -1,12 +1,14 @@
 """Packaging. The modules keep the names that the commands use, so they are listed one by one."""
 
+from pathlib import Path
+
 from setuptools import setup
 
 setup(
     name="retinanet-tf",
     version="0.1.0",
     description="Train a RetinaNet detector on a Pascal VOC-style dataset with TensorFlow.",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     classifiers=[

@@ -76,8 +76,8 @@ def resize_and_pad(image, window: Window, image_size):
     Returns:
       u8 [height, width, 3].
     """
-    # From float32, because the kernel that reads uint8 takes nearly twice as long. The cast cuts fractions off: rounding
-    # would be one more pass over the pixels, for half a grey level that evaluation lacks as well.
+    # From float32, because the kernel that reads uint8 takes nearly twice as long. The cast cuts fractions off:
+    # rounding would be one more pass over the pixels, for half a grey level that evaluation lacks as well.
     pixels = tf.cast(tf.image.resize(tf.cast(image, tf.float32), window.resized), tf.uint8)
     # Joined rather than tf.pad, which visits each value where this copies rows.
     missing = tf.constant(image_size, tf.int32) - window.resized
