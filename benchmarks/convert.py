@@ -21,7 +21,6 @@ import io
 import json
 import os
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
@@ -155,12 +154,19 @@ def start_workers(workers: convert.Workers, num_workers: int) -> float:
     return time.perf_counter() - start - 0.5
 
 
+def own_peak_memory(_, advance) -> float:
+    """MB. The system's own count, since that of `resource` starts with what the parent had."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    time.sleep(0.5)  # so that each worker is asked
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
 def print_peak_memory(voc_dir: str, output_dir: str, num_workers: int) -> None:
-    """MB: that of this process, and for each worker that of the largest."""
+    """MB, of this process and its workers together."""
     with convert.Workers(num_workers) as workers:
         convert.convert(convert.ConvertConfig(output_dir, (voc_dir,)), workers)
-    own, largest = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    print((own + num_workers * largest) / 1024)
+        peaks = workers.map(own_peak_memory, range(num_workers), num_workers, "asking workers")
+    print(own_peak_memory(None, None) + sum(peaks) if num_workers > 1 else peaks[0])
 
 
 def peak_memory(tree: pathlib.Path, scratch: pathlib.Path, num_workers: int) -> float:

@@ -88,33 +88,46 @@ class ConvertConfig:
 
 
 class Input(NamedTuple):
-    """The files of one record, and what tells whether they changed: sizes and modification times, as rsync does."""
+    """The files of one record, a few hundred bytes for each: a name is empty where there is no such file."""
 
-    source: voc.Source
+    image_id: str
+    xml_dir: str
+    xml_name: str
+    image_dir: str
+    image_name: str
     num_bytes: int  # of the image
-    fingerprint: str
+    fingerprint: str  # tells whether the files changed: of their sizes and modification times, as rsync does
+
+    @property
+    def source(self) -> voc.Source:
+        xml_path = os.path.join(self.xml_dir, self.xml_name) if self.xml_name else ""
+        image_path = os.path.join(self.image_dir, self.image_name) if self.image_name else ""
+        return voc.Source(self.image_id, xml_path, image_path)
 
 
-def _list_folder(path: str, extensions: Sequence[str]) -> dict[str, os.DirEntry]:
-    """The files with one of the extensions, by stem; of several with one stem the earlier extension wins."""
-    found: dict[str, tuple[int, os.DirEntry]] = {}
+def _list_folder(path: str, extensions: Sequence[str]) -> dict[str, str]:
+    """The names of files with one of the extensions, by stem; of several with one stem the earlier extension wins."""
+
+    def rank(name: str) -> tuple[int, str]:
+        return extensions.index(os.path.splitext(name)[1].lower()), name
+
+    found: dict[str, str] = {}
     try:
         with os.scandir(path) as entries:
             for entry in entries:
                 stem, extension = os.path.splitext(entry.name)
                 if extension.lower() in extensions and not stem.startswith("._"):  # macOS leaves those behind
                     key = voc.name_key(stem)
-                    rank = (extensions.index(extension.lower()), entry.name)
-                    if key not in found or rank < found[key][0]:
-                        found[key] = rank, entry
+                    if key not in found or rank(entry.name) < rank(found[key]):
+                        found[key] = entry.name
     except OSError as error:
         raise ConversionError(f"{path}: {error.strerror}; check --voc_dir, --annotations_dir, --images_dir.") from error
-    return {key: entry for key, (_, entry) in found.items()}
+    return found
 
 
-def _stat(entry: os.DirEntry) -> tuple[int, int]:
+def _stat(path: str) -> tuple[int, int]:
     try:
-        stat = entry.stat()
+        stat = os.stat(path)
     except OSError:
         return 0, 0  # a broken link or a loop of links; reading it gives the reason
     return stat.st_size, stat.st_mtime_ns
@@ -135,7 +148,7 @@ def _read_image_set(path: str) -> list[str]:
     return lines
 
 
-def _image_id(line: str, xml_files: dict[str, os.DirEntry]) -> str:
+def _image_id(line: str, xml_files: dict[str, str]) -> str:
     """A line of an image set is an id, perhaps with VOC's -1, 0 or 1 for a class, or with an extension."""
     if line in xml_files:
         return line
@@ -164,7 +177,6 @@ def list_inputs(config: ConvertConfig) -> dict[str, Listing]:
         image_dir = config.images_dir or os.path.join(voc_dir, "JPEGImages")
         xml_files = _list_folder(xml_dir, (".xml",))
         image_files = _list_folder(image_dir, voc.IMAGE_EXTENSIONS)
-        by_name = {voc.name_key(entry.name): entry for entry in image_files.values()}
         set_file = config.image_set_file
         if not set_file and config.image_set:
             set_file = os.path.join(voc_dir, "ImageSets", "Main", config.image_set + ".txt")
@@ -174,20 +186,18 @@ def list_inputs(config: ConvertConfig) -> dict[str, Listing]:
             if counts[image_id] > 1:
                 detail = f"{counts[image_id]} times in {os.path.basename(set_file)}"
                 findings.append(voc.Finding(image_id, image_id + ".xml", "listed_twice", detail))
-            xml, image = xml_files.get(image_id), image_files.get(image_id)
+            xml, image = xml_files.get(image_id, ""), image_files.get(image_id, "")
             if xml and not image:
-                filename = voc.name_key(voc.named_image(xml.path))
-                image = by_name.get(filename) or image_files.get(filename)
+                filename = voc.name_key(voc.named_image(os.path.join(xml_dir, xml)))
+                image = image_files.get(os.path.splitext(filename)[0]) or image_files.get(filename, "")
             if image_id in inputs:
                 detail = f"{inputs[image_id].source.xml_path or image_id} has the same id; rename one, and its image"
                 findings.append(voc.Finding(image_id, image_id + ".xml", "duplicate_id", detail))
                 continue
-            stats = [_stat(entry) if entry else (-1, 0) for entry in (xml, image)]
-            inputs[image_id] = Input(
-                voc.Source(image_id, xml.path if xml else "", image.path if image else ""),
-                max(stats[1][0], 0),
-                hashlib.sha256(repr(stats).encode()).hexdigest()[:8],
-            )
+            made = Input(image_id, xml_dir, xml, image_dir, image, 0, "")
+            stats = [_stat(path) for path in made.source[1:]]
+            digest = hashlib.sha256(repr((xml, image, stats)).encode("utf-8", "surrogateescape")).hexdigest()
+            inputs[image_id] = made._replace(num_bytes=stats[1][0], fingerprint=digest[:8])
     if not inputs:
         raise ConversionError(f"{xml_dir} holds no XML file.")
     listed = [inputs[image_id] for image_id in sorted(inputs)]
@@ -199,10 +209,10 @@ def list_inputs(config: ConvertConfig) -> dict[str, Listing]:
         splits = {config.image_set or os.path.splitext(os.path.basename(config.image_set_file))[0] or "all": listed}
     if not all(splits.values()):
         raise ConversionError(f"--val_fraction={config.val_fraction} of {len(listed)} images leaves a split empty.")
-    ids = {name: {item.source.image_id for item in split} for name, split in splits.items()}
+    ids = {name: {item.image_id for item in split} for name, split in splits.items()}
     return {
         name: Listing(
-            sorted(split, key=lambda item: item.source.image_id),
+            sorted(split, key=lambda item: item.image_id),
             [finding for finding in findings if finding.image_id in ids[name]],
         )
         for name, split in splits.items()
@@ -211,7 +221,7 @@ def list_inputs(config: ConvertConfig) -> dict[str, Listing]:
 
 def shuffled(inputs: Iterable[Input], seed: int, purpose: str) -> list[Input]:
     """In the order of a hash, so that it depends on nothing but the ids and the seed."""
-    return sorted(inputs, key=lambda item: hashlib.sha256(f"{purpose} {seed} {item.source.image_id}".encode()).digest())
+    return sorted(inputs, key=lambda item: hashlib.sha256(f"{purpose} {seed} {item.image_id}".encode()).digest())
 
 
 # One shard, in a worker.
@@ -219,7 +229,7 @@ def shuffled(inputs: Iterable[Input], seed: int, purpose: str) -> list[Input]:
 
 class ShardTask(NamedTuple):
     index: int
-    sources: list[voc.Source]
+    inputs: list[Input]
     staged: str  # path without extension of the shard and its result
     key: str
     options: voc.ReadOptions
@@ -254,8 +264,8 @@ def convert_shard(task: ShardTask, advance) -> dict[str, Any]:
     partial = f"{task.staged}.{os.getpid()}.partial"
     try:
         with open(partial, "wb") as shard:
-            for source in task.sources:
-                example, found = _read(source, task)
+            for item in task.inputs:
+                example, found = _read(item.source, task)
                 findings += found
                 if example:
                     annotation = example.annotation
@@ -270,7 +280,7 @@ def convert_shard(task: ShardTask, advance) -> dict[str, Any]:
                     counts["num_difficult"] += sum(annotation.difficult)
                     counts["num_truncated"] += sum(annotation.truncated)
                 else:
-                    left_out.append(source.image_id)
+                    left_out.append(item.image_id)
                 advance(1)
             shard.flush()
             os.fsync(shard.fileno())
@@ -376,19 +386,18 @@ class Workers:
             return [future.result() for future in futures]
 
 
-def _class_names(paths: Sequence[str], advance) -> set[str]:
+def _class_names(inputs: Sequence[Input], advance) -> set[str]:
     names = set()
-    for path in paths:
-        names |= voc.class_names(path)
+    for item in inputs:
+        names |= voc.class_names(item.source.xml_path)
         advance(1)
     return names
 
 
 def find_classes(inputs: Sequence[Input], workers: Workers) -> tuple[str, ...]:
     """All class names, sorted."""
-    paths = [item.source.xml_path for item in inputs if item.source.xml_path]
-    chunks = [paths[start : start + 256] for start in range(0, len(paths), 256)]
-    labels = tuple(sorted(set().union(*workers.map(_class_names, chunks, len(paths), "finding classes"))))
+    chunks = [inputs[start : start + 256] for start in range(0, len(inputs), 256)]
+    labels = tuple(sorted(set().union(*workers.map(_class_names, chunks, len(inputs), "finding classes"))))
     if not labels:
         raise ConversionError("no annotation names a class: check --voc_dir, or give --labels.")
     return labels
@@ -418,11 +427,11 @@ def _stage(
     for index in range(count):
         members = order[index * len(order) // count : (index + 1) * len(order) // count]
         decides = [_VERSION, dataclasses.astuple(options), config.strict, config.drop_empty]
-        decides += [(item.source.image_id, item.fingerprint) for item in members]
+        decides += [(item.image_id, item.fingerprint) for item in members]
         key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
         task = ShardTask(
             index,
-            [item.source for item in members],
+            members,
             os.path.join(folder, tfrecord.shard_name(split, index, count).replace(".tfrecord", "")),
             key,
             options,
@@ -434,7 +443,7 @@ def _stage(
             results[index] = done
         else:
             tasks.append(task)
-    total = sum(len(task.sources) for task in tasks)
+    total = sum(len(task.inputs) for task in tasks)
     made = workers.map(convert_shard, tasks, total, f"converting {split}")
     results.update(zip((task.index for task in tasks), made))
     return [results[index] for index in range(count)]
@@ -499,7 +508,7 @@ def _manifest(
             "counts": dict(collections.Counter(finding.reason for finding in members)),
             "files": [dict(zip(voc.Finding._fields, finding)) for finding in members],
         }
-    manifest["inputs"] = {item.source.image_id: item.fingerprint for item in listing.inputs}
+    manifest["inputs"] = {item.image_id: item.fingerprint for item in listing.inputs}
     return manifest
 
 
@@ -583,7 +592,7 @@ def _already_done(split: str, listing: Listing, labels: tuple[str, ...], config:
     ]
     if manifest["labels"] != list(labels):
         changes.append(f"labels: {', '.join(manifest['labels'])} then, {', '.join(labels)} now")
-    now = {item.source.image_id: item.fingerprint for item in listing.inputs}
+    now = {item.image_id: item.fingerprint for item in listing.inputs}
     then = manifest["inputs"]
     for what, ids in (
         ("new", now.keys() - then.keys()),
@@ -656,7 +665,7 @@ def _convert(config: ConvertConfig, workers: Workers) -> list[dict[str, Any]]:
             results = _stage(split, inputs, labels, config, workers)
             found = [finding for result in results for finding in result["findings"]]
             left_out = {image_id for result in results for image_id in result["left_out"]}
-            inputs = [item for item in inputs if item.source.image_id not in left_out]
+            inputs = [item for item in inputs if item.image_id not in left_out]
             if not inputs or all(result["num_records"] for result in results):
                 findings += found
                 break

@@ -15,7 +15,7 @@ import pytest
 import voc_tree
 from voc_tree import annotation_xml, encoded, object_xml, picture
 
-from input import convert, tfrecord, voc
+from input import convert, tfrecord
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -193,9 +193,13 @@ def test_other_labels_than_another_splits_are_refused(tree, tmp_path):
 # Shards.
 
 
+def listed(image_id: str, num_bytes: int) -> convert.Input:
+    return convert.Input(image_id, "", "", "", "", num_bytes, "")
+
+
 def test_number_of_shards(tree):
     """By bytes, at least 8 where there are images enough, or as asked."""
-    images = [convert.Input(voc.Source(str(index), "", ""), 1_000_000, "") for index in range(1000)]
+    images = [listed(str(index), 1_000_000) for index in range(1000)]
     config = convert.ConvertConfig("out", ("voc",))
     assert convert.num_shards(images[:5], config) == 5
     assert convert.num_shards(images[:50], config) == 8
@@ -207,12 +211,12 @@ def test_number_of_shards(tree):
 
 def test_every_shard_is_a_fair_sample(tmp_path):
     """Images named by class, as data sets often are: every shard has its share of both halves."""
-    inputs = [convert.Input(voc.Source(f"{'ab'[index // 2000]}{index}", "", ""), 0, "") for index in range(4000)]
+    inputs = [listed(f"{'ab'[index // 2000]}{index}", 0) for index in range(4000)]
     for seed in (0, 1):
         order = convert.shuffled(inputs, seed, "shards")
         assert sorted(order) == sorted(inputs)
         for start in range(0, 4000, 500):
-            share = np.mean([item.source.image_id[0] == "a" for item in order[start : start + 500]])
+            share = np.mean([item.image_id[0] == "a" for item in order[start : start + 500]])
             assert abs(share - 0.5) < 0.12  # 5 standard deviations of 500 draws
     assert order != convert.shuffled(inputs, 0, "shards")
 
@@ -465,3 +469,20 @@ def test_check_names_what_is_damaged(tree, tmp_path):
         assert problem.startswith(f"{path}: ")
         assert what in problem
     assert len(problems) == 4
+
+
+@pytest.mark.slow
+def test_benchmark(tree):
+    arguments = ["--num_images=20", "--rounds=1", "--num_workers=2", f"--voc_dir={tree.root}"]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/convert.py", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    keys = {"images_per_s", "limit_images_per_s", "ratio_to_limit", "decode_ratio_to_limit", "peak_rss_mb"}
+    assert keys <= set(figures)
+    assert all(figure > 0 for figure in figures.values())
