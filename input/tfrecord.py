@@ -7,6 +7,7 @@ converting a thousand images: the converter's worker processes start at once.
 
 from __future__ import annotations
 
+import array
 import functools
 import glob
 import hashlib
@@ -260,7 +261,8 @@ def read_annotations(paths: Iterable[str]) -> list[GroundTruth]:
             try:
                 features = decode_example(record, _GROUND_TRUTH_KEYS)
                 height, width = features["image/height"][0], features["image/width"][0]
-                classes = np.asarray(features.get("image/object/class/label", ()), np.int32) - 1
+                labels = array.array("i", features.get("image/object/class/label", ()))  # fails beyond 32 bits
+                classes = np.asarray(labels) - 1
                 corners = [features.get(f"image/object/bbox/{corner}", ()) for corner in _CORNERS]
                 boxes = np.asarray(corners, np.float64).T * (height, width, height, width)
                 difficult = features.get("image/object/difficult") or [0] * len(classes)
