@@ -53,34 +53,37 @@ def _varint(value: int) -> bytes:
 _SMALL = [bytes((value,)) for value in range(0x80)]
 
 
-@functools.lru_cache(maxsize=4096)  # keys, class names and poses come again and again
+@functools.lru_cache(maxsize=4096)  # class names and poses come again and again
 def _string(text: str) -> bytes:
-    """Field 1 of a message, a string or bytes."""
-    return _bytes(text.encode())
-
-
-def _bytes(data: bytes) -> bytes:
+    data = text.encode()
     return b"\x0a" + _varint(len(data)) + data
 
 
-def _feature(key: str, kind: bytes, values: bytes) -> bytes:
-    """One entry of the feature map; `kind` is the tag of a BytesList, FloatList or Int64List, `values` its fields."""
-    feature = kind + _varint(len(values)) + values
-    entry = _string(key) + b"\x12" + _varint(len(feature)) + feature
-    return _bytes(entry)
+# The tags that enclose the values of a feature, from the innermost: one string or packed numbers (field 1), a list
+# of bytes, floats or ints (fields 1, 2 and 3). Several strings bring a tag each.
+_BYTES, _STRINGS, _FLOATS, _INTS = b"\x0a\x0a", b"\x0a", b"\x0a\x12", b"\x0a\x1a"
 
 
-def _strings(key: str, values: Iterable[str]) -> bytes:
-    return _feature(key, b"\x0a", b"".join(map(_string, values)))
+@functools.lru_cache(maxsize=4096)  # many records have as many objects
+def _head(key: str, tags: bytes, num_bytes: int) -> bytes:
+    """What comes before `num_bytes` of values in an entry of the feature map: {1: key, 2: {kind: {1: values}}}."""
+    head = b""
+    for tag in (*tags, 0x12):
+        head = bytes((tag,)) + _varint(len(head) + num_bytes) + head
+    head = _string(key) + head
+    return b"\x0a" + _varint(len(head) + num_bytes) + head
 
 
-def _floats(key: str, values: Sequence[float]) -> bytes:
-    return _feature(key, b"\x12", _bytes(struct.pack(f"<{len(values)}f", *values)))
+def _strings(values: Iterable[str]) -> bytes:
+    return b"".join(map(_string, values))
 
 
-def _ints(key: str, values: Sequence[int]) -> bytes:
-    packed = bytes(values) if max(values, default=0) < 0x80 else b"".join(map(_varint, values))
-    return _feature(key, b"\x1a", _bytes(packed))
+def _floats(values: Sequence[float]) -> bytes:
+    return struct.pack(f"<{len(values)}f", *values)
+
+
+def _ints(values: Sequence[int]) -> bytes:
+    return bytes(values) if max(values, default=0) < 0x80 else b"".join(map(_varint, values))
 
 
 def encode_example(annotation: Annotation, jpeg: bytes) -> bytes:
@@ -90,29 +93,30 @@ def encode_example(annotation: Annotation, jpeg: bytes) -> bytes:
       annotation: what the image shows; its boxes already lie inside the image.
       jpeg: the encoded image, stored as it is.
     """
-    height, width = annotation.height, annotation.width
-    ymin, xmin, ymax, xmax = zip(*annotation.boxes) if annotation.boxes else ((), (), (), ())
+    height, width, boxes = annotation.height, annotation.width, annotation.boxes
+    ymin, xmin, ymax, xmax = zip(*boxes) if boxes else ((), (), (), ())
     features = (
-        _feature("image/encoded", b"\x0a", _bytes(jpeg)),
-        _feature("image/filename", b"\x0a", _bytes(annotation.filename.encode())),
-        _strings("image/format", ("jpeg",)),
-        _ints("image/height", (height,)),
-        _feature("image/key/sha256", b"\x0a", _bytes(hashlib.sha256(jpeg).hexdigest().encode())),
-        _floats("image/object/area", [(y1 - y0) * (x1 - x0) for y0, x0, y1, x1 in annotation.boxes]),
-        _floats("image/object/bbox/xmax", [x / width for x in xmax]),
-        _floats("image/object/bbox/xmin", [x / width for x in xmin]),
-        _floats("image/object/bbox/ymax", [y / height for y in ymax]),
-        _floats("image/object/bbox/ymin", [y / height for y in ymin]),
-        _ints("image/object/class/label", [index + 1 for index in annotation.classes]),
-        _strings("image/object/class/text", annotation.class_names),
-        _ints("image/object/difficult", annotation.difficult),
-        _ints("image/object/is_crowd", bytes(len(annotation.boxes))),
-        _ints("image/object/truncated", annotation.truncated),
-        _strings("image/object/view", annotation.poses),
-        _feature("image/source_id", b"\x0a", _bytes(annotation.image_id.encode())),
-        _ints("image/width", (width,)),
+        ("image/encoded", _BYTES, jpeg),
+        ("image/filename", _BYTES, annotation.filename.encode()),
+        ("image/format", _BYTES, b"jpeg"),
+        ("image/height", _INTS, _ints((height,))),
+        ("image/key/sha256", _BYTES, hashlib.sha256(jpeg).hexdigest().encode()),
+        ("image/object/area", _FLOATS, _floats([(y1 - y0) * (x1 - x0) for y0, x0, y1, x1 in boxes])),
+        ("image/object/bbox/xmax", _FLOATS, _floats([x / width for x in xmax])),
+        ("image/object/bbox/xmin", _FLOATS, _floats([x / width for x in xmin])),
+        ("image/object/bbox/ymax", _FLOATS, _floats([y / height for y in ymax])),
+        ("image/object/bbox/ymin", _FLOATS, _floats([y / height for y in ymin])),
+        ("image/object/class/label", _INTS, _ints([index + 1 for index in annotation.classes])),
+        ("image/object/class/text", _STRINGS, _strings(annotation.class_names)),
+        ("image/object/difficult", _INTS, _ints(annotation.difficult)),
+        ("image/object/is_crowd", _INTS, bytes(len(boxes))),
+        ("image/object/truncated", _INTS, _ints(annotation.truncated)),
+        ("image/object/view", _STRINGS, _strings(annotation.poses)),
+        ("image/source_id", _BYTES, annotation.image_id.encode()),
+        ("image/width", _INTS, _ints((width,))),
     )
-    return _bytes(b"".join(features))
+    parts = [part for key, tags, values in features for part in (_head(key, tags, len(values)), values)]
+    return b"".join([b"\x0a" + _varint(sum(map(len, parts))), *parts])
 
 
 # Parsing, in a TensorFlow graph and without TensorFlow.

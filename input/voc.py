@@ -171,7 +171,13 @@ def read_file(path: str) -> bytes:
 # The annotation.
 
 
-_PARSER_OPTIONS = {"resolve_entities": False, "no_network": True, "remove_comments": True, "remove_blank_text": True}
+_PARSER_OPTIONS = {
+    "resolve_entities": False,
+    "no_network": True,
+    "remove_comments": True,
+    "remove_blank_text": True,
+    "collect_ids": False,
+}
 _PARSER = etree.XMLParser(**_PARSER_OPTIONS)
 
 
