@@ -7,6 +7,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 _CORNERS = {"circle": 64, "square": 4, "triangle": 3}  # each shape is a regular polygon
+_UPRIGHT = {"circle": 0.0, "square": np.pi / 4, "triangle": np.pi}  # the angle of its first corner, from downwards
+_LEAN = np.pi / 9  # at most, to either side: turned at will, small squares and triangles take long to tell apart
 CLASSES = tuple(_CORNERS)
 SPLITS = {"train": 0.7, "val": 0.1, "test": 0.2}
 _OVERSAMPLING = 4  # a shape is drawn this much larger and shrunk: smooth edges
@@ -46,7 +48,8 @@ def draw(rng: np.random.Generator, image_size: tuple[int, int]):
         name = CLASSES[rng.integers(len(CLASSES))]
         radius = min(image_size) * 0.15 * 2.4 ** rng.uniform()
         center = rng.uniform([radius, radius], [width - radius, height - radius])
-        alpha = _polygon(_CORNERS[name], center, radius, rng.uniform(0, 2 * np.pi), image_size)
+        angle = _UPRIGHT[name] + rng.uniform(-_LEAN, _LEAN)
+        alpha = _polygon(_CORNERS[name], center, radius, angle, image_size)
         ys, xs = np.nonzero(alpha >= 0.5)
         box = tuple(int(edge) + 1 for edge in (xs.min(), ys.min(), xs.max(), ys.max()))
         color = rng.uniform(0, 255, 3)

@@ -38,15 +38,15 @@ SHAPES = Demo(
     required_ap50=REQUIRED_AP50,
     train_flags=(
         *SMALL_NETWORK,
-        "--image_size=64x96",
-        "--anchor_sizes=12,24,48,96,192",
+        "--image_size=96x160",
+        "--anchor_sizes=16,32,64,128,256",
         "--augment=paper",
         "--optimizer=adamw",
         "--learning_rate=0.001",
         "--batch_size=16",
-        "--train_steps=500",
-        "--warmup_steps=50",
-        "--eval_every=250",
+        "--train_steps=450",
+        "--warmup_steps=45",
+        "--eval_every=225",
     ),
 )
 SMOKE = Demo(
