@@ -7,7 +7,6 @@ What the shards hold, and what is done about flaws in the data: docs/DATA_FORMAT
 """
 
 import dataclasses
-import os
 import sys
 
 from absl import app, flags
@@ -85,7 +84,7 @@ def main(argv):
         if not values.output_dir:
             raise app.UsageError("give --output_dir.")
         config = config_from_flags(values)
-        with convert.Workers(config.num_workers or len(os.sched_getaffinity(0))) as workers:
+        with convert.Workers(values.num_workers or convert.available_cores()) as workers:
             manifests = convert.convert(config, workers)
             with convert.locked(config.output_dir):
                 for manifest in manifests:

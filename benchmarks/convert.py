@@ -222,7 +222,7 @@ def benchmark(voc_dir: str, scratch: pathlib.Path, num_images: int, num_workers:
 
 def main(_):
     values = flags.FLAGS
-    num_workers = values.num_workers or len(os.sched_getaffinity(0))
+    num_workers = values.num_workers or convert.available_cores()
     if values.convert_once_to:
         print_peak_memory(values.voc_dir, values.convert_once_to, num_workers)
         return

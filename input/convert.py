@@ -58,7 +58,6 @@ class ConvertConfig:
     shard_bytes: int = 128 << 20
     seed: int = 0
     overwrite: bool = False
-    num_workers: int = 0  # 0: all cores
 
     def __post_init__(self):
         if not self.voc_dirs and not (self.annotations_dir and self.images_dir):
@@ -71,8 +70,8 @@ class ConvertConfig:
             raise ConversionError(f"--val_fraction={self.val_fraction} must be at least 0 and below 1.")
         if self.on_error not in ("fail", "skip"):
             raise ConversionError(f"--on_error={self.on_error}: choose fail or skip.")
-        if min(self.num_shards, self.num_workers) < 0 or min(self.shard_bytes, self.max_pixels) < 1:
-            raise ConversionError("--num_shards, --num_workers, --shard_bytes and --max_pixels must be positive.")
+        if self.num_shards < 0 or min(self.shard_bytes, self.max_pixels) < 1:
+            raise ConversionError("--num_shards, --shard_mb and --max_pixels must be positive.")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -420,26 +419,22 @@ def _stage(
     count = num_shards(inputs, config)
     folder = _staging_dir(config.output_dir, split)
     os.makedirs(folder, exist_ok=True)
+    names = [tfrecord.shard_name(split, index, count) for index in range(count)]
+    bases = [os.path.join(folder, os.path.splitext(name)[0]) for name in names]
+    useful = {os.path.basename(base) + extension for base in bases for extension in (".shard", ".json")}
+    for name in set(os.listdir(folder)) - useful:  # half-written, or of another number of shards
+        os.unlink(os.path.join(folder, name))
     options = voc.ReadOptions(labels, config.zero_based, config.verify, config.max_pixels, config.drop_unknown_classes)
     order = shuffled(inputs, config.seed, "shards")
     results: dict[int, dict[str, Any]] = {}
     tasks = []
-    for index in range(count):
+    for index, (name, base) in enumerate(zip(names, bases)):
         members = order[index * len(order) // count : (index + 1) * len(order) // count]
         decides = [_VERSION, dataclasses.astuple(options), config.strict, config.drop_empty]
         decides += [(item.image_id, item.fingerprint) for item in members]
         key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
-        task = ShardTask(
-            index,
-            members,
-            os.path.join(folder, tfrecord.shard_name(split, index, count).replace(".tfrecord", "")),
-            key,
-            options,
-            config.strict,
-            config.drop_empty,
-        )
-        final = os.path.join(config.output_dir, tfrecord.shard_name(split, index, count))
-        if done := _finished(task, final):
+        task = ShardTask(index, members, base, key, options, config.strict, config.drop_empty)
+        if done := _finished(task, os.path.join(config.output_dir, name)):
             results[index] = done
         else:
             tasks.append(task)
@@ -560,7 +555,8 @@ def _choose_labels(splits: dict[str, Listing], config: ConvertConfig, workers: W
         )
     if given:
         return given
-    if there and not (config.overwrite and not others):
+    replaced = any(os.path.exists(tfrecord.manifest_path(config.output_dir, split)) for split in splits)
+    if there and (others or not (config.overwrite and replaced)):
         return there
     return find_classes([item for listing in splits.values() for item in listing.inputs], workers)
 
@@ -609,6 +605,11 @@ def _already_done(split: str, listing: Listing, labels: tuple[str, ...], config:
         if not os.path.exists(shard_path) or os.path.getsize(shard_path) != shard["num_bytes"]:
             return None
     return manifest
+
+
+def available_cores() -> int:
+    """The cores that this process may use; a container often allows fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

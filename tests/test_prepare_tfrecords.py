@@ -387,6 +387,24 @@ def test_overwriting_finds_the_classes_anew(tree):
     assert manifest["labels"] == ["cat", "cow", "dog"]
 
 
+def test_overwriting_keeps_labels_that_were_put_there(tree, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "labels.txt").write_text("dog\ncat\n")
+    (manifest,) = run(tree, overwrite=True)
+    assert manifest["labels"] == ["dog", "cat"]
+
+
+def test_leftovers_of_another_plan_are_removed(tree, tmp_path):
+    (tree.images / "img003.jpg").unlink()
+    with pytest.raises(convert.ConversionError):
+        run(tree)
+    with pytest.raises(convert.ConversionError):
+        run(tree, num_shards=3)
+    staged = os.listdir(tmp_path / "out" / ".all.partial")
+    assert len(staged) == 6
+    assert all("of-00003" in name for name in staged)
+
+
 def test_a_manifest_of_another_version_is_named(tree, tmp_path):
     (manifest,) = run(tree)
     (tmp_path / "out" / "all.manifest.json").write_text(json.dumps({**manifest, "version": 0}))
