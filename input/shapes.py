@@ -1,4 +1,4 @@
-"""A small Pascal VOC data set, drawn: circles, squares and triangles on textured grounds. Nothing is downloaded."""
+"""A small Pascal VOC data set, drawn: circles, crosses and triangles on textured grounds. Nothing is downloaded."""
 
 import pathlib
 from xml.etree import ElementTree
@@ -6,14 +6,26 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image, ImageDraw
 
-_CORNERS = {"circle": 64, "square": 4, "triangle": 3}  # each shape is a regular polygon
-_UPRIGHT = {"circle": 0.0, "square": np.pi / 4, "triangle": np.pi}  # the angle of its first corner, from downwards
-_LEAN = np.pi / 9  # at most, to either side: turned at will, small squares and triangles take long to tell apart
-CLASSES = tuple(_CORNERS)
+def _regular(corners):
+    """A regular polygon about (0, 0), float [corners, 2] as (x, y), y downwards: one corner on top, 1 away."""
+    angles = np.arange(corners) * 2 * np.pi / corners
+    return np.stack([np.sin(angles), -np.cos(angles)], axis=1)
+
+
+_ARM = 0.35  # half the width of a cross's arms, whose length is 1
+_QUARTER = np.array([[_ARM, -1], [_ARM, -_ARM], [1, -_ARM]]) / np.hypot(1, _ARM)
+_TURN = np.array([[0, 1], [-1, 0]])
+_OUTLINES = {
+    "circle": _regular(64),
+    "cross": np.concatenate([_QUARTER @ np.linalg.matrix_power(_TURN, quarter) for quarter in range(4)]),
+    "triangle": _regular(3),
+}
+_LEAN = np.pi / 9  # at most, to either side: turned at will, small shapes take long to tell apart
+CLASSES = tuple(_OUTLINES)
 SPLITS = {"train": 0.7, "val": 0.1, "test": 0.2}
 _OVERSAMPLING = 4  # a shape is drawn this much larger and shrunk: smooth edges
 _MAX_OVERLAP = 0.25  # of the smaller of two boxes
-_MIN_CONTRAST = 80.0  # distance of a shape's colour from the ground's, in RGB
+_MIN_CONTRAST = 110.0  # distance of a shape's colour from the ground's, in RGB
 
 
 def write_shapes(output_dir, *, num_images: int, image_size: tuple[int, int] = (160, 240), seed: int = 0) -> None:
@@ -48,8 +60,7 @@ def draw(rng: np.random.Generator, image_size: tuple[int, int]):
         name = CLASSES[rng.integers(len(CLASSES))]
         radius = min(image_size) * 0.15 * 2.4 ** rng.uniform()
         center = rng.uniform([radius, radius], [width - radius, height - radius])
-        angle = _UPRIGHT[name] + rng.uniform(-_LEAN, _LEAN)
-        alpha = _polygon(_CORNERS[name], center, radius, angle, image_size)
+        alpha = _coverage(_OUTLINES[name], center, radius, rng.uniform(-_LEAN, _LEAN), image_size)
         ys, xs = np.nonzero(alpha >= 0.5)
         box = tuple(int(edge) + 1 for edge in (xs.min(), ys.min(), xs.max(), ys.max()))
         color = rng.uniform(0, 255, 3)
@@ -72,10 +83,10 @@ def _texture(rng, image_size, strength):
     return texture
 
 
-def _polygon(corners, center, radius, angle, image_size):
-    """How much of each pixel the regular polygon covers, float [h, w] in 0..1."""
-    angles = angle + np.arange(corners) * 2 * np.pi / corners
-    points = (center + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)) * _OVERSAMPLING
+def _coverage(outline, center, radius, lean, image_size):
+    """How much of each pixel the polygon covers, leaning by `lean` radians, float [h, w] in 0..1."""
+    turn = np.array([[np.cos(lean), np.sin(lean)], [-np.sin(lean), np.cos(lean)]])
+    points = (center + radius * outline @ turn) * _OVERSAMPLING
     height, width = image_size
     mask = Image.new("L", (width * _OVERSAMPLING, height * _OVERSAMPLING))
     ImageDraw.Draw(mask).polygon([tuple(point) for point in points], fill=255)
