@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image, ImageDraw
 
+
 def _regular(corners):
     """A regular polygon about (0, 0), float [corners, 2] as (x, y), y downwards: one corner on top, 1 away."""
     angles = np.arange(corners) * 2 * np.pi / corners
