@@ -2,8 +2,9 @@
 
   python benchmarks/convert.py [--voc_dir=VOCDIR] [--num_images=10000]
 
-Builds a VOC tree of `--num_images` by linking the pairs of VOCDIR (or of 200 drawn ones: 640x480, 13 boxes each) under
-new names. Then alternates, `--rounds` times, in as many processes, and prints medians as JSON on its last line:
+Builds a VOC tree of `--num_images` by linking the images of VOCDIR (or 200 drawn ones: 640x480, 13 boxes each) under
+new names, beside annotations that name them. Then alternates, `--rounds` times, in as many processes, and prints
+medians as JSON on its last line:
 
 - the limit: a bare loop that reads the JPEG, parses the XML with lxml (to a tree: no value is looked at) and writes a
   framed record; no checks, no tf.Example. Like the converter it flushes each shard to the disk, since the disk is not
@@ -21,6 +22,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
@@ -95,12 +97,15 @@ def draw_voc(folder: pathlib.Path, count: int) -> None:
 
 
 def link_voc(source: pathlib.Path, folder: pathlib.Path, count: int) -> None:
+    """The annotations are copied, since each has to name its image, as it does in a data set."""
     make_folders(folder)
-    stems = sorted(path.stem for path in (source / "Annotations").glob("*.xml"))
+    pairs = [(path.stem, path.read_bytes()) for path in sorted((source / "Annotations").glob("*.xml"))]
     for index in range(count):
-        for name, extension in (("Annotations", ".xml"), ("JPEGImages", ".jpg")):
-            target = source / name / (stems[index % len(stems)] + extension)
-            (folder / name / f"{index:06d}{extension}").symlink_to(target.resolve())
+        stem, xml = pairs[index % len(pairs)]
+        name = f"{index:06d}"
+        xml = re.sub(rb"(?<=<filename>)[^<]*", name.encode() + b".jpg", xml)
+        (folder / "Annotations" / f"{name}.xml").write_bytes(xml)
+        (folder / "JPEGImages" / f"{name}.jpg").symlink_to((source / "JPEGImages" / f"{stem}.jpg").resolve())
 
 
 def read_values(root: etree._Element) -> list:

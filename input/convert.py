@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
+import gc
 import hashlib
 import json
 import math
@@ -90,7 +91,7 @@ class Input(NamedTuple):
     """The files of one record, a few hundred bytes for each: a name is empty where there is no such file."""
 
     image_id: str
-    xml_dir: str
+    xml_dir: str  # with a separator at its end, as `image_dir`
     xml_name: str
     image_dir: str
     image_name: str
@@ -99,29 +100,28 @@ class Input(NamedTuple):
 
     @property
     def source(self) -> voc.Source:
-        xml_path = os.path.join(self.xml_dir, self.xml_name) if self.xml_name else ""
-        image_path = os.path.join(self.image_dir, self.image_name) if self.image_name else ""
+        xml_path = self.xml_dir + self.xml_name if self.xml_name else ""
+        image_path = self.image_dir + self.image_name if self.image_name else ""
         return voc.Source(self.image_id, xml_path, image_path)
 
 
 def _list_folder(path: str, extensions: Sequence[str]) -> dict[str, str]:
     """The names of files with one of the extensions, by stem; of several with one stem the earlier extension wins."""
 
-    def rank(name: str) -> tuple[int, str]:
-        return extensions.index(os.path.splitext(name)[1].lower()), name
-
-    found: dict[str, str] = {}
+    found: dict[str, tuple[int, str]] = {}
+    ranks = {extension: rank for rank, extension in enumerate(extensions)}
     try:
         with os.scandir(path) as entries:
             for entry in entries:
-                stem, extension = os.path.splitext(entry.name)
-                if extension.lower() in extensions and not stem.startswith("._"):  # macOS leaves those behind
+                name = entry.name
+                stem, dot, extension = name.rpartition(".")
+                rank = ranks.get(dot + extension.lower())
+                if rank is not None and stem.strip(".") and not stem.startswith("._"):  # macOS leaves those behind
                     key = voc.name_key(stem)
-                    if key not in found or rank(entry.name) < rank(found[key]):
-                        found[key] = entry.name
+                    found[key] = min(found.get(key, (rank, name)), (rank, name))
     except OSError as error:
         raise ConversionError(f"{path}: {error.strerror}; check --voc_dir, --annotations_dir, --images_dir.") from error
-    return found
+    return {key: name for key, (_, name) in found.items()}
 
 
 def _stat(path: str) -> tuple[int, int]:
@@ -172,10 +172,10 @@ def list_inputs(config: ConvertConfig) -> dict[str, Listing]:
     inputs: dict[str, Input] = {}
     findings = []
     for voc_dir in config.voc_dirs or ("",):
-        xml_dir = config.annotations_dir or os.path.join(voc_dir, "Annotations")
-        image_dir = config.images_dir or os.path.join(voc_dir, "JPEGImages")
-        xml_files = _list_folder(xml_dir, (".xml",))
-        image_files = _list_folder(image_dir, voc.IMAGE_EXTENSIONS)
+        xml_dir = os.path.join(config.annotations_dir or os.path.join(voc_dir, "Annotations"), "")
+        image_dir = os.path.join(config.images_dir or os.path.join(voc_dir, "JPEGImages"), "")
+        xml_files = _list_folder(os.path.dirname(xml_dir), (".xml",))
+        image_files = _list_folder(os.path.dirname(image_dir), voc.IMAGE_EXTENSIONS)
         set_file = config.image_set_file
         if not set_file and config.image_set:
             set_file = os.path.join(voc_dir, "ImageSets", "Main", config.image_set + ".txt")
@@ -253,34 +253,35 @@ def _read(source: voc.Source, task: ShardTask) -> tuple[voc.Example | None, list
 
 
 def convert_shard(task: ShardTask, advance) -> dict[str, Any]:
-    """Writes one shard and, last, its result beside it; calls `advance(1)` after each image."""
+    """Writes one shard and, last, its result beside it; tells `advance` now and then how many more images are done."""
     counts = dict.fromkeys(("num_records", "num_bytes", "num_negatives", "num_difficult", "num_truncated"), 0)
-    boxes_per_class: collections.Counter = collections.Counter()
-    images_per_class: collections.Counter = collections.Counter()
+    of_boxes: list[str] = []  # their classes, image after image
+    of_images: list[str] = []
     findings: list[voc.Finding] = []
     left_out = []
     digest = hashlib.sha256()
     partial = f"{task.staged}.{os.getpid()}.partial"
     try:
-        with open(partial, "wb") as shard:
-            for item in task.inputs:
+        with open(partial, "wb", buffering=1 << 20) as shard:
+            for count, item in enumerate(task.inputs, 1):
                 example, found = _read(item.source, task)
                 findings += found
                 if example:
                     annotation = example.annotation
-                    record = tfrecord.frame_record(tfrecord.encode_example(annotation, example.jpeg))
-                    shard.write(record)
-                    digest.update(record)
-                    boxes_per_class.update(annotation.class_names)
-                    images_per_class.update(set(annotation.class_names))
+                    for piece in tfrecord.frame_example(annotation, example.jpeg):
+                        shard.write(piece)
+                        digest.update(piece)
+                        counts["num_bytes"] += len(piece)
+                    of_boxes += annotation.class_names
+                    of_images += set(annotation.class_names)
                     counts["num_records"] += 1
-                    counts["num_bytes"] += len(record)
                     counts["num_negatives"] += not annotation.boxes
                     counts["num_difficult"] += sum(annotation.difficult)
                     counts["num_truncated"] += sum(annotation.truncated)
                 else:
                     left_out.append(item.image_id)
-                advance(1)
+                if count % 16 == 0 or count == len(task.inputs):
+                    advance((count - 1) % 16 + 1)
             shard.flush()
             os.fsync(shard.fileno())
         os.replace(partial, task.staged + ".shard")
@@ -291,8 +292,8 @@ def convert_shard(task: ShardTask, advance) -> dict[str, Any]:
         "key": task.key,
         "sha256": digest.hexdigest(),
         **counts,
-        "boxes_per_class": dict(boxes_per_class),
-        "images_per_class": dict(images_per_class),
+        "boxes_per_class": dict(collections.Counter(of_boxes)),
+        "images_per_class": dict(collections.Counter(of_images)),
         "left_out": left_out,
         "findings": findings,
     }
@@ -319,6 +320,8 @@ def _start_worker(progress) -> None:
     global _progress
     _progress = progress
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    gc.freeze()
+    gc.set_threshold(100_000)  # images leave no circles behind, so that there is next to nothing to collect
 
     def leave_with_parent():
         multiprocessing.parent_process().join()

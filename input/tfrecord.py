@@ -74,12 +74,9 @@ def _head(key: str, tags: bytes, num_bytes: int) -> bytes:
     return b"\x0a" + _varint(len(head) + num_bytes) + head
 
 
-def _strings(values: Iterable[str]) -> bytes:
-    return b"".join(map(_string, values))
-
-
-def _floats(values: Sequence[float]) -> bytes:
-    return struct.pack(f"<{len(values)}f", *values)
+@functools.lru_cache(maxsize=4096)  # sizes and flags come again and again
+def _entry(key: str, tags: bytes, values: bytes) -> bytes:
+    return _head(key, tags, len(values)) + values
 
 
 def _ints(values: Sequence[int]) -> bytes:
@@ -93,30 +90,56 @@ def encode_example(annotation: Annotation, jpeg: bytes) -> bytes:
       annotation: what the image shows; its boxes already lie inside the image.
       jpeg: the encoded image, stored as it is.
     """
+    return b"".join(_encode_pieces(annotation, jpeg))
+
+
+def _encode_pieces(annotation: Annotation, jpeg: bytes) -> tuple[bytes, bytes, bytes]:
+    """What is before the image, the image itself, and what is behind it."""
     height, width, boxes = annotation.height, annotation.width, annotation.boxes
-    ymin, xmin, ymax, xmax = zip(*boxes) if boxes else ((), (), (), ())
-    features = (
-        ("image/encoded", _BYTES, jpeg),
-        ("image/filename", _BYTES, annotation.filename.encode()),
-        ("image/format", _BYTES, b"jpeg"),
-        ("image/height", _INTS, _ints((height,))),
-        ("image/key/sha256", _BYTES, hashlib.sha256(jpeg).hexdigest().encode()),
-        ("image/object/area", _FLOATS, _floats([(y1 - y0) * (x1 - x0) for y0, x0, y1, x1 in boxes])),
-        ("image/object/bbox/xmax", _FLOATS, _floats([x / width for x in xmax])),
-        ("image/object/bbox/xmin", _FLOATS, _floats([x / width for x in xmin])),
-        ("image/object/bbox/ymax", _FLOATS, _floats([y / height for y in ymax])),
-        ("image/object/bbox/ymin", _FLOATS, _floats([y / height for y in ymin])),
-        ("image/object/class/label", _INTS, _ints([index + 1 for index in annotation.classes])),
-        ("image/object/class/text", _STRINGS, _strings(annotation.class_names)),
-        ("image/object/difficult", _INTS, _ints(annotation.difficult)),
-        ("image/object/is_crowd", _INTS, bytes(len(boxes))),
-        ("image/object/truncated", _INTS, _ints(annotation.truncated)),
-        ("image/object/view", _STRINGS, _strings(annotation.poses)),
-        ("image/source_id", _BYTES, annotation.image_id.encode()),
-        ("image/width", _INTS, _ints((width,))),
+    filename, image_id = annotation.filename.encode(), annotation.image_id.encode()
+    labels = _ints([index + 1 for index in annotation.classes])
+    names, poses = b"".join(map(_string, annotation.class_names)), b"".join(map(_string, annotation.poses))
+    size = 4 * len(boxes)
+    floats = struct.pack(
+        f"<{5 * len(boxes)}f",
+        *[(y1 - y0) * (x1 - x0) for y0, x0, y1, x1 in boxes],
+        *[box[3] / width for box in boxes],
+        *[box[1] / width for box in boxes],
+        *[box[2] / height for box in boxes],
+        *[box[0] / height for box in boxes],
     )
-    parts = [part for key, tags, values in features for part in (_head(key, tags, len(values)), values)]
-    return b"".join([b"\x0a" + _varint(sum(map(len, parts))), *parts])
+    rest = (
+        _head("image/filename", _BYTES, len(filename)),
+        filename,
+        _entry("image/format", _BYTES, b"jpeg"),
+        _entry("image/height", _INTS, _varint(height)),
+        _head("image/key/sha256", _BYTES, 64),
+        hashlib.sha256(jpeg).hexdigest().encode(),
+        _head("image/object/area", _FLOATS, size),
+        floats[:size],
+        _head("image/object/bbox/xmax", _FLOATS, size),
+        floats[size : 2 * size],
+        _head("image/object/bbox/xmin", _FLOATS, size),
+        floats[2 * size : 3 * size],
+        _head("image/object/bbox/ymax", _FLOATS, size),
+        floats[3 * size : 4 * size],
+        _head("image/object/bbox/ymin", _FLOATS, size),
+        floats[4 * size :],
+        _head("image/object/class/label", _INTS, len(labels)),
+        labels,
+        _head("image/object/class/text", _STRINGS, len(names)),
+        names,
+        _entry("image/object/difficult", _INTS, _ints(annotation.difficult)),
+        _entry("image/object/is_crowd", _INTS, bytes(len(boxes))),
+        _entry("image/object/truncated", _INTS, _ints(annotation.truncated)),
+        _head("image/object/view", _STRINGS, len(poses)),
+        poses,
+        _head("image/source_id", _BYTES, len(image_id)),
+        image_id,
+        _entry("image/width", _INTS, _varint(width)),
+    )
+    head, rest = _head("image/encoded", _BYTES, len(jpeg)), b"".join(rest)
+    return b"\x0a" + _varint(len(head) + len(jpeg) + len(rest)) + head, jpeg, rest
 
 
 # Parsing, in a TensorFlow graph and without TensorFlow.
@@ -292,15 +315,24 @@ def read_annotations(paths: Iterable[str]) -> list[GroundTruth]:
 # Shards: TFRecord framing. A record is its length (u64), a masked crc32c of that, the data, a masked crc32c of it.
 
 
-def _masked_crc(data: bytes) -> int:
-    crc = google_crc32c.value(data)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+def _checksum(*pieces: bytes) -> bytes:
+    crc = 0
+    for piece in pieces:
+        crc = google_crc32c.extend(crc, piece)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)  # masked
 
 
 def frame_record(data: bytes) -> bytes:
     """`data` as one record of a TFRecord file."""
     length = struct.pack("<Q", len(data))
-    return b"".join((length, struct.pack("<I", _masked_crc(length)), data, struct.pack("<I", _masked_crc(data))))
+    return b"".join((length, _checksum(length), data, _checksum(data)))
+
+
+def frame_example(annotation: Annotation, jpeg: bytes) -> tuple[bytes, bytes, bytes]:
+    """`frame_record(encode_example(annotation, jpeg))` in three pieces: `jpeg` is the second, and is not copied."""
+    before, jpeg, after = pieces = _encode_pieces(annotation, jpeg)
+    length = struct.pack("<Q", sum(map(len, pieces)))
+    return b"".join((length, _checksum(length), before)), jpeg, after + _checksum(*pieces)
 
 
 def _read_length(file: BinaryIO, size: int, path: str, index: int) -> int | None:
@@ -310,7 +342,7 @@ def _read_length(file: BinaryIO, size: int, path: str, index: int) -> int | None
         return None
     if len(header) < 12:
         raise DamagedShardError(_damage(path, index, "the file is cut off"))
-    if struct.unpack("<I", header[8:])[0] != _masked_crc(header[:8]):
+    if header[8:] != _checksum(header[:8]):
         raise DamagedShardError(_damage(path, index, "the checksum of its length is wrong"))
     length = struct.unpack("<Q", header[:8])[0]
     if file.tell() + length + 4 > size:  # known before so much memory is asked for
@@ -332,7 +364,7 @@ def read_records(path: str) -> Iterator[bytes]:
         index, size = 0, os.fstat(file.fileno()).st_size
         while (length := _read_length(file, size, path, index)) is not None:
             data = file.read(length)
-            if file.read(4) != struct.pack("<I", _masked_crc(data)):
+            if file.read(4) != _checksum(data):
                 raise DamagedShardError(_damage(path, index, "the checksum of its data is wrong"))
             yield data
             index += 1

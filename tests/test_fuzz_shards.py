@@ -136,7 +136,7 @@ def test_length_that_passes_its_checksum(shard, length):
     header = struct.pack("<Q", length)
     first = tfrecord.frame_record(EXAMPLES[0])
     for rest in (b"", b"too little"):
-        shard.write_bytes(first + header + struct.pack("<I", tfrecord._masked_crc(header)) + rest)
+        shard.write_bytes(first + header + tfrecord._checksum(header) + rest)
         assert read_all(str(shard)) == ([EXAMPLES[0]], True)
         assert outcome(tfrecord.count_records, [str(shard)]) is None
         assert outcome(tfrecord.read_annotations, [str(shard)]) is None

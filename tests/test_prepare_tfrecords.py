@@ -431,15 +431,15 @@ def test_full_disk(tree, tmp_path, monkeypatch):
     """Nothing is published, nothing half-written stays, and a later run continues."""
     writes = 0
 
-    def fill_up(data: bytes) -> bytes:
+    def fill_up(annotation, jpeg: bytes) -> tuple[bytes, bytes, bytes]:
         nonlocal writes
         writes += 1
         if writes == 3:
             raise OSError(28, "No space left on device")
-        return framed(data)
+        return framed(annotation, jpeg)
 
-    framed = tfrecord.frame_record
-    monkeypatch.setattr(tfrecord, "frame_record", fill_up)
+    framed = tfrecord.frame_example
+    monkeypatch.setattr(tfrecord, "frame_example", fill_up)
     with pytest.raises(convert.ConversionError, match=r"No space left on device; .* the same command continues"):
         run(tree)
     assert [path.name for path in (tmp_path / "out").rglob("*.*") if path.name.endswith((".tfrecord", ".partial"))] == [
