@@ -4,6 +4,7 @@ Only entry files read this. `config_from_flags` turns the flags into frozen data
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -24,6 +25,11 @@ def _numbers(values):
 
 # Data and output
 flags.DEFINE_list("train_records", None, "Shards to train on: patterns such as 'OUT/train-*.tfrecord'.")
+flags.DEFINE_list(
+    "train_weights",
+    [],
+    "How much of each pattern of --train_records to show, such as 3,1. None: each image once an epoch.",
+)
 flags.DEFINE_list("val_records", [], "Shards to evaluate on while training; none: no evaluation, no best checkpoint.")
 flags.DEFINE_string("model_dir", None, "The run's folder; where it holds checkpoints, the run is resumed.")
 
@@ -34,8 +40,14 @@ flags.DEFINE_integer("max_boxes", _input.max_boxes, "Boxes an image, at most: th
 flags.DEFINE_integer("shuffle_buffer", _input.shuffle_buffer, "Records in the shuffle buffer, encoded.", lower_bound=1)
 flags.DEFINE_enum("augment", "default", ["none", "paper", "default", "strong"], "Preset of the augmentation.")
 for _name, _help in {
+    "iou_crop": "Probability of SSD's crop, which shows an object by a drawn IoU.",
     "scale_min": "Scale jitter: the smallest size of the image, relative to the size at which it just fits.",
     "scale_max": "Scale jitter: the largest; what exceeds the input is cropped at a random place.",
+    "warp": "Probability of rotation, shear and translation.",
+    "rotate": "Largest angle, in degrees.",
+    "shear": "Largest shift of x, as a share of y.",
+    "translate": "Largest shift, as a share of each side.",
+    "randaugment_magnitude": "How far RandAugment's operations go, from 0 to 10.",
     "horizontal_flip": "Probability.",
     "vertical_flip": "Probability.",
     "brightness": "Largest shift, as a share of the full range.",
@@ -50,7 +62,30 @@ for _name, _help in {
     "min_visible": "A box cut off or covered stays if its centre or this share of it is visible.",
 }.items():
     flags.DEFINE_float(_name, None, f"{_help} Default: as --augment says.")
+flags.DEFINE_integer("randaugment", None, "Operations that RandAugment draws for an image, 0 to 3.")
 flags.DEFINE_enum("target_assignment", _input.target_assignment, ["device", "host"], "Where anchors get targets.")
+flags.DEFINE_bool(
+    "deterministic_input",
+    _input.deterministic_input,
+    "The same seed gives the same batches. --nodeterministic_input: a slow image does not hold up others.",
+)
+flags.DEFINE_bool("cache_records", _input.cache_records, "Keep the encoded records in memory after the first epoch.")
+flags.DEFINE_integer(
+    "max_damaged",
+    _input.max_damaged,
+    "Images that cannot be decoded are skipped; more of them end the run.",
+    lower_bound=0,
+)
+flags.DEFINE_float(
+    "repeat_threshold",
+    _input.repeat_threshold,
+    "Images of classes that fewer than this share of the images show are repeated (LVIS: 0.001). 0: none.",
+)
+flags.DEFINE_string(
+    "data_service",
+    _input.data_service,
+    "grpc://HOST:PORT of a tf.data service (python -m trainer.data_service) that reads, decodes and batches.",
+)
 flags.DEFINE_integer("seed", _input.seed, "Of weights, order and augmentation.", lower_bound=0)
 
 # Anchors
@@ -132,13 +167,22 @@ def _augment_from_flags() -> AugmentConfig:
     return dataclasses.replace(AugmentConfig.preset(FLAGS.augment), **given)
 
 
-def config_from_flags(labels: tuple[str, ...] = ()) -> Config:
+def config_from_flags(labels: tuple[str, ...] = (), group_sizes: Sequence[int] = ()) -> Config:
     """The flags as a `Config`.
+
+    Args:
+      labels: the class names, once they are known.
+      group_sizes: how many shards each pattern of --train_records matches, for --train_weights.
 
     Raises:
       ValueError: naming the flag whose value does not fit.
     """
     scales = _floats("anchor_scales")
+    weights = _floats("train_weights")
+    if weights and len(weights) != len(FLAGS.train_records):
+        raise ValueError(
+            f"--train_weights has {len(weights)} numbers for {len(FLAGS.train_records)} patterns in --train_records."
+        )
     anchor = AnchorConfig(
         sizes=_floats("anchor_sizes"),
         scales=AnchorConfig.scales if FLAGS["anchor_scales"].using_default_value else scales,
@@ -152,6 +196,7 @@ def config_from_flags(labels: tuple[str, ...] = ()) -> Config:
             anchor=anchor,
             match=_take(MatchConfig),
             augment=_augment_from_flags(),
+            mixture=tuple(zip(weights, group_sizes or [0] * len(weights))),
         ),
         model=_take(ModelConfig),
         loss=_take(LossConfig),

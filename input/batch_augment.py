@@ -16,8 +16,9 @@ import tensorflow as tf
 
 from input import boxes as box_ops
 from input import types
-from input.augment import PAD_VALUE, still_shown
+from input.augment import PAD_VALUE, still_shown, strength
 from input.config import AugmentConfig
+from input.types import Draws
 
 # Mean and standard deviation of ImageNet's colours (R, G, B in 0..1), as torchvision and TF Model Garden use them.
 MEAN_RGB = (0.485, 0.456, 0.406)
@@ -28,37 +29,6 @@ _YIQ_FROM_RGB = np.array(
     [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]], dtype=np.float32
 )
 _RGB_FROM_YIQ = np.linalg.inv(_YIQ_FROM_RGB).astype(np.float32)
-
-
-class Draws(NamedTuple):
-    """The columns of `Batch.draws`: a uniform number in [0, 1) an image and decision; f32 [b] each."""
-
-    horizontal_flip: tf.Tensor
-    vertical_flip: tf.Tensor
-    brightness: tf.Tensor
-    contrast: tf.Tensor
-    saturation: tf.Tensor
-    hue: tf.Tensor
-    grayscale: tf.Tensor
-    cutout: tf.Tensor
-    cutout_y: tf.Tensor
-    cutout_x: tf.Tensor
-    cutout_size: tf.Tensor
-    cutmix: tf.Tensor
-    cutmix_y: tf.Tensor
-    cutmix_x: tf.Tensor
-    cutmix_size: tf.Tensor
-    mixup: tf.Tensor
-    mixup_radius: tf.Tensor
-    mixup_angle: tf.Tensor
-    mosaic: tf.Tensor
-
-
-NUM_DRAWS = len(Draws._fields)
-
-
-def _draws(batch: types.Batch) -> Draws:
-    return Draws(*tf.unstack(batch.draws, axis=1))
 
 
 def normalize(images):
@@ -75,15 +45,20 @@ def colour_matrices(draws: Draws, config: AugmentConfig):
     Returns:
       f32 [b, 3, 3], to be multiplied from the left with a column (R, G, B).
     """
-    angle = (2 * draws.hue - 1) * config.hue * 2 * np.pi
-    saturation = 1 + (2 * draws.saturation - 1) * config.saturation
-    saturation = tf.where(draws.grayscale < config.grayscale, 0.0, saturation)
-    contrast = 1 + (2 * draws.contrast - 1) * config.contrast
+    angle = (2 * draws.hue - 1) * strength("hue", config.hue, draws, config) * 2 * np.pi
+    saturation = 1 + (2 * draws.saturation - 1) * strength("saturation", config.saturation, draws, config)
+    gray = draws.grayscale < strength("grayscale", config.grayscale, draws, config)
+    saturation = tf.where(gray, 0.0, saturation)
+    contrast = _contrast(draws, config)
     cos, sin = saturation * tf.cos(angle), saturation * tf.sin(angle)
     zero, one = tf.zeros_like(cos), tf.ones_like(cos)
     turn = tf.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], axis=1)
     in_rgb = _RGB_FROM_YIQ @ tf.reshape(turn, [-1, 3, 3]) @ _YIQ_FROM_RGB
     return contrast[:, tf.newaxis, tf.newaxis] * in_rgb
+
+
+def _contrast(draws: Draws, config: AugmentConfig):
+    return 1 + (2 * draws.contrast - 1) * strength("contrast", config.contrast, draws, config)
 
 
 def jitter_colour(images, draws: Draws, config: AugmentConfig):
@@ -99,8 +74,9 @@ def jitter_colour(images, draws: Draws, config: AugmentConfig):
     """
     matrices = colour_matrices(draws, config)
     mean = tf.reduce_mean(images, axis=[1, 2])[:, tf.newaxis]
-    contrast = (1 + (2 * draws.contrast - 1) * config.contrast)[:, tf.newaxis, tf.newaxis]
-    brightness = ((2 * draws.brightness - 1) * config.brightness * 255)[:, tf.newaxis, tf.newaxis]
+    contrast = _contrast(draws, config)[:, tf.newaxis, tf.newaxis]
+    brightness = (2 * draws.brightness - 1) * strength("brightness", config.brightness, draws, config) * 255
+    brightness = brightness[:, tf.newaxis, tf.newaxis]
     # The mean keeps its place under contrast alone: it moves by hue and saturation, but not by contrast.
     turned_mean = tf.matmul(mean, matrices, transpose_b=True)
     shift = turned_mean / contrast - turned_mean + brightness
@@ -126,7 +102,8 @@ def _cutout_region(draws: Draws, config: AugmentConfig, image_size):
     """DeVries & Taylor 2017: a square; its side here is 10 to 40% of the image's shorter one."""
     side = (0.1 + 0.3 * draws.cutout_size) * min(image_size)
     sides = tf.stack([side, side], axis=1)
-    return _region(draws.cutout < config.cutout, draws.cutout_y, draws.cutout_x, sides, image_size)
+    happens = draws.cutout < strength("cutout", config.cutout, draws, config)
+    return _region(happens, draws.cutout_y, draws.cutout_x, sides, image_size)
 
 
 def _cutmix_region(draws: Draws, config: AugmentConfig, image_size):
@@ -206,7 +183,7 @@ def _quadrants(image_size):
 
 def augment_boxes(batch: types.Batch, config: AugmentConfig) -> types.Batch:
     """The batch with its objects where `augment_images` puts the pixels."""
-    draws = _draws(batch)
+    draws = Draws.of(batch.draws)
     image_size, max_boxes = tuple(batch.images.shape[1:3]), batch.boxes.shape[1]
     height, width = image_size
     ymin, xmin, ymax, xmax = tf.unstack(batch.boxes, axis=2)
@@ -236,7 +213,7 @@ def augment_boxes(batch: types.Batch, config: AugmentConfig) -> types.Batch:
         partners = partners._replace(weights=partners.weights * (1 - share)).where(happens)
         own = objects._replace(weights=objects.weights * tf.where(happens, share, 1.0))
         objects = _join([own, partners], max_boxes)
-    if config.cutout:
+    if config.cutout or config.randaugment:
         objects = objects.outside(_cutout_region(draws, config, image_size), config.min_visible)
 
     present = objects.classes != types.BACKGROUND
@@ -250,7 +227,7 @@ def augment_boxes(batch: types.Batch, config: AugmentConfig) -> types.Batch:
 
 def augment_images(batch: types.Batch, config: AugmentConfig):
     """f32 [b, h, w, 3]: the batch's images, flipped, mixed, coloured and normalised."""
-    draws = _draws(batch)
+    draws = Draws.of(batch.draws)
     images, image_size = batch.images, tuple(batch.images.shape[1:3])
 
     def happens(values, probability):
@@ -275,9 +252,10 @@ def augment_images(batch: types.Batch, config: AugmentConfig):
     if config.mixup:
         share = tf.where(draws.mixup < config.mixup, _mixup_share(draws), 1.0)[:, tf.newaxis, tf.newaxis, tf.newaxis]
         images = share * images + (1 - share) * tf.roll(images, -1, axis=0)
-    if any((config.brightness, config.contrast, config.saturation, config.hue, config.grayscale)):
+    colours = (config.brightness, config.contrast, config.saturation, config.hue, config.grayscale)
+    if any(colours) or config.randaugment:
         images = jitter_colour(tf.cast(images, tf.float32), draws, config)
-    if config.cutout:
+    if config.cutout or config.randaugment:
         erased = _inside(_cutout_region(draws, config, image_size), image_size)
         images = tf.where(erased, tf.cast(PAD_VALUE, images.dtype), images)
     return normalize(images)

@@ -55,13 +55,35 @@ class MatchConfig:
             )
 
 
+# What RandAugment chooses from, and how far each goes at its greatest magnitude, in the units of `AugmentConfig`.
+RANDAUGMENT_LIMITS = {
+    "rotate": 30.0,
+    "shear": 0.3,
+    "translate": 0.25,
+    "brightness": 0.4,
+    "contrast": 0.9,
+    "saturation": 0.9,
+    "hue": 0.1,
+    "grayscale": 1.0,
+    "cutout": 1.0,
+}
+MAX_MAGNITUDE = 10
+
+
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
     """What happens to a training image. The defaults change nothing (`--augment=none`)."""
 
     # On the host, per image.
+    iou_crop: float = 0.0  # probability of SSD's crop
     scale_min: float = 1.0  # scale jitter: the resized image's size relative to the letterboxed one
     scale_max: float = 1.0
+    warp: float = 0.0  # probability of rotation, shear and translation, in one resampling
+    rotate: float = 10.0  # degrees, at most
+    shear: float = 0.1  # shift of x as a share of y, at most
+    translate: float = 0.1  # share of each side, at most
+    randaugment: int = 0  # operations drawn for an image, 0 to 3
+    randaugment_magnitude: float = 5.0  # 0 to 10
     # On the device, per batch. Those of one word are probabilities, unless they say otherwise.
     horizontal_flip: float = 0.0
     vertical_flip: float = 0.0
@@ -78,11 +100,33 @@ class AugmentConfig:
     min_visible: float = 0.25
 
     def __post_init__(self):
-        for name in ("horizontal_flip", "vertical_flip", "grayscale", "cutout", "cutmix", "mixup", "mosaic"):
+        for name in (
+            "iou_crop",
+            "warp",
+            "horizontal_flip",
+            "vertical_flip",
+            "grayscale",
+            "cutout",
+            "cutmix",
+            "mixup",
+            "mosaic",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} is a probability, from 0 to 1; got {getattr(self, name)}.")
         if not 0 < self.scale_min <= self.scale_max:
             raise ValueError(f"need 0 < --scale_min <= --scale_max; got {self.scale_min} and {self.scale_max}.")
+
+        if self.randaugment not in range(4):
+            raise ValueError(f"--randaugment is a number of operations, from 0 to 3; got {self.randaugment}.")
+        if not 0 <= self.randaugment_magnitude <= MAX_MAGNITUDE:
+            raise ValueError(
+                f"--randaugment_magnitude goes from 0 to {MAX_MAGNITUDE}; got {self.randaugment_magnitude}."
+            )
+
+    @property
+    def warps(self) -> bool:
+        """Whether any image is rotated, sheared or moved."""
+        return bool(self.randaugment or (self.warp and any((self.rotate, self.shear, self.translate))))
 
     @property
     def mixes(self) -> bool:
@@ -133,6 +177,12 @@ class InputConfig:
     shuffle_buffer: int = 2048  # records, still encoded
     seed: int = 0
     target_assignment: str = "device"  # or "host"
+    deterministic_input: bool = True  # false: a slow image does not hold up others, and the order is not repeatable
+    cache_records: bool = False  # keep the encoded records in memory after the first epoch
+    max_damaged: int = 100  # images that cannot be decoded; more end the run
+    mixture: tuple[tuple[float, int], ...] = ()  # (weight, number) of consecutive groups of training shards
+    repeat_threshold: float = 0.0  # share of images below which a class is shown more often
+    data_service: str = ""  # address of a tf.data service that does the host's work
     anchor: AnchorConfig = AnchorConfig()
     match: MatchConfig = MatchConfig()
     augment: AugmentConfig = AugmentConfig.preset("default")
@@ -143,6 +193,14 @@ class InputConfig:
         for name in ("batch_size", "max_boxes", "shuffle_buffer"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1; got {getattr(self, name)}.")
+        if self.max_damaged < 0:
+            raise ValueError(f"--max_damaged must be at least 0; got {self.max_damaged}.")
+        if not 0 <= self.repeat_threshold <= 1:
+            raise ValueError(f"--repeat_threshold is a share, from 0 to 1; got {self.repeat_threshold}.")
+        if any(weight <= 0 for weight, _ in self.mixture):
+            raise ValueError(f"--train_weights must be positive; got {[weight for weight, _ in self.mixture]}.")
+        if sum(map(bool, (self.mixture, self.repeat_threshold, self.data_service))) > 1:
+            raise ValueError("--train_weights, --repeat_threshold and --data_service cannot be combined.")
         if self.target_assignment not in ("device", "host"):
             raise ValueError(f"--target_assignment={self.target_assignment}: choose device or host.")
 

@@ -5,8 +5,10 @@ with no saved iterator state: the records already seen are skipped, still encode
 decoding.
 """
 
+import itertools
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from input import augment, batch_augment, targets, tfrecord, types
@@ -14,17 +16,19 @@ from input.config import InputConfig
 
 _AUTOTUNE = tf.data.AUTOTUNE
 _READERS = 8  # files read in turn
+_CHOICES = 4096  # drawn at a time, of a mixture
 
 
 class _Shard(NamedTuple):
     path: str
+    place: int  # among all files given
     first: int  # index of its first record, over all shards read in order
     count: int
 
 
-def _read(shards, files_shuffle_seed=None):
+def _read(shards, deterministic=True, files_shuffle_seed=None):
     """Dataset of (record_index i64, serialized)."""
-    paths, firsts, _ = zip(*shards)
+    paths, firsts = zip(*((shard.path, shard.first) for shard in shards))
     files = tf.data.Dataset.from_tensor_slices((list(paths), tf.constant(firsts, tf.int64)))
     if files_shuffle_seed is None:
         return files.flat_map(lambda path, first: tf.data.TFRecordDataset(path).enumerate(first))
@@ -33,46 +37,192 @@ def _read(shards, files_shuffle_seed=None):
         lambda path, first: tf.data.TFRecordDataset(path).enumerate(first),
         cycle_length=min(_READERS, len(paths)),
         num_parallel_calls=_AUTOTUNE,
-        deterministic=True,
+        deterministic=deterministic,
     )
 
 
-def _training_records(shards, config: InputConfig, first_record):
-    """Endless dataset of (record_index, serialized, seed i32 [2]), starting after `first_record` records."""
-    first_epoch, first_in_epoch = divmod(first_record, sum(shard.count for shard in shards))
+def _epoch_seed(config: InputConfig, epoch):
+    # Only the low half differs between epochs; the generators mix it well.
+    return epoch + (config.seed << 32)
+
+
+def _draw(seed, index):
+    """f32 [NUM_DRAWS]: all that is random about how a record is shown."""
+    return tf.random.stateless_uniform([types.NUM_DRAWS], tf.stack([seed, index]), alg="philox")
+
+
+def _training_records(shards, config: InputConfig, first_record, copies=None):
+    """Endless dataset of (record_index, serialized, draws f32 [NUM_DRAWS]), starting after `first_record` records.
+
+    `copies` is `_Copies` where some records are shown several times in an epoch.
+    """
+    if copies is None:
+        first_epoch, first_in_epoch = divmod(first_record, sum(shard.count for shard in shards))
+    else:
+        first_epoch, first_in_epoch = copies.locate(first_record)
+    # Outside of `one_epoch`, because a cache made inside of it would be another one in each epoch.
+    cached = _read(shards).cache() if config.cache_records else None
+    buffer = max(config.shuffle_buffer, sum(shard.count for shard in shards) if config.cache_records else 0)
 
     def one_epoch(epoch):
         # Of this function's graph alone, where it would else be the caller's: the order depends on nothing but `seed`.
         tf.random.set_seed(1)
-        # Only the low half differs between epochs; the generators mix it well.
-        seed = epoch + (config.seed << 32)
-        records = _read(shards, seed)
-        records = records.shuffle(config.shuffle_buffer, seed=seed)
+        seed = _epoch_seed(config, epoch)
+        records = _read(shards, config.deterministic_input, seed) if cached is None else cached
+        if copies is not None:
+            records = copies.repeat(records, epoch)
+        records = records.shuffle(buffer, seed=seed)
         records = records.skip(tf.where(epoch == first_epoch, tf.constant(first_in_epoch, tf.int64), 0))
-        return records.map(lambda index, serialized: (index, serialized, _seed(config.seed, epoch, index)))
+        # A record that is shown again has a number of its own for that.
+        return records.map(lambda index, serialized, *copy: (index, serialized, _draw(seed, *(copy or [index]))))
 
     return tf.data.Dataset.counter(first_epoch).flat_map(one_epoch)
 
 
-def _seed(seed, epoch, index):
-    """i32 [2]: the stateless seed of one record in one epoch."""
-    epoch_seed = tf.stack([tf.constant(seed, tf.int64), epoch])
-    return tf.cast(tf.random.experimental.stateless_fold_in(epoch_seed, index) % (2**31), tf.int32)
+class _Copies:
+    """Repeat-factor sampling (Gupta et al. 2019, "LVIS", section 5.1).
+
+    A class that a share f of the images shows has the factor max(1, sqrt(t / f)), an image the largest of its classes'.
+    Each epoch shows an image that often, the fraction by a draw of that epoch.
+
+    Args:
+      shards: those that are read.
+      classes: of the objects of each record, over all shards.
+      config: t is its `repeat_threshold`.
+    """
+
+    def __init__(self, shards, classes, config: InputConfig):
+        self._config = config
+        own = np.zeros(len(classes), bool)
+        for shard in shards:
+            own[shard.first : shard.first + shard.count] = True
+        images_per_class = np.bincount([index for present in classes for index in set(present)], minlength=1)
+        with np.errstate(divide="ignore"):
+            factors = np.maximum(1.0, np.sqrt(config.repeat_threshold * len(classes) / images_per_class))
+        of_images = [max((factors[index] for index in present), default=1.0) for present in classes]
+        self._factors = np.where(own, of_images, 0.0).astype(np.float32)
+
+    def of_epoch(self, epoch):
+        """i64 [num_records]."""
+        seed = tf.stack([_epoch_seed(self._config, epoch), tf.constant(-1, tf.int64)])
+        fractions = tf.random.stateless_uniform([len(self._factors)], seed, alg="philox")
+        drawn = tf.floor(self._factors + fractions)
+        return tf.cast(tf.where(self._factors > 0, drawn, 0.0), tf.int64)
+
+    def locate(self, first_record) -> tuple[int, int]:
+        """The epoch and the place in it that follow after `first_record` records."""
+        epoch = 0
+        while first_record >= (count := int(tf.reduce_sum(self.of_epoch(tf.constant(epoch, tf.int64))))):
+            epoch, first_record = epoch + 1, first_record - count
+        return epoch, first_record
+
+    def repeat(self, records, epoch):
+        """Each record as often as the epoch shows it; the last number differs between the copies."""
+        counts = self.of_epoch(epoch)
+
+        def copy(index, serialized):
+            copies = tf.data.Dataset.range(counts[index])
+            return copies.map(lambda number: (index, serialized, index + number * len(self._factors)))
+
+        return records.flat_map(copy)
 
 
-def _to_batch(sample: types.Sample, valid, record_index, draws) -> types.Batch:
-    return types.Batch(
-        images=sample.image,
-        boxes=sample.boxes,
-        classes=sample.classes,
-        difficult=sample.difficult,
-        box_weights=sample.box_weights,
-        original_sizes=sample.original_size,
-        transforms=sample.transform,
-        valid=valid,
-        record_index=record_index,
-        draws=draws,
+def _choices(config: InputConfig, block):
+    """i64 [_CHOICES]: which group of the mixture each of the records of a block comes from."""
+    weights = np.array([weight for weight, _ in config.mixture])
+    bounds = tf.constant(np.cumsum(weights / weights.sum())[:-1], tf.float32)
+    seed = tf.stack([_epoch_seed(config, tf.constant(0, tf.int64)), -3 - block])
+    draws = tf.random.stateless_uniform([_CHOICES], seed, alg="philox")
+    return tf.searchsorted(bounds, draws, side="right", out_type=tf.int64)
+
+
+def _mixed_records(shards, config: InputConfig, first_record):
+    """As `_training_records`, of several groups of shards at once, each with epochs of its own."""
+    ends = np.cumsum([size for _, size in config.mixture])
+    groups = [[shard for shard in shards if start <= shard.place < end] for start, end in zip((0, *ends), ends)]
+    if not all(groups):
+        raise ValueError("--train_weights: a pattern of --train_records has no records, or fewer files than workers.")
+    block, in_block = divmod(first_record, _CHOICES)
+    consumed = np.zeros(len(groups), np.int64)
+    for number in range(block + 1):
+        drawn = _choices(config, tf.constant(number, tf.int64)).numpy()
+        consumed += np.bincount(drawn[: in_block if number == block else None], minlength=len(groups))
+    sources = [_training_records(group, config, int(count)) for group, count in zip(groups, consumed)]
+    choices = tf.data.Dataset.counter(block).flat_map(
+        lambda number: tf.data.Dataset.from_tensor_slices(_choices(config, number))
     )
+    return tf.data.Dataset.choose_from_datasets(sources, choices.skip(in_block), stop_on_empty_dataset=False)
+
+
+def _served_records(shards, config: InputConfig, first_record):
+    """As `_training_records`, for the workers of a tf.data service, which share out the visits to shards.
+
+    An epoch shows each record once, but workers mix the end of one with the beginning of the next. After `first_record`
+    records the visits go on at the shard that holds that place.
+    """
+    paths, firsts, counts = zip(*((shard.path, shard.first, shard.count) for shard in shards))
+    paths, firsts = tf.constant(paths), tf.constant(firsts, tf.int64)
+    first_epoch, left = divmod(first_record, sum(counts))
+    order = tf.random.experimental.stateless_shuffle
+    numbers = tf.range(len(shards))
+
+    def visit(number):
+        epoch = number // len(shards)
+        seed = _epoch_seed(config, epoch)
+        shard = order(numbers, tf.stack([seed, tf.constant(-2, tf.int64)]))[number % len(shards)]
+        records = tf.data.TFRecordDataset(paths[shard]).enumerate(firsts[shard])
+        return records.map(lambda index, serialized: (index, serialized, seed))
+
+    place = 0
+    for shard in order(numbers, tf.stack([_epoch_seed(config, tf.constant(first_epoch, tf.int64)), -2])).numpy():
+        if left < counts[shard]:
+            break
+        left, place = left - counts[shard], place + 1
+    visits = tf.data.Dataset.range(first_epoch * len(shards) + place, np.iinfo(np.int64).max)
+    records = visits.interleave(
+        visit, cycle_length=min(_READERS, len(shards)), num_parallel_calls=_AUTOTUNE, deterministic=False
+    )
+    records = records.shuffle(config.shuffle_buffer, seed=config.seed)
+    return records.map(lambda index, serialized, seed: (index, serialized, _draw(seed, index)))
+
+
+def _evaluation_records(shards, batch_size):
+    """Dataset of (record_index, serialized, valid), each record once and in order; the last batch filled up."""
+    records = _read(shards)
+    padding = records.take(1).repeat(-sum(shard.count for shard in shards) % batch_size)
+
+    def marked(dataset, valid):
+        dataset = tf.data.Dataset.zip((dataset, tf.data.Dataset.from_tensors(valid).repeat()))
+        return dataset.map(lambda record, valid: (*record, valid))
+
+    return marked(records, True).concatenate(marked(padding, False))
+
+
+def _or_blank(load, blank):
+    """A function of a batch of records that calls `load`; where that fails, on one record after the other.
+
+    Args:
+      load: a function of tensors [b, ...] for `Dataset.map`.
+      blank: likewise; stands in for `load` where a record cannot be loaded.
+    """
+
+    def first_of(*datasets):
+        first = datasets[0].ignore_errors()
+        for dataset in datasets[1:]:
+            first = first.concatenate(dataset)
+        return first.take(1)  # so the later ones are made only where the first gives nothing
+
+    def load_or_blank(*records):
+        batch_size = records[0].shape[0]
+        batch = tf.data.Dataset.from_tensors(records)
+        singles = tf.data.Dataset.from_tensor_slices(records).batch(1, drop_remainder=True)
+        singles = singles.flat_map(
+            lambda *record: first_of(*(tf.data.Dataset.from_tensors(record).map(make) for make in (load, blank)))
+        )
+        singles = singles.unbatch().batch(batch_size, drop_remainder=True)
+        return first_of(batch.map(load), singles).get_single_element()
+
+    return load_or_blank
 
 
 def _shards(paths):
@@ -83,7 +233,8 @@ def _shards(paths):
     """
     paths = list(paths)
     counts = tfrecord.count_records(paths)
-    shards = [_Shard(path, sum(counts[:i]), count) for i, (path, count) in enumerate(zip(paths, counts)) if count]
+    firsts = itertools.accumulate(counts, initial=0)
+    shards = [_Shard(*shard) for shard in zip(paths, itertools.count(), firsts, counts) if shard[-1]]
     if not shards:
         raise ValueError(f"no records in {', '.join(paths) or 'an empty list of files'}: convert the data set again.")
     return shards
@@ -105,7 +256,7 @@ def make_dataset(
       paths: shard files, in order.
       config: image size, padding, augmentation and seed; `config.batch_size`, the global one, is not read.
       training: endless, shuffled and augmented; otherwise each image once, in order, unaugmented, the last batch
-        padded with images marked not `valid`.
+        padded with images marked not `valid`. A record that cannot be decoded is grey and marked so in either case.
       batch_size: images in a batch.
       first_record: training only: how many records an earlier run has already consumed, in this pipeline.
       num_pipelines, pipeline_id: training only: of several workers, each reads every `num_pipelines`-th file.
@@ -123,38 +274,56 @@ def make_dataset(
             f"multiple of {num_pipelines}."
         )
 
+    def load(index, serialized, valid, draws):
+        records = tfrecord.parse_examples(serialized)
+        return augment.load_and_crop(records, index, valid, draws, config, training=training)
+
+    def blank(index, serialized, valid, draws):
+        return augment.blank(index, draws, config)
+
+    load_or_blank = _or_blank(load, blank)
+
     if training:
+        own_shards = shards[pipeline_id::num_pipelines]
+        if config.data_service:
+            records = _served_records(shards, config, first_record)
+        elif config.mixture:
+            records = _mixed_records(own_shards, config, first_record)
+        elif config.repeat_threshold:
+            classes = tfrecord.read_classes(paths, len(tfrecord.read_labels(paths)))
+            records = _training_records(own_shards, config, first_record, _Copies(own_shards, classes, config))
+        else:
+            records = _training_records(own_shards, config, first_record)
 
-        def load(index, serialized, seed):
-            host_seed, device_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
-            sample = augment.load_and_crop(tfrecord.parse_example(serialized), config, host_seed)
-            draws = tf.random.stateless_uniform([batch_augment.NUM_DRAWS], device_seed, alg="philox")
-            return _to_batch(sample, True, index, draws)
-
-        records = _training_records(shards[pipeline_id::num_pipelines], config, first_record)
+        def load_batch(index, serialized, draws):
+            return load_or_blank(index, serialized, tf.ones([batch_size], tf.bool), draws)
     else:
+        records = _evaluation_records(shards, batch_size)
 
-        def load(index, serialized, valid):
-            sample = augment.load_and_crop(tfrecord.parse_example(serialized), config)
-            return _to_batch(sample, valid, index, tf.zeros([batch_augment.NUM_DRAWS]))
+        def load_batch(index, serialized, valid):
+            return load_or_blank(index, serialized, valid, tf.zeros([batch_size, types.NUM_DRAWS]))
 
-        records = _read(shards)
-        padding = records.take(1).repeat(-sum(shard.count for shard in shards) % batch_size)
-        records = tf.data.Dataset.zip((records, tf.data.Dataset.from_tensors(True).repeat())).concatenate(
-            tf.data.Dataset.zip((padding, tf.data.Dataset.from_tensors(False).repeat()))
+    deterministic = config.deterministic_input or not training
+    dataset = records.batch(batch_size, drop_remainder=True)
+    dataset = dataset.map(load_batch, num_parallel_calls=_AUTOTUNE, deterministic=deterministic)
+    if training and config.data_service:
+        dataset = dataset.apply(
+            tf.data.experimental.service.distribute(
+                processing_mode=tf.data.experimental.service.ShardingPolicy.DYNAMIC,
+                service=config.data_service,
+                # Several workers of the trainer take from one job; a resumed run begins another.
+                job_name=f"train-{config.seed}-{first_record}" if num_pipelines > 1 else None,
+            )
         )
-        records = records.map(lambda record, valid: (*record, valid))
-
-    return (
-        records.map(load, num_parallel_calls=_AUTOTUNE, deterministic=True)
-        .batch(batch_size, drop_remainder=True)
-        .prefetch(_AUTOTUNE)
-    )
+    return dataset.prefetch(_AUTOTUNE)
 
 
 def assign(batch: types.Batch, config: InputConfig, *, method: str) -> types.Targets:
-    """The targets of a batch's boxes; `method` as in `targets.assign_targets`."""
-    return targets.assign_targets(
+    """The targets of a batch's boxes, all ignored where an image is not valid.
+
+    `method` is that of `targets.assign_targets`.
+    """
+    assigned = targets.assign_targets(
         batch.boxes,
         batch.classes,
         batch.difficult,
@@ -164,6 +333,8 @@ def assign(batch: types.Batch, config: InputConfig, *, method: str) -> types.Tar
         image_size=config.image_size,
         method=method,
     )
+    ignored = tf.constant(types.IGNORED, assigned.class_targets.dtype)
+    return assigned._replace(class_targets=tf.where(batch.valid[:, tf.newaxis], assigned.class_targets, ignored))
 
 
 def assign_on_host(dataset: tf.data.Dataset, config: InputConfig) -> tf.data.Dataset:

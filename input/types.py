@@ -8,27 +8,62 @@ BACKGROUND = -1  # class target of an anchor with no object; also the class of a
 IGNORED = -2  # class target of an anchor that counts neither for nor against
 
 
-class Record(NamedTuple):
-    """One parsed tf.Example; the image is still encoded."""
+class Records(NamedTuple):
+    """A batch of parsed tf.Examples; the images are still encoded. n is the number of boxes of the image with most."""
 
-    image: tf.Tensor  # string []
-    size: tf.Tensor  # i32 [2], height and width of the image
-    normalized_boxes: tf.Tensor  # f32 [n, 4], ymin xmin ymax xmax in 0..1 of the image
-    classes: tf.Tensor  # i32 [n], 0-based
-    difficult: tf.Tensor  # bool [n]
-    image_id: tf.Tensor  # string []
+    images: tf.Tensor  # string [b]
+    sizes: tf.Tensor  # i32 [b, 2], height and width of the images
+    normalized_boxes: tf.Tensor  # f32 [b, n, 4], ymin xmin ymax xmax in 0..1 of the image
+    classes: tf.Tensor  # i32 [b, n], 0-based, -1 pads
+    difficult: tf.Tensor  # bool [b, n]
 
 
-class Sample(NamedTuple):
-    """One image as the host hands it to batching; boxes are padded to m."""
+class Draws(NamedTuple):
+    """The columns of `Batch.draws`: a uniform number in [0, 1) an image and decision; f32 [b] each."""
 
-    image: tf.Tensor  # u8 [h, w, 3]
-    boxes: tf.Tensor  # f32 [m, 4], ymin xmin ymax xmax in pixels of `image`
-    classes: tf.Tensor  # i32 [m], -1 pads
-    difficult: tf.Tensor  # bool [m]
-    box_weights: tf.Tensor  # f32 [m], weight in the loss; 1 unless mixing changes it
-    original_size: tf.Tensor  # i32 [2], height and width of the decoded file
-    transform: tf.Tensor  # f32 [4], scale_y scale_x offset_y offset_x: pixel of `image` = scale * original + offset
+    # Read by `augment`, on the host.
+    scale: tf.Tensor
+    offset_y: tf.Tensor
+    offset_x: tf.Tensor
+    iou_crop: tf.Tensor
+    iou_crop_seed: tf.Tensor
+    warp: tf.Tensor
+    rotate: tf.Tensor
+    shear: tf.Tensor
+    translate_y: tf.Tensor
+    translate_x: tf.Tensor
+    # Read by both.
+    randaugment_1: tf.Tensor
+    randaugment_2: tf.Tensor
+    randaugment_3: tf.Tensor
+    # Read by `batch_augment`, on the device.
+    horizontal_flip: tf.Tensor
+    vertical_flip: tf.Tensor
+    brightness: tf.Tensor
+    contrast: tf.Tensor
+    saturation: tf.Tensor
+    hue: tf.Tensor
+    grayscale: tf.Tensor
+    cutout: tf.Tensor
+    cutout_y: tf.Tensor
+    cutout_x: tf.Tensor
+    cutout_size: tf.Tensor
+    cutmix: tf.Tensor
+    cutmix_y: tf.Tensor
+    cutmix_x: tf.Tensor
+    cutmix_size: tf.Tensor
+    mixup: tf.Tensor
+    mixup_radius: tf.Tensor
+    mixup_angle: tf.Tensor
+    mosaic: tf.Tensor
+
+    @classmethod
+    def of(cls, draws: tf.Tensor) -> "Draws":
+        """The columns of f32 [b, NUM_DRAWS]."""
+        return cls(*tf.unstack(draws, num=NUM_DRAWS, axis=1))
+
+
+NUM_DRAWS = len(Draws._fields)
 
 
 class Batch(NamedTuple):
@@ -41,9 +76,10 @@ class Batch(NamedTuple):
     box_weights: tf.Tensor  # f32 [b, m]
     original_sizes: tf.Tensor  # i32 [b, 2]
     transforms: tf.Tensor  # f32 [b, 4]
-    valid: tf.Tensor  # bool [b], false for the padding of the last evaluation batch
+    valid: tf.Tensor  # bool [b], false for a damaged image and for the padding of the last evaluation batch
+    num_dropped: tf.Tensor  # i32 [b], boxes beyond `max_boxes`
     record_index: tf.Tensor  # i64 [b], position of the record in the shards read in order: names the image
-    draws: tf.Tensor  # f32 [b, NUM_DRAWS], uniform in [0, 1): what `batch_augment` decides each image's changes by
+    draws: tf.Tensor  # f32 [b, NUM_DRAWS], uniform in [0, 1): what decides each image's augmentation
 
 
 class Targets(NamedTuple):

@@ -5,8 +5,8 @@ import pytest
 import shards
 import tensorflow as tf
 
-from input import augment, tfrecord, types
-from input.config import AugmentConfig, InputConfig
+from input import augment, batch_augment, tfrecord, types
+from input.config import RANDAUGMENT_LIMITS, AugmentConfig, InputConfig
 
 SIZE = (64, 96)
 RED = (255, 0, 0)
@@ -28,16 +28,34 @@ def found_box(image):
     return np.array([ys[0], xs[0], ys[-1] + 1, xs[-1] + 1])
 
 
-def load(serialized, config, seed=None):
-    """`load_and_crop`, eagerly and inside tf.data; both must agree."""
-    eager = augment.load_and_crop(tfrecord.parse_example(serialized), config, seed)
-    dataset = tf.data.Dataset.from_tensors(serialized).map(
-        lambda item: augment.load_and_crop(tfrecord.parse_example(item), config, seed)
+def draws_of(seed, count=1):
+    """Uniform draws f32 [count, NUM_DRAWS]."""
+    return np.random.default_rng(seed).random((count, types.NUM_DRAWS), np.float32)
+
+
+def columns(count=1, **fixed):
+    """Draws of which those named have the value given; the others are 0.5."""
+    return types.Draws(*(tf.fill([count], np.float32(fixed.get(name, 0.5))) for name in types.Draws._fields))
+
+
+def load_batch(serialized, config, draws=None):
+    """`load_and_crop` of several records."""
+    count = len(serialized)
+    draws = tf.zeros([count, types.NUM_DRAWS]) if draws is None else draws
+    return augment.load_and_crop(
+        tfrecord.parse_examples(tf.constant(serialized)),
+        *(tf.range(count, dtype=tf.int64), tf.ones([count], tf.bool), draws, config),
+        training=True,
     )
-    (in_graph,) = dataset
-    for name, one, other in zip(types.Sample._fields, eager, in_graph):
+
+
+def load(serialized, config, draws=None):
+    """`load_and_crop` of one record, eagerly and inside tf.data; both must agree."""
+    eager = load_batch([serialized], config, draws)
+    (in_graph,) = tf.data.Dataset.from_tensors(0).map(lambda _: load_batch([serialized], config, draws))
+    for name, one, other in zip(types.Batch._fields, eager, in_graph):
         np.testing.assert_allclose(one, other, atol=1e-4, err_msg=name)
-    return types.Sample(*(value.numpy() for value in in_graph))
+    return types.Batch(*(value.numpy()[0] for value in in_graph))
 
 
 @pytest.mark.parametrize(
@@ -66,13 +84,13 @@ def test_an_image_of_the_right_size_is_left_alone():
 def test_unaugmented_record():
     box = (10, 30, 50, 90)
     serialized = shards.example("a", painted(96, 192, box), [box], [1], difficult=[1], image_format="png")
-    sample = load(serialized, InputConfig(image_size=SIZE, max_boxes=3))
+    sample = load(serialized, InputConfig(image_size=SIZE, max_boxes=3, augment=AugmentConfig()))
     np.testing.assert_allclose(sample.boxes, [[5, 15, 25, 45], [0] * 4, [0] * 4], atol=1e-4)
-    np.testing.assert_array_equal(found_box(sample.image), [5, 15, 25, 45])
+    np.testing.assert_array_equal(found_box(sample.images), [5, 15, 25, 45])
     np.testing.assert_array_equal(sample.classes, [1, -1, -1])
     np.testing.assert_array_equal(sample.difficult, [True, False, False])
-    np.testing.assert_array_equal(sample.original_size, [96, 192])
-    np.testing.assert_array_equal(sample.transform, [0.5, 0.5, 0, 0])
+    np.testing.assert_array_equal(sample.original_sizes, [96, 192])
+    np.testing.assert_array_equal(sample.transforms, [0.5, 0.5, 0, 0])
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpeg"])
@@ -82,20 +100,18 @@ def test_boxes_follow_the_pixels_through_the_jitter(image_format):
         image_size=SIZE, max_boxes=2, augment=AugmentConfig(scale_min=0.5, scale_max=8.0, min_visible=0.0)
     )
     box = (40, 50, 90, 110)
-    record = tfrecord.parse_example(shards.example("a", painted(120, 160, box), [box], [0], image_format=image_format))
-    jitter = tf.function(lambda seed: augment.load_and_crop(record, config, seed))
+    serialized = shards.example("a", painted(120, 160, box), [box], [0], image_format=image_format)
+    batch = tf.function(lambda: load_batch([serialized] * 60, config, draws_of(7, 60)))()
     seen = 0
-    scales = []
-    for number in range(60):
-        sample = jitter(tf.constant([7, number]))
-        found = found_box(sample.image.numpy())
-        scales.append(float(sample.transform[0]))
+    scales = batch.transforms[:, 0].numpy()
+    for image, boxes, classes, transform in zip(*(batch[i].numpy() for i in (0, 1, 2)), batch.transforms.numpy()):
+        found = found_box(image)
         if found is None:
-            assert sample.classes[0] == -1 or np.min(sample.boxes[0, 2:] - sample.boxes[0, :2]) < 1
+            assert classes[0] == -1 or np.min(boxes[0, 2:] - boxes[0, :2]) < 1
             continue
         seen += 1
         # Half a resized original pixel of blur on an edge, and one for rounding.
-        np.testing.assert_allclose(sample.boxes[0], found, atol=1 + 0.5 * max(sample.transform[:2]))
+        np.testing.assert_allclose(boxes[0], found, atol=1 + 0.5 * max(transform[:2]))
     assert seen >= 30
     letterbox_scale = 64 / 120
     assert min(scales) < 0.7 * letterbox_scale
@@ -105,12 +121,9 @@ def test_boxes_follow_the_pixels_through_the_jitter(image_format):
 def test_the_scale_is_log_uniform():
     """From 1/2 to 8 every doubling is as likely: a quarter of the draws each, within four standard deviations."""
     config = AugmentConfig(scale_min=0.5, scale_max=8.0)
-
-    def scale(number):
-        window = augment.jitter_window(tf.constant([6400, 9600]), SIZE, config, tf.stack([7, number]))
-        return augment.transform_of(window)[0] * 100
-
-    scales = tf.map_fn(scale, tf.range(600), fn_output_signature=tf.float32)
+    region = augment.whole(tf.constant([[6400, 9600]] * 600))
+    window = augment.jitter_window(region, SIZE, types.Draws.of(draws_of(7, 600)), config)
+    scales = augment.transform_of(window)[:, 0] * 100
     shares = np.histogram(np.log2(scales), bins=[-1, 0, 1, 2, 3])[0] / 600
     np.testing.assert_allclose(shares, 0.25, atol=0.07)
 
@@ -118,9 +131,9 @@ def test_the_scale_is_log_uniform():
 def test_same_seed_same_crop_other_seed_another():
     config = InputConfig(image_size=SIZE, augment=AugmentConfig(scale_min=0.5, scale_max=2.0))
     serialized = shards.example("a", *shards.blocks(3))
-    first, again, other = (load(serialized, config, tf.constant(seed)) for seed in ([1, 2], [1, 2], [1, 3]))
-    np.testing.assert_array_equal(first.image, again.image)
-    assert not np.array_equal(first.transform, other.transform)
+    first, again, other = (load(serialized, config, draws_of(seed)) for seed in (2, 2, 3))
+    np.testing.assert_array_equal(first.images, again.images)
+    assert not np.array_equal(first.transforms, other.transforms)
 
 
 def test_box_rules_after_a_crop():
@@ -141,16 +154,21 @@ def test_box_rules_after_a_crop():
 
 
 def test_of_too_many_boxes_the_largest_stay_in_order():
-    boxes = tf.constant([[0.0, 0, 2, 2], [0, 0, 9, 9], [0, 0, 1, 1], [0, 0, 5, 5]])
-    kept, classes, difficult = augment.pad_boxes(boxes, tf.range(4), tf.constant([True, False, True, False]), 2)
-    np.testing.assert_array_equal(kept, [[0, 0, 9, 9], [0, 0, 5, 5]])
-    np.testing.assert_array_equal(classes, [1, 3])
-    np.testing.assert_array_equal(difficult, [False, False])
+    boxes = tf.constant([[[0.0, 0, 2, 2], [0, 0, 9, 9], [0, 0, 1, 1], [0, 0, 5, 5]]] * 3)
+    classes, difficult = tf.tile([[0, 1, 2, 3]], [3, 1]), tf.tile([[True, False, True, False]], [3, 1])
+    keep = tf.constant([[True] * 4, [True, False, True, False], [False] * 3 + [True]])
+    kept, classes, difficult, dropped = augment.keep_boxes(boxes, classes, difficult, keep, 2)
+    np.testing.assert_array_equal(kept[0], [[0, 0, 9, 9], [0, 0, 5, 5]])
+    np.testing.assert_array_equal(kept[1], [[0, 0, 2, 2], [0, 0, 1, 1]])
+    np.testing.assert_array_equal(kept[2], [[0, 0, 5, 5], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(classes, [[1, 3], [0, 2], [3, -1]])
+    np.testing.assert_array_equal(difficult, [[False, False], [True, True], [False, False]])
+    np.testing.assert_array_equal(dropped, [2, 0, 0])
 
 
 def test_an_image_without_objects():
     serialized = shards.example("a", painted(32, 32, (0, 0, 1, 1)), [], [])
-    sample = load(serialized, InputConfig(image_size=SIZE, max_boxes=2), tf.constant([0, 0]))
+    sample = load(serialized, InputConfig(image_size=SIZE, max_boxes=2), draws_of(0))
     np.testing.assert_array_equal(sample.classes, [-1, -1])
     np.testing.assert_array_equal(sample.boxes, np.zeros((2, 4)))
 
@@ -158,5 +176,206 @@ def test_an_image_without_objects():
 def test_grayscale_becomes_three_channels():
     gray = np.tile(np.arange(64, dtype=np.uint8)[:, None, None], (1, 96, 1))
     sample = load(shards.example("a", gray, [], []), InputConfig(image_size=SIZE))
-    assert sample.image.shape == (*SIZE, 3)
-    np.testing.assert_array_equal(sample.image[..., 0], sample.image[..., 2])
+    assert sample.images.shape == (*SIZE, 3)
+    np.testing.assert_array_equal(sample.images[..., 0], sample.images[..., 2])
+
+
+@pytest.mark.parametrize("ratio", [1, 2, 4, 8])
+def test_a_large_jpeg_is_decoded_smaller_and_its_boxes_follow(ratio):
+    """Of a size that is no multiple of the ratio. The paint has edges on whole pixels of the smallest image."""
+    height, width = 64 * ratio + 5, 80 * ratio + 3
+    box = (16 * ratio, 24 * ratio, 40 * ratio, 64 * ratio)
+    sample = load(
+        shards.example("a", painted(height, width, box), [box], [0]),
+        InputConfig(image_size=SIZE, max_boxes=1, augment=AugmentConfig()),
+    )
+    window = augment.fit_window(augment.whole(tf.constant([height, width])), SIZE)
+    assert augment.jpeg_ratio(window) == ratio
+    np.testing.assert_allclose(sample.boxes[0], found_box(sample.images), atol=1)
+    np.testing.assert_array_equal(sample.original_sizes, [height, width])
+
+
+def test_the_ratio_by_which_a_jpeg_is_decoded_smaller():
+    """By hand: never below the size asked for, and never enlarged where the image is small already."""
+    sizes, resized = tf.constant([[50, 70], [128, 200], [255, 400], [256, 384], [5000, 7000]]), tf.constant([[64, 96]])
+    window = augment.Window(tf.zeros_like(sizes), sizes, tf.repeat(resized, 5, axis=0))
+    np.testing.assert_array_equal(augment.jpeg_ratio(window), [1, 2, 2, 4, 8])
+    aligned = augment.align_window(
+        augment.Window(*(tf.constant([v]) for v in ([5, 9], [10, 22], [2, 5]))), tf.constant([4])
+    )
+    np.testing.assert_array_equal(aligned.offset, [[4, 8]])
+    np.testing.assert_array_equal(aligned.size, [[12, 24]])
+
+
+def test_decoding_smaller_averages_the_pixels():
+    """Against a float64 mean of squares of the whole image, to the precision of the inverse DCT."""
+    rng = np.random.default_rng(0)
+    smooth = np.asarray(tf.image.resize(rng.integers(0, 256, (8, 12, 3)), (256, 384), "bicubic"))
+    encoded = tf.io.encode_jpeg(np.clip(smooth, 0, 255).astype(np.uint8), quality=98)
+    image, transform, size = augment.load_and_letterbox(encoded, SIZE)
+    whole = tf.io.decode_jpeg(encoded).numpy().astype(np.float64)
+    assert np.abs(image.numpy() - whole.reshape(64, 4, 96, 4, 3).mean(axis=(1, 3))).mean() < 1.5
+    np.testing.assert_array_equal(transform, [0.25, 0.25, 0, 0])
+    np.testing.assert_array_equal(size, [256, 384])
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpeg"])
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_a_served_image_is_what_evaluation_sees(image_format, in_graph):
+    pixels = np.random.default_rng(0).integers(0, 256, (301, 403, 3)).astype(np.uint8)
+    serialized = shards.example("a", pixels, [], [], image_format=image_format)
+    sample = load(serialized, InputConfig(image_size=SIZE, augment=AugmentConfig()))
+    serve = tf.function(augment.load_and_letterbox) if in_graph else augment.load_and_letterbox
+    encoded = tfrecord.decode_example(serialized, frozenset(["image/encoded"]))["image/encoded"][0]
+    image, transform, size = serve(tf.constant(encoded), SIZE)
+    np.testing.assert_array_equal(image, sample.images)
+    np.testing.assert_allclose(transform, sample.transforms)
+    np.testing.assert_array_equal(size, [301, 403])
+
+
+def iou_crops(boxes, classes, count, probability=1.0):
+    sizes = tf.constant([[100, 200]] * count)
+    rows = [tf.repeat(tf.constant([values]), count, axis=0) for values in (boxes, classes)]
+    return augment.iou_crop_region(
+        sizes, *rows, types.Draws.of(draws_of(5, count)), AugmentConfig(iou_crop=probability)
+    )
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_an_iou_crop_shows_the_centre_of_an_object_by_a_drawn_iou(in_graph):
+    """Against NumPy, from the region alone: IoUs reach all thresholds, and the patch keeps to its shape."""
+    box = np.array([30.0, 40, 80, 120])
+
+    def crop():
+        return iou_crops([box.tolist()], [0], 200)
+
+    offset, size = (values.numpy() for values in (tf.function(crop) if in_graph else crop)())
+    cropped = ~np.all(size == (100, 200), axis=1)
+    assert cropped.mean() > 0.6  # an IoU of 0.9 is seldom met by chance, and then the image stays whole
+    assert np.all(offset >= 0)
+    assert np.all(offset + size <= (100, 200))
+    centre = (box[:2] + box[2:]) / 2
+    assert np.all((offset <= centre) & (centre < offset + size))
+    shares = size / (100, 200)
+    assert np.all(np.prod(shares, axis=1)[cropped] >= 0.09)
+    ratio = shares[:, 1] / shares[:, 0]
+    assert np.all((ratio > 0.45) & (ratio < 2.2))
+    sides = np.minimum(offset + size, box[2:]) - np.maximum(offset, box[:2])
+    common = np.prod(np.maximum(sides, 0), axis=1)
+    iou = common / (np.prod(size, axis=1) + 50 * 80 - common)
+    assert np.max(iou) > 0.5
+    assert np.min(iou[cropped]) < 0.3
+
+
+def test_the_rate_of_iou_crops_and_an_image_without_objects():
+    offset, size = iou_crops([[0.0, 0, 0, 0]], [-1], 1000, probability=0.3)
+    cropped = ~np.all(size == (100, 200), axis=1)
+    assert abs(cropped.mean() - 0.3) < 0.06  # four standard deviations
+    np.testing.assert_array_equal(offset[~cropped], 0)
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpeg"])
+def test_boxes_follow_the_pixels_through_iou_crops(image_format):
+    config = InputConfig(image_size=SIZE, max_boxes=1, augment=AugmentConfig(iou_crop=1.0, scale_max=2.0))
+    box = (40, 50, 90, 110)
+    serialized = shards.example("a", painted(120, 160, box), [box], [0], image_format=image_format)
+    batch = load_batch([serialized] * 40, config, draws_of(3, 40))
+    seen = 0
+    for image, boxes, classes, transform in zip(*(values.numpy() for values in batch[:3]), batch.transforms.numpy()):
+        if classes[0] == 0:
+            seen += 1
+            np.testing.assert_allclose(boxes[0], found_box(image), atol=1 + 0.5 * max(transform[:2]))
+    assert seen > 25
+    assert len(np.unique(batch.transforms[:, 0])) > 20
+
+
+def test_warp_matrices_by_hand():
+    """A quarter turn about the centre (48, 32): the point (58, 32), 10 right of it, comes to 10 below it."""
+    config = AugmentConfig(warp=1.0, rotate=90.0, shear=0.0, translate=0.0)
+    matrices, moves = augment.warp_matrices(columns(rotate=1.0), config, SIZE)
+    np.testing.assert_allclose(matrices[0] @ np.array([[58.0], [32], [1]], np.float32), [[48], [42]], atol=1e-4)
+    assert moves.numpy().tolist() == [True]
+    config = AugmentConfig(warp=1.0, rotate=0.0, shear=0.5, translate=0.25)
+    matrices, _ = augment.warp_matrices(columns(shear=1.0, translate_x=1.0, translate_y=0.0), config, SIZE)
+    # 10 below the centre: 5 to the right by the shear, 24 by the shift; and 16 up.
+    np.testing.assert_allclose(matrices[0] @ np.array([[48.0], [42], [1]], np.float32), [[77], [26]], atol=1e-4)
+    matrices, moves = augment.warp_matrices(columns(count=1, warp=0.7), AugmentConfig(warp=0.5), SIZE)
+    np.testing.assert_allclose(matrices[0], [[1, 0, 0], [0, 1, 0]], atol=1e-6)
+    assert moves.numpy().tolist() == [False]
+
+
+def test_the_rate_of_warps():
+    config = AugmentConfig(warp=0.3)
+    _, moves = augment.warp_matrices(types.Draws.of(draws_of(1, 2000)), config, SIZE)
+    assert abs(moves.numpy().mean() - 0.3) < 0.041  # four standard deviations
+
+
+def test_a_shift_by_whole_pixels_moves_each_pixel():
+    image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3)).astype(np.uint8)
+    moved = augment.warp_image(tf.constant(image), tf.constant([[1.0, 0, 7], [0, 1, -3]])).numpy()
+    np.testing.assert_array_equal(moved[:-3, 7:], image[3:, :-7])
+    assert np.all(moved[-3:] == augment.PAD_VALUE)
+    assert np.all(moved[:, :7] == augment.PAD_VALUE)
+
+
+def test_boxes_follow_the_pixels_through_the_warp():
+    """A disc's hull would be loose, so the paint is a square: its corners are the hull's."""
+    config = InputConfig(
+        image_size=SIZE,
+        max_boxes=1,
+        augment=AugmentConfig(warp=0.7, rotate=30.0, shear=0.3, translate=0.3, min_visible=0.0),
+    )
+    box = (30, 40, 70, 90)
+    serialized = shards.example("a", painted(100, 150, box), [box], [0], image_format="png")
+    batch = load_batch([serialized] * 60, config, draws_of(9, 60))
+    _, moves = augment.warp_matrices(types.Draws.of(draws_of(9, 60)), config.augment, SIZE)
+    assert 30 < np.count_nonzero(moves) < 55
+    inside = 0
+    for image, boxes, classes in zip(*(values.numpy() for values in batch[:3])):
+        found = found_box(image)
+        touches = found is None or min(found[:2]) <= 0 or found[2] >= SIZE[0] or found[3] >= SIZE[1]
+        if classes[0] == 0 and not touches:  # at the border a cut corner no longer decides the hull
+            inside += 1
+            np.testing.assert_allclose(boxes[0], found, atol=2)
+    assert inside > 30
+
+
+def test_randaugment_draws_operations_at_their_share():
+    """Two draws of nine: each operation in 1 - (8/9)^2 of the images, at its share of the limit."""
+    draws = types.Draws.of(draws_of(2, 4000))
+    config = AugmentConfig(randaugment=2, randaugment_magnitude=5.0, hue=0.01)
+    picked = []
+    for name, limit in RANDAUGMENT_LIMITS.items():
+        strength = augment.strength(name, getattr(config, name), draws, config).numpy()
+        base = np.float32(getattr(config, name)) if name not in ("rotate", "shear", "translate") else None
+        if base is not None:
+            assert set(np.unique(strength)) == {base, np.float32(limit / 2)}
+            picked.append(np.mean(strength > base))
+    assert len(picked) == 6
+    np.testing.assert_allclose(picked, 1 - (8 / 9) ** 2, atol=0.026)  # four standard deviations
+    _, moves = augment.warp_matrices(draws, config, SIZE)
+    np.testing.assert_allclose(moves.numpy().mean(), 1 - (6 / 9) ** 2, atol=0.032)
+
+
+def test_randaugment_reaches_the_device_too():
+    """At full magnitude, images whose only draws are cutout get a grey square; others without colour stay."""
+    number = list(RANDAUGMENT_LIMITS).index("cutout")
+    draw = (number + 0.5) / len(RANDAUGMENT_LIMITS)
+    batch = load_batch([shards.example("a", *shards.blocks(1))], InputConfig(image_size=SIZE))
+    draws = tf.stack(columns(randaugment_1=draw, cutout_size=1.0), axis=1)
+    config = AugmentConfig(randaugment=1, randaugment_magnitude=10.0)
+    changed = batch_augment.augment_images(batch._replace(draws=draws), config)
+    plain = batch_augment.augment_images(batch._replace(draws=draws), AugmentConfig())
+    erased = np.any(np.abs(changed - plain) > 1e-4, axis=-1)
+    assert 0.05 < erased.mean() < 0.2
+    padding = batch_augment.normalize(tf.fill([1, 1, 1, 3], augment.PAD_VALUE))
+    np.testing.assert_allclose(changed.numpy()[erased], np.broadcast_to(padding[0, 0], (erased.sum(), 3)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "flag"),
+    [({"warp": 1.5}, "warp"), ({"randaugment": 4}, "randaugment"), ({"randaugment_magnitude": 11}, "magnitude")],
+)
+def test_settings_out_of_range_are_refused(settings, flag):
+    with pytest.raises(ValueError, match=flag):
+        AugmentConfig(**settings)

@@ -23,7 +23,7 @@ EVERYTHING = AugmentConfig(
 )
 MIXED = dataclasses.replace(EVERYTHING, mosaic=0.5, cutmix=0.5, mixup=0.5)
 RNG = np.random.default_rng(0)
-DRAWS = RNG.random((64, batch_augment.NUM_DRAWS)).astype(np.float32)
+DRAWS = RNG.random((64, types.NUM_DRAWS)).astype(np.float32)
 IMAGES = RNG.integers(0, 256, (6, 32, 48, 3)).astype(np.uint8)
 
 
@@ -38,6 +38,7 @@ def make_batch(images=IMAGES, boxes=((4.0, 6.0, 20.0, 30.0),), first=0):
         original_sizes=tf.ones([size, 2], tf.int32),
         transforms=tf.ones([size, 4]),
         valid=tf.ones([size], tf.bool),
+        num_dropped=tf.zeros([size], tf.int32),
         record_index=tf.range(size, dtype=tf.int64),
         draws=tf.constant(DRAWS[first : first + size]),
     )
@@ -88,7 +89,7 @@ def test_flips_happen_as_asked():
     augmented = batch_augment.augment(
         make_batch(np.zeros((64, 4, 48, 3), np.uint8)), AugmentConfig(horizontal_flip=probability)
     )
-    np.testing.assert_array_equal(augmented.boxes[:, 0, 1] != 6, DRAWS[:, 0] < probability)
+    np.testing.assert_array_equal(augmented.boxes[:, 0, 1] != 6, types.Draws.of(DRAWS).horizontal_flip < probability)
 
 
 @contextlib.contextmanager
@@ -101,7 +102,7 @@ def tfa_without_kernels():
 
 def test_hue_and_saturation_equal_tfa():
     """TFA turns and scales in YIQ too: delta_hue in radians, the saturation factor on I and Q."""
-    draws = batch_augment.Draws(*DRAWS[:6].T)
+    draws = types.Draws(*DRAWS[:6].T)
     config = AugmentConfig(hue=0.1, saturation=0.4)
     images = 100 + 0.2 * IMAGES.astype(np.float32)  # so that nothing is clipped
     ours = batch_augment.jitter_colour(tf.constant(images), draws, config)
@@ -114,7 +115,7 @@ def test_hue_and_saturation_equal_tfa():
 
 
 def test_contrast_and_brightness_equal_tf_image():
-    draws = batch_augment.Draws(*DRAWS[:6].T)
+    draws = types.Draws(*DRAWS[:6].T)
     images = 100 + 0.2 * IMAGES.astype(np.float32)
     ours = batch_augment.jitter_colour(tf.constant(images), draws, AugmentConfig(contrast=0.3, brightness=0.1))
     for image, result, contrast, brightness in zip(images, ours, draws.contrast, draws.brightness):
@@ -162,7 +163,7 @@ def two_colours(count=2):
 
 def with_draws(batch, **values):
     """The batch with some draws set, alike for all images; the others 0.5."""
-    draws = batch_augment.Draws(*[np.full(len(batch.images), 0.5, np.float32)] * batch_augment.NUM_DRAWS)
+    draws = types.Draws(*[np.full(len(batch.images), 0.5, np.float32)] * types.NUM_DRAWS)
     draws = draws._replace(**{name: np.full(len(batch.images), value, np.float32) for name, value in values.items()})
     return batch._replace(draws=tf.constant(np.stack(draws, axis=1)))
 
@@ -198,7 +199,7 @@ def test_mixup_blends_pixels_and_weights():
 def test_mixups_shares_follow_their_distribution():
     """Beta(1.5, 1.5) has mean 1/2 and variance 1.5**2 / (3**2 * 4) = 1/16."""
     rng = np.random.default_rng(1)
-    draws = batch_augment.Draws(*rng.random((batch_augment.NUM_DRAWS, 20000)).astype(np.float32))
+    draws = types.Draws(*rng.random((types.NUM_DRAWS, 20000)).astype(np.float32))
     shares = batch_augment._mixup_share(draws).numpy()
     assert shares.mean() == pytest.approx(0.5, abs=0.008)
     assert shares.var() == pytest.approx(1 / 16, rel=0.05)
@@ -244,7 +245,7 @@ def test_each_happens_as_often_as_asked(field):
     images = np.tile(IMAGES, (4, 1, 1, 1))
     augmented = denormalize(batch_augment.augment_images(make_batch(images), config))
     changed = np.any(np.abs(augmented - images) > 0.1, axis=(1, 2, 3))
-    np.testing.assert_array_equal(changed, getattr(batch_augment.Draws(*DRAWS[:24].T), field) < 0.4)
+    np.testing.assert_array_equal(changed, getattr(types.Draws(*DRAWS[:24].T), field) < 0.4)
 
 
 def test_of_too_many_mixed_boxes_the_largest_stay():

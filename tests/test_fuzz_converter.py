@@ -126,7 +126,7 @@ def trained_size(jpeg: bytes) -> tuple[int, int]:
     return height, width
 
 
-parse_example = tf.function(tfrecord.parse_example, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+parse_examples = tf.function(tfrecord.parse_examples, input_signature=[tf.TensorSpec([1], tf.string)], autograph=False)
 
 
 def check_record(example: voc.Example, options: voc.ReadOptions):
@@ -145,13 +145,14 @@ def check_record(example: voc.Example, options: voc.ReadOptions):
     assert min(annotation.classes, default=0) >= 0
     assert {*annotation.difficult, *annotation.truncated} <= {0, 1}
 
-    record = parse_example(tfrecord.encode_example(annotation, example.jpeg))
-    assert record.image.numpy() == example.jpeg
-    assert record.image_id.numpy() == b"b"
-    np.testing.assert_array_equal(record.size, [height, width])
-    np.testing.assert_array_equal(record.classes, annotation.classes)
-    np.testing.assert_array_equal(record.difficult, np.bool_(annotation.difficult))
-    boxes = record.normalized_boxes.numpy()
+    serialized = tfrecord.encode_example(annotation, example.jpeg)
+    assert tfrecord.decode_example(serialized, frozenset(["image/source_id"])) == {"image/source_id": [b"b"]}
+    records = parse_examples(tf.constant([serialized]))
+    assert records.images[0].numpy() == example.jpeg
+    np.testing.assert_array_equal(records.sizes[0], [height, width])
+    np.testing.assert_array_equal(records.classes[0], annotation.classes)
+    np.testing.assert_array_equal(records.difficult[0], np.bool_(annotation.difficult))
+    boxes = records.normalized_boxes[0].numpy()
     exact = np.reshape(annotation.boxes, (-1, 4)) / [height, width, height, width]
     np.testing.assert_allclose(boxes, exact, rtol=0, atol=1e-7)
     # As float32, in which training reads them; a NaN fails here.

@@ -1,14 +1,18 @@
 """From shards to batches: nothing lost, nothing twice, the same again, and from the middle."""
 
 import dataclasses
+import pathlib
 
 import numpy as np
 import pytest
 import shards
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from input import batch_augment, pipeline, tfrecord, types
 from input.config import AnchorConfig, AugmentConfig, InputConfig
+from trainer import data_service
 
 CONFIG = InputConfig(
     image_size=(32, 64),
@@ -117,7 +121,7 @@ def test_shapes_and_types_are_static(paths):
         assert spec.boxes == tf.TensorSpec([4, 3, 4], tf.float32)
         assert spec.classes == tf.TensorSpec([4, 3], tf.int32)
         assert spec.record_index == tf.TensorSpec([4], tf.int64)
-        assert spec.draws == tf.TensorSpec([4, batch_augment.NUM_DRAWS], tf.float32)
+        assert spec.draws == tf.TensorSpec([4, types.NUM_DRAWS], tf.float32)
 
 
 def test_host_and_device_assign_the_same_targets(paths):
@@ -144,3 +148,182 @@ def test_no_records_and_too_few_files_are_refused(tmp_path, paths):
         pipeline.make_dataset(empty, CONFIG, training=True, batch_size=2)
     with pytest.raises(ValueError, match=r"3 shards with records for 4 workers.*--num_shards a multiple of 4"):
         pipeline.make_dataset(paths, CONFIG, training=True, batch_size=2, num_pipelines=4)
+
+
+def damaged_shards(folder, image=b"\xff\xd8\xff\xe0 and no more"):
+    """Ten records, of which 2 is no image, 5 lacks its second half, and 7 is no record of ours."""
+    folder.mkdir(exist_ok=True)
+    (folder / "labels.txt").write_text("round\nsquare\n")
+    path = str(folder / "train-00000-of-00001.tfrecord")
+    with tf.io.TFRecordWriter(path) as writer:
+        for number in range(NUM_IMAGES):
+            serialized = shards.example(f"image-{number}", *shards.blocks(number))
+            example = tf.train.Example.FromString(serialized)
+            values = example.features.feature["image/encoded"].bytes_list.value
+            if number == 2:
+                values[0] = image
+            if number == 5:
+                values[0] = values[0][: len(values[0]) // 2]
+            writer.write(b"something else" if number == 7 else example.SerializeToString())
+    return [path]
+
+
+@pytest.mark.parametrize("training_", [True, False])
+def test_a_damaged_image_is_grey_and_not_valid_and_the_others_are_as_ever(tmp_path, training_):
+    config = dataclasses.replace(CONFIG, augment=AugmentConfig.preset("strong"))
+    sound = shards.write_shards(tmp_path / "sound", NUM_IMAGES, num_shards=1)
+    ours, theirs = (
+        take(pipeline.make_dataset(paths, config, training=training_, batch_size=5), 2)
+        for paths in (damaged_shards(tmp_path / "damaged"), sound)
+    )
+    bad = np.isin(ours.record_index, [2, 5, 7])
+    np.testing.assert_array_equal(ours.valid, ~bad)
+    for name, values, sound_values in zip(types.Batch._fields, ours, theirs):
+        np.testing.assert_array_equal(values[~bad], sound_values[~bad], err_msg=name)
+    np.testing.assert_array_equal(ours.record_index, theirs.record_index)
+    assert np.all(ours.images[bad] == 114)
+    assert np.all(ours.classes[bad] == -1)
+
+
+def test_no_anchor_of_a_damaged_image_counts(tmp_path):
+    (batch,) = pipeline.make_dataset(damaged_shards(tmp_path), CONFIG, training=False, batch_size=10).take(1)
+    assigned = pipeline.assign(batch, CONFIG, method="dense")
+    ignored = np.all(assigned.class_targets == types.IGNORED, axis=1)
+    np.testing.assert_array_equal(ignored, ~batch.valid.numpy())
+
+
+def test_boxes_beyond_max_boxes_are_counted(paths):
+    config = dataclasses.replace(CONFIG, max_boxes=1, augment=AugmentConfig())
+    batch = training(paths, 2, config=config)
+    plain = training(paths, 2, config=dataclasses.replace(CONFIG, augment=AugmentConfig()))
+    np.testing.assert_array_equal(batch.num_dropped, np.sum(plain.classes >= 0, axis=1) - 1)
+    assert batch.num_dropped.max() == 1
+
+
+EVERY_HOST_STEP = AugmentConfig(
+    iou_crop=0.5, scale_min=0.5, scale_max=2.0, warp=0.5, rotate=20.0, randaugment=2, horizontal_flip=0.5
+)
+
+
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 1000),
+    threads=st.integers(1, 4),
+    step=st.integers(0, 25),
+    batch_size=st.sampled_from([1, 2, 3]),
+    augment=st.sampled_from([AugmentConfig.preset("strong"), EVERY_HOST_STEP]),
+)
+def test_a_batch_depends_on_seed_and_step_alone(paths, seed, threads, step, batch_size, augment):
+    """Not on the threads at work, on where the run was resumed, nor on how the batch is shared."""
+    config = dataclasses.replace(CONFIG, seed=seed, augment=augment)
+    whole = training(paths, 10, batch_size=6, config=config)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = threads
+    options.autotune.enabled = threads % 2 == 0
+    dataset = pipeline.make_dataset(paths, config, training=True, batch_size=batch_size, first_record=step)
+    part = take(dataset.with_options(options), 6 // batch_size)
+    assert_same(types.Batch(*(values[step : step + 6] for values in whole)), part)
+
+
+def test_without_determinism_an_epoch_still_shows_each_image_once(paths):
+    config = dataclasses.replace(CONFIG, deterministic_input=False)
+    batch = training(paths, 4, config=config)
+    assert sorted(batch.record_index[:10]) == sorted(batch.record_index[10:]) == list(range(NUM_IMAGES))
+    by_index = dict(zip(batch.record_index[:10], batch.draws))
+    ordered = training(paths, 2)
+    for index, draws in zip(ordered.record_index, ordered.draws):
+        np.testing.assert_array_equal(draws, by_index[index])  # an image is shown the same, only its place differs
+
+
+def test_cached_records_are_read_from_the_files_once(tmp_path):
+    paths = shards.write_shards(tmp_path, NUM_IMAGES)
+    config = dataclasses.replace(CONFIG, cache_records=True)
+    whole = training(paths, 6, config=config)
+    assert_same(types.Batch(*(values[17:27] for values in whole)), training(paths, 2, config=config, first_record=17))
+    batches = pipeline.make_dataset(paths, config, training=True, batch_size=5).as_numpy_iterator()
+    first = [next(batches) for _ in range(2)]
+    for path in paths:
+        pathlib.Path(path).unlink()
+    rest = [next(batches) for _ in range(4)]
+    again = types.Batch(*(np.concatenate(values) for values in zip(*first, *rest)))
+    assert_same(whole, again)
+    for epoch in np.split(again.record_index, 3):
+        assert sorted(epoch) == list(range(NUM_IMAGES))
+
+
+def test_a_mixture_shows_its_groups_by_weight_and_resumes_exactly(tmp_path):
+    groups = [shards.write_shards(tmp_path / name, 4, num_shards=2) for name in "ab"]
+    paths = [*groups[0], *groups[1]]
+    config = dataclasses.replace(CONFIG, mixture=((3.0, 2), (1.0, 2)))
+    whole = training(paths, 80, batch_size=5, config=config)
+    first = whole.record_index < 4
+    assert abs(first.mean() - 0.75) < 0.087  # four standard deviations
+    for own in (first, ~first):  # each group has epochs of its own
+        shown = whole.record_index[own]
+        for epoch in range(len(shown) // 4):
+            assert len(set(shown[4 * epoch : 4 * epoch + 4])) == 4
+    rest = training(paths, 3, batch_size=5, config=config, first_record=37)
+    assert_same(types.Batch(*(values[37:52] for values in whole)), rest)
+    alone = dataclasses.replace(config, mixture=((3.0, 4), (1.0, 0)))
+    with pytest.raises(ValueError, match="--train_weights: a pattern"):
+        pipeline.make_dataset(paths, alone, training=True, batch_size=5)
+
+
+def test_rare_classes_are_repeated_by_their_factor(tmp_path):
+    """By hand: 1 of 16 images shows class 1, so at t = 1/4 its factor is sqrt(1/4 / (1/16)) = 2; all show class 0."""
+    (tmp_path / "labels.txt").write_text("round\nsquare\n")
+    path = str(tmp_path / "train-00000-of-00001.tfrecord")
+    with tf.io.TFRecordWriter(path) as writer:
+        for number in range(16):
+            pixels, (box, *_), _ = shards.blocks(number)
+            classes = [0, 1] if number == 5 else [0]
+            writer.write(shards.example(f"image-{number}", pixels, [box] * len(classes), classes))
+    config = dataclasses.replace(CONFIG, repeat_threshold=0.25)
+    whole = training([path], 17, batch_size=4, config=config)  # four epochs of 17
+    for epoch in range(4):
+        shown = whole.record_index[17 * epoch : 17 * epoch + 17]
+        assert sorted(shown) == sorted([*range(16), 5])
+    twins = whole.draws[:17][whole.record_index[:17] == 5]
+    assert not np.array_equal(*twins)
+    rest = training([path], 3, batch_size=4, config=config, first_record=30)
+    assert_same(types.Batch(*(values[30:42] for values in whole)), rest)
+
+
+def test_a_fraction_of_a_repeat_factor_is_drawn_each_epoch(tmp_path):
+    """At t = 0.14 the factor is sqrt(0.14 * 16) = 1.4966."""
+    copies = pipeline._Copies(
+        [pipeline._Shard("", 0, 0, 16)],
+        [[0, 1] if number == 5 else [0] for number in range(16)],
+        dataclasses.replace(CONFIG, repeat_threshold=0.14),
+    )
+    counts = np.array([copies.of_epoch(tf.constant(epoch, tf.int64)) for epoch in range(400)])
+    assert set(np.unique(counts[:, 5])) == {1, 2}
+    assert abs(counts[:, 5].mean() - 1.4966) < 0.1  # four standard deviations
+    assert np.all(np.delete(counts, 5, axis=1) == 1)
+
+
+def test_data_service_workers_show_each_image_once_an_epoch(paths):
+    dispatcher = data_service.start("dispatcher")
+    address = dispatcher.target.partition("://")[2]
+    workers = [data_service.start("worker", dispatcher=address) for _ in range(2)]
+    config = dataclasses.replace(CONFIG, data_service=dispatcher.target, shuffle_buffer=1)
+    batch = training(paths, 12, batch_size=5, config=config)  # six epochs; workers run ahead of each other
+    counts = np.bincount(batch.record_index, minlength=NUM_IMAGES)
+    assert counts.min() >= 4
+    local = training(paths, 40, batch_size=5)
+    draws = {(index, values.tobytes()) for index, values in zip(local.record_index, local.draws)}
+    shown = [(index, values.tobytes()) for index, values in zip(batch.record_index, batch.draws)]
+    assert len(set(shown)) == len(shown)  # no image twice in an epoch, since each epoch draws anew for it
+    assert set(shown) <= draws  # and every image is shown as it is without the service
+    assert batch.valid.all()
+    del workers
+
+
+def test_a_data_service_worker_needs_a_dispatcher():
+    with pytest.raises(ValueError, match="--dispatcher=HOST:PORT"):
+        data_service.start("worker")
+
+
+def test_sources_that_exclude_each_other_are_refused():
+    with pytest.raises(ValueError, match="cannot be combined"):
+        dataclasses.replace(CONFIG, repeat_threshold=0.1, data_service="grpc://x:1")

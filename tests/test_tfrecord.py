@@ -136,25 +136,25 @@ def test_equal_annotations_give_equal_bytes():
 
 
 @pytest.mark.parametrize("in_graph", [False, True])
-def test_parse_example(in_graph):
-    serialized = [tfrecord.encode_example(annotation, JPEG) for annotation in (TWO_OBJECTS, NO_OBJECTS)]
+def test_parse_examples(in_graph):
+    serialized = tf.constant([tfrecord.encode_example(annotation, JPEG) for annotation in (TWO_OBJECTS, NO_OBJECTS)])
     if in_graph:
-        two, none = tf.data.Dataset.from_tensor_slices(serialized).map(tfrecord.parse_example)
+        (records,) = tf.data.Dataset.from_tensors(serialized).map(tfrecord.parse_examples)
     else:
-        two, none = map(tfrecord.parse_example, serialized)
-    assert two.image.numpy() == JPEG
-    assert two.image_id.numpy().decode() == "é 1"
-    np.testing.assert_allclose(two.normalized_boxes, [[0.1, 0.1, 0.5, 0.75], [0, 0, 1, 1]])
-    np.testing.assert_array_equal(two.classes, [2, 0])
-    np.testing.assert_array_equal(two.difficult, [False, True])
-    assert none.normalized_boxes.shape == (0, 4)
-    for record, count in ((two, 2), (none, 0)):
-        assert (record.normalized_boxes.dtype, record.classes.dtype, record.difficult.dtype) == (
-            tf.float32,
-            tf.int32,
-            tf.bool,
-        )
-        assert record.classes.shape == record.difficult.shape == (count,)
+        records = tfrecord.parse_examples(serialized)
+    assert records.images.numpy().tolist() == [JPEG, JPEG]
+    np.testing.assert_allclose(records.normalized_boxes[0], [[0.1, 0.1, 0.5, 0.75], [0, 0, 1, 1]])
+    np.testing.assert_array_equal(records.classes, [[2, 0], [-1, -1]])
+    np.testing.assert_array_equal(records.difficult, [[False, True], [False, False]])
+    np.testing.assert_array_equal(records.sizes, [[TWO_OBJECTS.height, TWO_OBJECTS.width]] * 2)
+    dtypes = (records.sizes.dtype, records.normalized_boxes.dtype, records.classes.dtype, records.difficult.dtype)
+    assert dtypes == (tf.int32, tf.float32, tf.int32, tf.bool)
+
+
+def test_a_batch_without_any_object():
+    records = tfrecord.parse_examples(tf.constant([tfrecord.encode_example(NO_OBJECTS, JPEG)] * 3))
+    assert records.normalized_boxes.shape == (3, 0, 4)
+    assert records.classes.shape == records.difficult.shape == (3, 0)
 
 
 def changed(**features) -> bytes:
@@ -171,7 +171,7 @@ def changed(**features) -> bytes:
 
 def test_files_of_others_without_difficult(tmp_path):
     serialized = changed(image__object__difficult=None)
-    np.testing.assert_array_equal(tfrecord.parse_example(serialized).difficult, [False, False])
+    np.testing.assert_array_equal(tfrecord.parse_examples(tf.constant([serialized])).difficult, [[False, False]])
     (tmp_path / "x.tfrecord").write_bytes(tfrecord.frame_record(serialized))
     (truth,) = tfrecord.read_annotations([str(tmp_path / "x.tfrecord")])
     np.testing.assert_array_equal(truth.difficult, [False, False])
@@ -189,7 +189,7 @@ def test_files_of_others_without_difficult(tmp_path):
 def test_lists_of_different_lengths_are_refused(damage, tmp_path):
     serialized = changed(**damage)
     with pytest.raises(tf.errors.InvalidArgumentError):
-        list(tf.data.Dataset.from_tensors(serialized).map(tfrecord.parse_example))
+        list(tf.data.Dataset.from_tensors([serialized]).map(tfrecord.parse_examples))
     (tmp_path / "x.tfrecord").write_bytes(tfrecord.frame_record(serialized))
     with pytest.raises(tfrecord.DamagedShardError, match=r"x\.tfrecord: record 0"):
         tfrecord.read_annotations([str(tmp_path / "x.tfrecord")])
@@ -253,7 +253,7 @@ def test_altered_bytes_are_named(shard):
 
 def test_count_records_trusts_the_manifest_only_for_the_same_size(shard):
     assert tfrecord.count_records([shard]) == [2]
-    entry = {"name": os.path.basename(shard), "num_records": 77, "num_bytes": os.path.getsize(shard)}
+    entry = {"name": os.path.basename(shard), "num_records": 77, "num_bytes": os.path.getsize(shard), "sha256": ""}
     manifest = tfrecord.manifest_path(os.path.dirname(shard), "train")
     for num_bytes, expected in ((entry["num_bytes"], 77), (entry["num_bytes"] - 1, 2)):
         with open(manifest, "w") as file:
@@ -311,7 +311,9 @@ def test_bad_labels(tmp_path, content, message):
         tfrecord.parse_labels(str(path))
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"split": "train"}', "{"])
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"split": "train"}', "{", '{"shards": 3}', '{"shards": [{}]}', '{"shards": [{"name": "x"}]}']
+)
 def test_bad_manifest(tmp_path, content):
     path = tmp_path / "train.manifest.json"
     path.write_text(content)

@@ -16,6 +16,8 @@ import shards
 import tensorflow as tf
 import tiny
 
+from input import tfrecord
+from input.config import AugmentConfig
 from trainer import checkpoints, reporting, train
 
 CHECKOUT = pathlib.Path(__file__).parent.parent
@@ -102,11 +104,64 @@ def test_stopped_and_resumed_equals_uninterrupted(records, uninterrupted, tmp_pa
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(records, tmp_path):
     settings = dataclasses.replace(tiny.CONFIG.train.optimizer, learning_rate=1e20, clip_norm=0.0)
     config = tiny.config(train={"optimizer": settings, "steps_per_loop": 6, "eval_every": 6})
-    with pytest.raises(FloatingPointError, match=r"between steps 1 and 6.*images image-\d, image-\d\. Look at"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"between steps 1 and 6.*images image-\d \(record \d of [^,]*\), image-\d \(.*\)\. Look at",
+    ):
         run(records, tmp_path, config)
     assert not list((tmp_path / "checkpoints").glob("*.index"))
     (log,) = (tmp_path / "logs").iterdir()
     assert "not a finite number" in log.read_text()
+
+
+def test_damaged_and_crowded_images_are_named_and_counted(tmp_path):
+    paths = shards.write_shards(tmp_path / "records", 8, num_shards=1)
+    serialized = list(tfrecord.read_records(paths[0]))
+    example = tf.train.Example.FromString(serialized[3])
+    example.features.feature["image/encoded"].bytes_list.value[0] = b"\xff\xd8\xff no picture"
+    with tf.io.TFRecordWriter(paths[0]) as writer:
+        for number, record in enumerate(serialized):
+            writer.write(example.SerializeToString() if number == 3 else record)
+    data = dataclasses.replace(tiny.CONFIG.input, max_boxes=1, augment=AugmentConfig())
+    config = tiny.config(train={"train_steps": 4, "steps_per_loop": 4}, input=data)  # 4 steps of 2: one epoch
+    run({"train": paths, "val": paths}, tmp_path / "run", config)
+    (log,) = (tmp_path / "run" / "logs").iterdir()
+    lines = log.read_text().splitlines()
+    (skipped,) = [line for line in lines if "skipped" in line]
+    assert skipped.endswith(f"skipped an image that cannot be decoded: image-3 (record 3 of {paths[0]})")
+    (crowded,) = [line for line in lines if "--max_boxes=1" in line]
+    assert " W 3 images" in crowded  # of the odd ones, which hold two, all but the damaged
+    assert [line for line in lines if "left out of the evaluation" in line]
+    (metrics,) = metrics_of(tmp_path / "run")
+    assert (metrics["damaged_images"], metrics["crowded_images"]) == (1, 3)
+    assert np.isfinite(metrics["loss"])
+
+    none = tiny.config(input=dataclasses.replace(data, max_damaged=0))
+    with pytest.raises(ValueError, match=r"1 images cannot be decoded, and --max_damaged=0: convert the data again"):
+        run({"train": paths, "val": []}, tmp_path / "none", none)
+
+
+def test_a_damaged_shard_is_named(tmp_path):
+    paths = shards.write_shards(tmp_path / "records", 8, num_shards=2)
+    content = bytearray(pathlib.Path(paths[1]).read_bytes())
+    content[len(content) // 2] ^= 1
+    # Of the right size, with the labels vouched for: noticed when it is read.
+    manifest = {"labels": shards.LABELS, "shards": []}
+    for path in paths:
+        size = os.path.getsize(path)
+        manifest["shards"].append({"name": os.path.basename(path), "num_bytes": size, "num_records": 4, "sha256": ""})
+    (tmp_path / "records" / "train.manifest.json").write_text(json.dumps(manifest))
+    pathlib.Path(paths[1]).write_bytes(content)
+    with pytest.raises(
+        tfrecord.DamagedShardError, match=r"train-00001-of-00002\.tfrecord: damaged at record \d.*goes on"
+    ):
+        run({"train": paths, "val": []}, tmp_path / "run")
+
+
+def test_a_label_beyond_the_list_is_refused_at_the_start(tmp_path):
+    paths = shards.write_shards(tmp_path / "records", 8)
+    with pytest.raises(ValueError, match=r"tfrecord: record \d has the label 2, but labels.txt names 1 classes"):
+        run({"train": paths, "val": []}, tmp_path / "run", tiny.config(labels=("round",)))
 
 
 def test_a_batch_that_replicas_cannot_share_is_refused(records, tmp_path):

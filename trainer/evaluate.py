@@ -18,6 +18,7 @@ from model import postprocess
 from model.types import Detections
 from trainer import checkpoints, metrics
 from trainer.config import Config
+from trainer.reporting import log
 
 
 def make_detector(model: tf.keras.Model, config: Config) -> Callable[..., Detections]:
@@ -105,8 +106,12 @@ def make_evaluator(
                     detections[index] = metrics.ImageDetections(
                         found.boxes[row, :count], found.scores[row, :count], found.classes[row, :count]
                     )
-        detections = [detections[index] for index in range(len(ground_truths))]
-        return metrics.compute_metrics(ground_truths, detections, config.labels)
+        damaged = sorted(set(range(len(ground_truths))) - detections.keys())
+        for name in tfrecord.name_records(paths, damaged):
+            log.warning("left out of the evaluation, since it cannot be decoded: %s", name)
+        shown = sorted(detections)
+        truths = [ground_truths[index] for index in shown]
+        return metrics.compute_metrics(truths, [detections[index] for index in shown], config.labels)
 
     return evaluate_now
 

@@ -31,26 +31,25 @@ def make_serving_module(model: tf.keras.Model, config: Config) -> tf.Module:
     image_size = config.input.image_size
 
     def detect_each(load, inputs):
-        def load_and_letterbox(item):
-            image = load(item)
-            return *augment.letterbox(image, image_size), tf.shape(image)[:2]
-
         signature = (
             tf.TensorSpec([*image_size, 3], tf.uint8),
             tf.TensorSpec([4], tf.float32),
             tf.TensorSpec([2], tf.int32),
         )
-        return detect(*tf.map_fn(load_and_letterbox, inputs, fn_output_signature=signature))._asdict()
+        return detect(*tf.map_fn(load, inputs, fn_output_signature=signature))._asdict()
+
+    def letterbox(image):
+        return *augment.letterbox(image, image_size), tf.shape(image)[:2]
 
     module = tf.Module()
     # The variables alone: with the Keras model as an attribute, each layer's own functions would be saved as well.
     module.model_variables = model.variables
     module.serve_bytes = tf.function(
-        lambda image_bytes: detect_each(augment.decode, image_bytes),
+        lambda image_bytes: detect_each(lambda item: augment.load_and_letterbox(item, image_size), image_bytes),
         input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")],
     )
     module.serve_images = tf.function(
-        lambda images: detect_each(tf.identity, images),
+        lambda images: detect_each(letterbox, images),
         input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")],
     )
     return module

@@ -20,9 +20,13 @@ def main(argv):
         from input import tfrecord
         from trainer import train
 
-        train_paths = tfrecord.expand_glob(FLAGS.train_records)
+        groups = [tfrecord.expand_glob(pattern) for pattern in FLAGS.train_records]
+        train_paths = [path for group in groups for path in group]
+        if len(set(train_paths)) < len(train_paths):
+            raise ValueError("--train_records: two patterns match the same file.")
         val_paths = tfrecord.expand_glob(FLAGS.val_records) if FLAGS.val_records else []
-        config = flags.config_from_flags(tfrecord.read_labels([*train_paths, *val_paths]))
+        labels = tfrecord.read_labels([*train_paths, *val_paths])
+        config = flags.config_from_flags(labels, [len(group) for group in groups])
         train.set_up_devices(config.train)
         result = train.train_and_evaluate(
             config, train_paths=train_paths, val_paths=val_paths, model_dir=FLAGS.model_dir

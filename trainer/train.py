@@ -8,6 +8,7 @@ from typing import NamedTuple, Optional
 import tensorflow as tf
 
 from input import pipeline, tfrecord
+from input.config import InputConfig
 from model.types import Losses
 from trainer import checkpoints, evaluate, optimizers, reporting, step
 from trainer.config import Config, TrainConfig
@@ -21,6 +22,9 @@ class LoopResult(NamedTuple):
     num_positives: tf.Tensor  # f32 scalar, sum
     data_wait: tf.Tensor  # f64 scalar, seconds spent waiting for a batch
     bad_records: tf.Tensor  # i64 [b]: the global batch of the first non-finite loss; -1 while there is none
+    damaged: tf.Tensor  # i64 [b]: at each place of the batch, the last record that could not be decoded; -1: none
+    num_damaged: tf.Tensor  # f32 scalar: images that could not be decoded
+    num_crowded: tf.Tensor  # f32 scalar: images with more boxes than are kept
 
 
 def set_up_devices(config: TrainConfig) -> None:
@@ -71,14 +75,18 @@ def make_train_loop(strategy: tf.distribute.Strategy, train_step, batch_size: in
     def train_loop(iterator, num_steps):
         totals = Losses(0.0, 0.0, 0.0)
         positives, data_wait = 0.0, tf.constant(0.0, tf.float64)
-        bad_records = tf.fill([batch_size], tf.constant(-1, tf.int64))
+        num_damaged, num_crowded = 0.0, 0.0
+        bad_records = damaged = tf.fill([batch_size], tf.constant(-1, tf.int64))
         for _ in tf.range(num_steps):
             # The clock is read after the step before, and again once the batch is there.
             with tf.control_dependencies([totals.loss]):
                 started = tf.timestamp()
             with tf.control_dependencies([started]):
                 arguments = next(iterator)
-            record_index = tf.concat(strategy.experimental_local_results(arguments[0].record_index), axis=0)
+            record_index, valid, num_dropped = (
+                tf.concat(strategy.experimental_local_results(value), axis=0)
+                for value in (arguments[0].record_index, arguments[0].valid, arguments[0].num_dropped)
+            )
             with tf.control_dependencies([record_index]):
                 data_wait += tf.timestamp() - started
             result = strategy.run(train_step, args=arguments)
@@ -87,7 +95,10 @@ def make_train_loop(strategy: tf.distribute.Strategy, train_step, batch_size: in
             positives += result.num_positives
             first_bad = ~tf.math.is_finite(result.losses.loss) & (bad_records[0] < 0)
             bad_records = tf.where(first_bad, record_index, bad_records)
-        return LoopResult(totals, positives, data_wait, bad_records)
+            damaged = tf.where(valid, damaged, record_index)
+            num_damaged += tf.reduce_sum(tf.cast(~valid, tf.float32))
+            num_crowded += tf.reduce_sum(tf.cast(num_dropped > 0, tf.float32))
+        return LoopResult(totals, positives, data_wait, bad_records, damaged, num_damaged, num_crowded)
 
     return train_loop
 
@@ -157,12 +168,60 @@ def _check_finite(result: LoopResult, first_step: int, last_step: int, train_pat
     """
     bad = [int(index) for index in result.bad_records.numpy() if index >= 0]
     if bad:
-        image_ids = [annotation.image_id for annotation in tfrecord.read_annotations(train_paths)]
+        names = tfrecord.name_records(train_paths, bad)
         raise FloatingPointError(
             f"the loss was not a finite number between steps {first_step + 1} and {last_step}, first for the batch of "
-            f"images {', '.join(image_ids[index] for index in bad)}. Look at these; or lower --learning_rate, lengthen "
+            f"images {', '.join(names)}. Look at these; or lower --learning_rate, lengthen "
             "--warmup_steps, or use --precision=float32. The last checkpoint is from before: the same command goes on."
         )
+
+
+class DataWatch:
+    """Names what is wrong with the records that a run reads, each image once.
+
+    Args:
+      paths: the training shards.
+      config: `max_damaged` and `max_boxes`.
+    """
+
+    def __init__(self, paths, config: InputConfig):
+        self._paths, self._config = paths, config
+        self._damaged: set[int] = set()
+        self._crowded = False
+
+    def look(self, result: LoopResult) -> None:
+        """Logs what a loop has found.
+
+        Raises:
+          ValueError: more damaged images than `max_damaged`.
+        """
+        found = {int(index) for index in result.damaged.numpy() if index >= 0} - self._damaged
+        for name in tfrecord.name_records(self._paths, found):
+            log.warning("skipped an image that cannot be decoded: %s", name)
+        self._damaged |= found
+        if len(self._damaged) > self._config.max_damaged:
+            raise ValueError(
+                f"{len(self._damaged)} images cannot be decoded, and --max_damaged={self._config.max_damaged}: convert "
+                "the data again; the log names them."
+            )
+        if result.num_crowded and not self._crowded:
+            self._crowded = True
+            log.warning(
+                "%d images of this loop hold more boxes than --max_boxes=%d, of which the largest are kept; "
+                "metrics.jsonl goes on counting them",
+                *(int(result.num_crowded), self._config.max_boxes),
+            )
+
+
+def _name_damage(paths, error: Exception) -> Exception:
+    """What to raise where TensorFlow found a shard damaged: its message names no file."""
+    for path in paths:
+        try:
+            for _ in tfrecord.read_records(path):
+                pass
+        except tfrecord.DamagedShardError as damage:
+            return tfrecord.DamagedShardError(f"{damage} The same command then goes on from the last checkpoint.")
+    return error
 
 
 def count_steps(config: Config, num_records: int) -> int:
@@ -218,6 +277,7 @@ def _run(config: Config, train_paths, val_paths, model_dir, stop: StopSignal) ->
     tf.keras.mixed_precision.set_global_policy(config.train.precision)
     tf.keras.utils.set_random_seed(config.input.seed)
 
+    tfrecord.check_classes(train_paths, len(config.labels))
     num_records = sum(tfrecord.count_records(train_paths))
     train_steps = count_steps(config, num_records)
     checkpoints.require_same_run(config, model_dir)
@@ -259,10 +319,15 @@ def _run(config: Config, train_paths, val_paths, model_dir, stop: StopSignal) ->
     reporter = reporting.Reporter(model_dir, step=current, train_steps=train_steps, batch_size=config.input.batch_size)
     if current >= train_steps:
         log.info("nothing left to train; for more, raise --train_steps or --epochs")
+    watch = DataWatch(train_paths, config.input)
     metrics, since_log = {}, []
     while current < train_steps and stop.received is None:
         target = next_stop(current, config.train.steps_per_loop, cadences)
-        result = train_loop(iterator, tf.constant(target - current))
+        try:
+            result = train_loop(iterator, tf.constant(target - current))
+        except tf.errors.DataLossError as error:
+            raise _name_damage(train_paths, error) from error
+        watch.look(result)
         _check_finite(result, current, target, train_paths)
         since_log.append((target - current, result))
         current = target
@@ -292,6 +357,9 @@ def _report(reporter, current, since_log, optimizer):
         "learning_rate": float(optimizer.learning_rate.numpy()),
         "positives": float(sum(result.num_positives for result in results)) / steps,
     }
+    for name in ("damaged", "crowded"):
+        if count := sum(int(getattr(result, f"num_{name}")) for result in results):
+            extra[f"{name}_images"] = count
     if isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
         extra["loss_scale"] = float(optimizer.loss_scale)
         if extra["loss_scale"] <= 1.0:
