@@ -1,7 +1,7 @@
 """The records on disk: tf.Example encoded and parsed side by side, shards, their names, labels and manifest.
 
 Keys and meanings are those of the TensorFlow Object Detection API, so that TF Model Garden reads the shards unchanged;
-see docs/DATA_FORMAT.md. Everything but `parse_example` works without TensorFlow, whose import takes longer than
+see docs/DATA_FORMAT.md. Everything but `parse_examples` works without TensorFlow, whose import takes longer than
 converting a thousand images: the converter's worker processes start at once.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import array
 import functools
-import glob
 import hashlib
+import io
 import json
 import os
 import re
@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import google_crc32c
 import numpy as np
 
+from input import files
+
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from input.types import Record
+    from input.types import Records
     from input.voc import Annotation
 
 LABELS = "labels.txt"
@@ -145,24 +147,23 @@ def _encode_pieces(annotation: Annotation, jpeg: bytes) -> tuple[bytes, bytes, b
 # Parsing, in a TensorFlow graph and without TensorFlow.
 
 
-def parse_example(serialized: tf.Tensor) -> Record:
-    """One serialized tf.Example (string []) -> Record, for use in `Dataset.map`.
+def parse_examples(serialized: tf.Tensor) -> Records:
+    """A batch of serialized tf.Examples (string [b]) -> Records, for use in `Dataset.map`.
 
-    Labels are 1-based in the files and 0-based in the record. A file without `difficult` has no difficult objects.
+    Labels are 1-based in the files and 0-based in the records. A file without `difficult` has no difficult objects.
 
     Raises:
       tf.errors.InvalidArgumentError: a record that is no tf.Example, or whose lists differ in length.
     """
     import tensorflow as tf
 
-    from input.types import Record
+    from input.types import Records
 
     floats, ints = tf.io.RaggedFeature(tf.float32), tf.io.RaggedFeature(tf.int64)
-    example = tf.io.parse_single_example(
+    examples = tf.io.parse_example(
         serialized,
         {
             "image/encoded": tf.io.FixedLenFeature([], tf.string),
-            "image/source_id": tf.io.FixedLenFeature([], tf.string, default_value=""),
             "image/height": tf.io.FixedLenFeature([], tf.int64),
             "image/width": tf.io.FixedLenFeature([], tf.int64),
             "image/object/class/label": ints,
@@ -170,16 +171,23 @@ def parse_example(serialized: tf.Tensor) -> Record:
             **{f"image/object/bbox/{corner}": floats for corner in _CORNERS},
         },
     )
-    classes = tf.cast(example["image/object/class/label"], tf.int32) - 1
-    corners = tf.stack([example[f"image/object/bbox/{corner}"] for corner in _CORNERS], axis=-1)
-    difficult = example["image/object/difficult"]
-    return Record(
-        image=example["image/encoded"],
-        size=tf.cast(tf.stack([example["image/height"], example["image/width"]]), tf.int32),
-        normalized_boxes=tf.reshape(corners, [tf.size(classes), 4]),  # fails where their numbers differ
+    labels, difficult = examples["image/object/class/label"], examples["image/object/difficult"]
+    corners = [examples[f"image/object/bbox/{corner}"] for corner in _CORNERS]
+    different = "lists of different lengths"
+    rows = tf.stack([corner.row_splits for corner in corners])
+    checks = [
+        tf.debugging.assert_equal(rows, labels.row_splits[tf.newaxis], different),
+        tf.debugging.assert_less_equal(difficult.row_lengths(), labels.row_lengths(), different),
+    ]
+    with tf.control_dependencies(checks):
+        classes = tf.cast(labels.to_tensor(0), tf.int32) - 1
+    shape = tf.shape(classes, tf.int64)
+    return Records(
+        images=examples["image/encoded"],
+        sizes=tf.cast(tf.stack([examples["image/height"], examples["image/width"]], axis=1), tf.int32),
+        normalized_boxes=tf.stack([corner.to_tensor(0.0, shape=shape) for corner in corners], axis=-1),
         classes=classes,
-        difficult=tf.cast(tf.pad(difficult, [[0, tf.size(classes) - tf.size(difficult)]]), tf.bool),
-        image_id=example["image/source_id"],
+        difficult=difficult.to_tensor(0, shape=shape) > 0,
     )
 
 
@@ -360,8 +368,8 @@ def read_records(path: str) -> Iterator[bytes]:
     Raises:
       DamagedShardError: names the file and the first damaged record.
     """
-    with open(path, "rb") as file:
-        index, size = 0, os.fstat(file.fileno()).st_size
+    with files.open(path) as file:
+        index, size = 0, files.size(path)
         while (length := _read_length(file, size, path, index)) is not None:
             data = file.read(length)
             if file.read(4) != _checksum(data):
@@ -372,8 +380,8 @@ def read_records(path: str) -> Iterator[bytes]:
 
 def _walk_records(path: str) -> int:
     """The number of records of a shard, from the lengths alone."""
-    with open(path, "rb") as file:
-        count, size = 0, os.fstat(file.fileno()).st_size
+    with files.open(path) as file:
+        count, size = 0, files.size(path)
         while (length := _read_length(file, size, path, count)) is not None:
             file.seek(length + 4, os.SEEK_CUR)
             count += 1
@@ -397,6 +405,10 @@ def manifest_path(directory: str, split: str) -> str:
     return os.path.join(directory, f"{split}.manifest.json")
 
 
+def report_path(directory: str, split: str) -> str:
+    return os.path.join(directory, f"{split}.report.html")
+
+
 def expand_glob(patterns: str | Iterable[str]) -> list[str]:
     """The files that the patterns (comma separated, or several) match, sorted.
 
@@ -406,7 +418,7 @@ def expand_glob(patterns: str | Iterable[str]) -> list[str]:
     paths: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         for part in filter(None, (piece.strip() for piece in pattern.split(","))):
-            matches = glob.glob(part)
+            matches = files.glob(part)
             if not matches:
                 raise FileNotFoundError(f"no file matches {part!r}: check the pattern, or convert the data first.")
             paths.update(matches)
@@ -443,10 +455,10 @@ def parse_labels(path: str) -> tuple[str, ...]:
       ValueError: the file is empty, is not UTF-8, or names a class twice.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            labels = tuple(filter(None, (" ".join(line.split()) for line in file)))
+        text = files.read(path).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8: save it again as UTF-8.") from None
+    labels = tuple(filter(None, (" ".join(line.split()) for line in io.StringIO(text, newline=None))))
     if not labels:
         raise ValueError(f"{path} names no class: write one class name a line.")
     if repeated := [name for name in labels if labels.count(name) > 1]:
@@ -463,13 +475,14 @@ def read_manifest(path: str) -> dict[str, Any]:
     """
     if not path.endswith(".json"):
         path = manifest_path(os.path.dirname(path), split_name(path))
-    with open(path, encoding="utf-8") as file:
-        try:
-            manifest = json.load(file)
-        except ValueError:
-            manifest = None
-    if not isinstance(manifest, dict) or "shards" not in manifest:
-        raise ValueError(f"{path} is not a manifest: delete it and run prepare_tfrecords.py again.")
+    data = files.read(path)
+    try:
+        manifest = json.loads(data)
+        for shard in manifest["shards"]:
+            if [type(shard[key]) for key in ("name", "num_records", "num_bytes", "sha256")] != [str, int, int, str]:
+                raise TypeError
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{path} is not a manifest: delete it and run prepare_tfrecords.py again.") from None
     return manifest
 
 
@@ -486,10 +499,10 @@ def count_records(paths: Iterable[str]) -> list[int]:
     for path in paths:
         manifest = manifest_path(os.path.dirname(path), split_name(path))
         if manifest not in manifests:
-            shards = read_manifest(manifest)["shards"] if os.path.exists(manifest) else []
+            shards = read_manifest(manifest)["shards"] if files.exists(manifest) else []
             manifests[manifest] = {shard["name"]: shard for shard in shards}
         shard = manifests[manifest].get(os.path.basename(path))
-        known = shard is not None and shard["num_bytes"] == os.path.getsize(path)
+        known = shard is not None and shard["num_bytes"] == files.size(path)
         counts.append(shard["num_records"] if known else _walk_records(path))
     return counts
 
@@ -504,7 +517,7 @@ def check_shard(path: str) -> int:
     for record in read_records(path):
         digest.update(frame_record(record))
         count += 1
-    if os.path.exists(manifest_path(os.path.dirname(path), split_name(path))):
+    if files.exists(manifest_path(os.path.dirname(path), split_name(path))):
         shards = {shard["name"]: shard for shard in read_manifest(path)["shards"]}
         expected = shards.get(os.path.basename(path))
         remedy = "delete this file and run prepare_tfrecords.py again."
@@ -515,3 +528,67 @@ def check_shard(path: str) -> int:
         if digest.hexdigest() != expected["sha256"]:
             raise DamagedShardError(f"{path}: sha256 differs from that in the manifest; {remedy}")
     return count
+
+
+# What training asks of the records beforehand, and how it names them.
+
+_LABELS_KEY = frozenset(["image/object/class/label"])
+
+
+def read_classes(paths: Iterable[str], num_classes: int) -> list[list[int]]:
+    """The classes (0-based) of every record's objects, in record order.
+
+    Raises:
+      DamagedShardError: a shard is damaged, or holds something else than these records.
+      ValueError: a label is beyond the list of `num_classes` names.
+    """
+    classes = []
+    for path in paths:
+        for index, record in enumerate(read_records(path)):
+            try:
+                labels = decode_example(record, _LABELS_KEY).get("image/object/class/label", [])
+            except ValueError as error:
+                raise DamagedShardError(
+                    f"{path}: record {index} is not a detection record; convert the data again."
+                ) from error
+            if bad := [label for label in labels if not 1 <= label <= num_classes]:
+                raise ValueError(
+                    f"{path}: record {index} has the label {bad[0]}, but labels.txt names {num_classes} classes: "
+                    "put the label list of these records there, or convert the data again."
+                )
+            classes.append([label - 1 for label in labels])
+    return classes
+
+
+def check_classes(paths: Sequence[str], num_classes: int) -> None:
+    """Refuses records whose labels go beyond the list; reads only the shards that no manifest vouches for.
+
+    Raises:
+      DamagedShardError, ValueError: as `read_classes`.
+    """
+    vouched: dict[str, set[str]] = {}
+    for path in paths:
+        manifest = manifest_path(os.path.dirname(path), split_name(path))
+        if manifest not in vouched:
+            content = read_manifest(manifest) if files.exists(manifest) else {}
+            fits = content and len(content.get("labels", ())) <= num_classes
+            vouched[manifest] = {shard["name"] for shard in content["shards"]} if fits else set()
+        if os.path.basename(path) not in vouched[manifest]:
+            read_classes([path], num_classes)
+
+
+def name_records(paths: Sequence[str], indexes: Iterable[int]) -> list[str]:
+    """The image ids of records by their position in all shards read in order, each with its shard."""
+    wanted, names, first = sorted(set(indexes)), [], 0
+    for path, count in zip(paths, count_records(paths)):
+        here = {index - first for index in wanted if first <= index < first + count}
+        for position, record in enumerate(read_records(path) if here else ()):
+            if position in here:
+                try:
+                    found = decode_example(record, frozenset(["image/source_id"]))
+                    image_id = found.get("image/source_id", [b""])[0].decode("utf-8", "replace")
+                except (IndexError, ValueError):
+                    image_id = ""
+                names.append(f"{image_id or 'without image id'} (record {position} of {path})")
+        first += count
+    return names
