@@ -13,11 +13,11 @@ import dataclasses
 import fcntl
 import gc
 import hashlib
+import io
 import json
 import math
 import multiprocessing
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,10 +25,11 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from input import tfrecord, voc
+from input import files, tfrecord, voc
 
 _RECORD_OVERHEAD = 2048  # bytes of a record beside its image, about
 _MIN_SHARDS = 8
+_KINDS = {"refused": voc.REFUSED, "mended": voc.MENDED, "noted": voc.NOTED}
 _VERSION = 1  # of the records and the manifest: raised when the same input no longer gives the same bytes
 
 
@@ -111,38 +112,27 @@ def _list_folder(path: str, extensions: Sequence[str]) -> dict[str, str]:
     found: dict[str, tuple[int, str]] = {}
     ranks = {extension: rank for rank, extension in enumerate(extensions)}
     try:
-        with os.scandir(path) as entries:
-            for entry in entries:
-                name = entry.name
-                stem, dot, extension = name.rpartition(".")
-                rank = ranks.get(dot + extension.lower())
-                if rank is not None and stem.strip(".") and not stem.startswith("._"):  # macOS leaves those behind
-                    key = voc.name_key(stem)
-                    found[key] = min(found.get(key, (rank, name)), (rank, name))
+        for name in files.names(path):
+            stem, dot, extension = name.rpartition(".")
+            rank = ranks.get(dot + extension.lower())
+            if rank is not None and stem.strip(".") and not stem.startswith("._"):  # macOS leaves those behind
+                key = voc.name_key(stem)
+                found[key] = min(found.get(key, (rank, name)), (rank, name))
     except OSError as error:
         raise ConversionError(f"{path}: {error.strerror}; check --voc_dir, --annotations_dir, --images_dir.") from error
     return {key: name for key, (_, name) in found.items()}
 
 
-def _stat(path: str) -> tuple[int, int]:
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return 0, 0  # a broken link or a loop of links; reading it gives the reason
-    return stat.st_size, stat.st_mtime_ns
-
-
 def _read_image_set(path: str) -> list[str]:
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            lines = [line.strip() for line in file]
+        text = files.read(path).decode("utf-8-sig")
     except FileNotFoundError:
         folder = os.path.dirname(path)
-        there = sorted(os.path.splitext(name)[0] for name in os.listdir(folder)) if os.path.isdir(folder) else []
+        there = sorted(os.path.splitext(name)[0] for name in files.names(folder)) if files.is_dir(folder) else []
         raise ConversionError(f"{path} is missing; image sets there: {', '.join(there) or 'none'}.") from None
     except UnicodeDecodeError:
         raise ConversionError(f"{path} is not UTF-8: save it again as UTF-8.") from None
-    if not (lines := [voc.name_key(line) for line in lines if line]):
+    if not (lines := [voc.name_key(line.strip()) for line in io.StringIO(text, newline=None) if line.strip()]):
         raise ConversionError(f"{path} lists no image.")
     return lines
 
@@ -193,13 +183,10 @@ def list_inputs(config: ConvertConfig) -> dict[str, Listing]:
                 detail = f"{inputs[image_id].source.xml_path or image_id} has the same id; rename one, and its image"
                 findings.append(voc.Finding(image_id, image_id + ".xml", "duplicate_id", detail))
                 continue
-            made = Input(image_id, xml_dir, xml, image_dir, image, 0, "")
-            stats = [_stat(path) for path in made.source[1:]]
-            digest = hashlib.sha256(repr((xml, image, stats)).encode("utf-8", "surrogateescape")).hexdigest()
-            inputs[image_id] = made._replace(num_bytes=stats[1][0], fingerprint=digest[:8])
+            inputs[image_id] = Input(image_id, xml_dir, xml, image_dir, image, 0, "")
     if not inputs:
         raise ConversionError(f"{xml_dir} holds no XML file.")
-    listed = [inputs[image_id] for image_id in sorted(inputs)]
+    listed = _add_stats([inputs[image_id] for image_id in sorted(inputs)])
     if config.val_fraction:
         num_val = round(config.val_fraction * len(listed))
         drawn = shuffled(listed, config.seed, "val")
@@ -216,6 +203,16 @@ def list_inputs(config: ConvertConfig) -> dict[str, Listing]:
         )
         for name, split in splits.items()
     }
+
+
+def _add_stats(inputs: Sequence[Input]) -> list[Input]:
+    stats = iter(files.stats([path for item in inputs for path in item.source[1:]]))
+    done = []
+    for item, of_xml, of_image in zip(inputs, stats, stats):
+        decides = repr((item.xml_name, item.image_name, [of_xml, of_image]))
+        digest = hashlib.sha256(decides.encode("utf-8", "surrogateescape")).hexdigest()
+        done.append(item._replace(num_bytes=of_image[0], fingerprint=digest[:8]))
+    return done
 
 
 def shuffled(inputs: Iterable[Input], seed: int, purpose: str) -> list[Input]:
@@ -260,34 +257,26 @@ def convert_shard(task: ShardTask, advance) -> dict[str, Any]:
     findings: list[voc.Finding] = []
     left_out = []
     digest = hashlib.sha256()
-    partial = f"{task.staged}.{os.getpid()}.partial"
-    try:
-        with open(partial, "wb", buffering=1 << 20) as shard:
-            for count, item in enumerate(task.inputs, 1):
-                example, found = _read(item.source, task)
-                findings += found
-                if example:
-                    annotation = example.annotation
-                    for piece in tfrecord.frame_example(annotation, example.jpeg):
-                        shard.write(piece)
-                        digest.update(piece)
-                        counts["num_bytes"] += len(piece)
-                    of_boxes += annotation.class_names
-                    of_images += set(annotation.class_names)
-                    counts["num_records"] += 1
-                    counts["num_negatives"] += not annotation.boxes
-                    counts["num_difficult"] += sum(annotation.difficult)
-                    counts["num_truncated"] += sum(annotation.truncated)
-                else:
-                    left_out.append(item.image_id)
-                if count % 16 == 0 or count == len(task.inputs):
-                    advance((count - 1) % 16 + 1)
-            shard.flush()
-            os.fsync(shard.fileno())
-        os.replace(partial, task.staged + ".shard")
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(partial)
+    with files.create(task.staged + ".shard") as shard:
+        for count, item in enumerate(task.inputs, 1):
+            example, found = _read(item.source, task)
+            findings += found
+            if example:
+                annotation = example.annotation
+                for piece in tfrecord.frame_example(annotation, example.jpeg):
+                    shard.write(piece)
+                    digest.update(piece)
+                    counts["num_bytes"] += len(piece)
+                of_boxes += annotation.class_names
+                of_images += set(annotation.class_names)
+                counts["num_records"] += 1
+                counts["num_negatives"] += not annotation.boxes
+                counts["num_difficult"] += sum(annotation.difficult)
+                counts["num_truncated"] += sum(annotation.truncated)
+            else:
+                left_out.append(item.image_id)
+            if count % 16 == 0 or count == len(task.inputs):
+                advance((count - 1) % 16 + 1)
     result = {
         "key": task.key,
         "sha256": digest.hexdigest(),
@@ -302,13 +291,8 @@ def convert_shard(task: ShardTask, advance) -> dict[str, Any]:
 
 
 def _write_json(path: str, value: Any) -> None:
-    partial = f"{path}.{os.getpid()}.partial"
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with files.create(path) as file:
+        file.write((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 # Workers.
@@ -421,12 +405,12 @@ def _stage(
     """Makes the shards in the hidden folder; takes over those that are there already."""
     count = num_shards(inputs, config)
     folder = _staging_dir(config.output_dir, split)
-    os.makedirs(folder, exist_ok=True)
+    files.make_dirs(folder)
     names = [tfrecord.shard_name(split, index, count) for index in range(count)]
     bases = [os.path.join(folder, os.path.splitext(name)[0]) for name in names]
     useful = {os.path.basename(base) + extension for base in bases for extension in (".shard", ".json")}
-    for name in set(os.listdir(folder)) - useful:  # half-written, or of another number of shards
-        os.unlink(os.path.join(folder, name))
+    for name in set(files.names(folder)) - useful:  # half-written, or of another number of shards
+        files.remove(os.path.join(folder, name))
     options = voc.ReadOptions(labels, config.zero_based, config.verify, config.max_pixels, config.drop_unknown_classes)
     order = shuffled(inputs, config.seed, "shards")
     results: dict[int, dict[str, Any]] = {}
@@ -450,13 +434,12 @@ def _stage(
 def _finished(task: ShardTask, final: str) -> dict[str, Any] | None:
     """The result of a shard that an interrupted run finished, if everything it depends on is still the same."""
     try:
-        with open(task.staged + ".json", encoding="utf-8") as file:
-            result = json.load(file)
+        result = json.loads(files.read(task.staged + ".json"))
     except (FileNotFoundError, ValueError):
         return None
     if result["key"] == task.key:
         for path in (task.staged + ".shard", final):
-            if os.path.exists(path) and os.path.getsize(path) == result["num_bytes"]:
+            if files.exists(path) and files.size(path) == result["num_bytes"]:
                 return {**result, "findings": [voc.Finding(*finding) for finding in result["findings"]]}
     return None
 
@@ -500,7 +483,7 @@ def _manifest(
             for index, result in enumerate(results)
         ],
     }
-    for kind, reasons in (("refused", voc.REFUSED), ("mended", voc.MENDED), ("noted", voc.NOTED)):
+    for kind, reasons in _KINDS.items():
         members = sorted(finding for finding in findings if finding.reason in reasons)
         manifest[kind] = {
             "counts": dict(collections.Counter(finding.reason for finding in members)),
@@ -513,25 +496,26 @@ def _manifest(
 def _publish(split: str, manifest: dict[str, Any], config: ConvertConfig) -> None:
     """Gives the staged shards their names, and last writes the manifest: it is what says that all is there."""
     final = tfrecord.manifest_path(config.output_dir, split)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(final)
+    for path in (final, tfrecord.report_path(config.output_dir, split)):
+        with contextlib.suppress(FileNotFoundError):
+            files.remove(path)
     folder = _staging_dir(config.output_dir, split)
     names = [shard["name"] for shard in manifest["shards"]]
     for stale in _shards_of(config.output_dir, split) - set(names):
-        os.unlink(os.path.join(config.output_dir, stale))
+        files.remove(os.path.join(config.output_dir, stale))
     for name in names:
         staged = os.path.join(folder, name.replace(".tfrecord", ".shard"))
-        if os.path.exists(staged):
-            os.replace(staged, os.path.join(config.output_dir, name))
+        if files.exists(staged):
+            files.replace(staged, os.path.join(config.output_dir, name))
     _write_json(os.path.join(folder, "manifest.json"), manifest)
-    os.replace(os.path.join(folder, "manifest.json"), final)
-    shutil.rmtree(folder)
+    files.replace(os.path.join(folder, "manifest.json"), final)
+    files.remove_tree(folder)
 
 
 def _shards_of(output_dir: str, split: str) -> set[str]:
     return {
         name
-        for name in os.listdir(output_dir)
+        for name in files.names(output_dir)
         if name.endswith(".tfrecord") and tfrecord.split_name(name) == split and name != f"{split}.tfrecord"
     }
 
@@ -543,11 +527,11 @@ def _choose_labels(splits: dict[str, Listing], config: ConvertConfig, workers: W
     existing = os.path.join(config.output_dir, tfrecord.LABELS)
     others = [
         name
-        for name in os.listdir(config.output_dir)
+        for name in files.names(config.output_dir)
         if name.endswith(".manifest.json") and name[: -len(".manifest.json")] not in splits
     ]
     try:
-        there = tfrecord.parse_labels(existing) if os.path.exists(existing) else None
+        there = tfrecord.parse_labels(existing) if files.exists(existing) else None
         given = tfrecord.parse_labels(config.labels_file) if config.labels_file else None
     except (OSError, ValueError) as error:
         raise ConversionError(str(error)) from error
@@ -558,7 +542,7 @@ def _choose_labels(splits: dict[str, Listing], config: ConvertConfig, workers: W
         )
     if given:
         return given
-    replaced = any(os.path.exists(tfrecord.manifest_path(config.output_dir, split)) for split in splits)
+    replaced = any(files.exists(tfrecord.manifest_path(config.output_dir, split)) for split in splits)
     if there and (others or not (config.overwrite and replaced)):
         return there
     return find_classes([item for listing in splits.values() for item in listing.inputs], workers)
@@ -574,8 +558,8 @@ def _already_done(split: str, listing: Listing, labels: tuple[str, ...], config:
     remedy = "--overwrite starts anew, or choose another --output_dir."
     if config.overwrite:
         return None
-    if not os.path.exists(path):
-        if _shards_of(config.output_dir, split) and not os.path.isdir(_staging_dir(config.output_dir, split)):
+    if not files.exists(path):
+        if _shards_of(config.output_dir, split) and not files.is_dir(_staging_dir(config.output_dir, split)):
             raise ConversionError(f"{config.output_dir} holds shards of {split} but no manifest: {remedy}")
         return None
     try:
@@ -584,6 +568,11 @@ def _already_done(split: str, listing: Listing, labels: tuple[str, ...], config:
         raise ConversionError(f"{path} is not a manifest: {remedy}") from error
     if manifest.get("version") != _VERSION:
         raise ConversionError(f"{path} was written by another version of this program: {remedy}")
+    expected = _manifest(split, Listing([], []), [], [], labels, config)
+    damaged = [key for key, value in expected.items() if type(manifest.get(key)) is not type(value)]
+    damaged = damaged or [kind for kind in _KINDS if manifest[kind].keys() != expected[kind].keys()]
+    if damaged:
+        raise ConversionError(f"{path} is damaged: look at {', '.join(damaged)}, or {remedy}")
     changes = [
         f"--{name}: {json.dumps(manifest['settings'].get(name))} then, {json.dumps(value)} now"
         for name, value in config.settings.items()
@@ -605,7 +594,7 @@ def _already_done(split: str, listing: Listing, labels: tuple[str, ...], config:
         raise ConversionError("\n".join([f"{path} is of another conversion:", *changes, remedy]))
     for shard in manifest["shards"]:
         shard_path = os.path.join(config.output_dir, shard["name"])
-        if not os.path.exists(shard_path) or os.path.getsize(shard_path) != shard["num_bytes"]:
+        if not files.exists(shard_path) or files.size(shard_path) != shard["num_bytes"]:
             return None
     return manifest
 
@@ -617,7 +606,10 @@ def available_cores() -> int:
 
 @contextlib.contextmanager
 def locked(directory: str) -> Iterator[None]:
-    """Holds the folder itself locked: the system lets go of it when the process ends, however it ends."""
+    """Holds a local folder itself locked: the system lets go of it when the process ends, however it ends."""
+    if files.is_remote(directory):  # where nothing of the kind exists
+        yield
+        return
     handle = os.open(directory, os.O_RDONLY)
     try:
         try:
@@ -636,7 +628,7 @@ def convert(config: ConvertConfig, workers: Workers) -> list[dict[str, Any]]:
       ConversionError: bad input, or an output folder that holds something else; nothing is published then.
     """
     try:
-        os.makedirs(config.output_dir, exist_ok=True)
+        files.make_dirs(config.output_dir)
         with locked(config.output_dir):
             return _convert(config, workers)
     except OSError as error:
@@ -660,10 +652,10 @@ def _convert(config: ConvertConfig, workers: Workers) -> list[dict[str, Any]]:
         if done := _already_done(split, listing, labels, config):
             manifests[split] = done
             finished.add(split)
-            shutil.rmtree(_staging_dir(config.output_dir, split), ignore_errors=True)
+            files.remove_tree(_staging_dir(config.output_dir, split))
             continue
         if config.overwrite:
-            shutil.rmtree(_staging_dir(config.output_dir, split), ignore_errors=True)
+            files.remove_tree(_staging_dir(config.output_dir, split))
         inputs, findings = listing.inputs, list(listing.findings)
         while True:
             results = _stage(split, inputs, labels, config, workers)
@@ -695,7 +687,5 @@ def _convert(config: ConvertConfig, workers: Workers) -> list[dict[str, Any]]:
 
 def _write_labels(labels: tuple[str, ...], output_dir: str) -> None:
     path = os.path.join(output_dir, tfrecord.LABELS)
-    partial = os.path.join(output_dir, f".{tfrecord.LABELS}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write("".join(f"{name}\n" for name in labels))
-    os.replace(partial, path)
+    with files.create(path, os.path.join(output_dir, f".{tfrecord.LABELS}.partial")) as file:
+        file.write("".join(f"{name}\n" for name in labels).encode())

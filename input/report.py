@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from input import report_page, survey
+from input import files, report_page, survey, tfrecord
 from input.config import AnchorConfig
 
 if TYPE_CHECKING:
@@ -50,11 +50,10 @@ def write_report(
         if suggested:
             fits.append(survey.measure_fit(boxes, data.classes, num_classes, suggested, image_size))
     report = report_page.Report(manifest, data, boxes, fits, image_size, shards)
-    path = os.path.join(output_dir, f"{split}.report.html")
-    partial = os.path.join(output_dir, f".{split}.report.html.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.writelines(report_page.make_page(report))
-    os.replace(partial, path)
+    path = tfrecord.report_path(output_dir, split)
+    with files.create(path, os.path.join(output_dir, f".{split}.report.html.partial")) as file:
+        for part in report_page.make_page(report):
+            file.write(part.encode())
     return "\n".join(_lines(report)), path
 
 

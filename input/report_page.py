@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from input import survey, tfrecord, voc
+from input import files, survey, tfrecord, voc
 from input.config import AnchorConfig
 
 POOR = 0.9  # a class that anchors match less of is poorly covered
@@ -142,7 +142,7 @@ def read_picture(report: Report, index: int) -> Picture:
 
 def _read_record(path: str, index: int) -> bytes:
     """One record, without its checksums: the survey has verified them."""
-    with open(path, "rb") as file:
+    with files.open(path) as file:
         for _ in range(index):
             file.seek(struct.unpack("<Q", file.read(12)[:8])[0] + 4, os.SEEK_CUR)
         return file.read(struct.unpack("<Q", file.read(12)[:8])[0])

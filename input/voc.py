@@ -23,6 +23,8 @@ import numpy as np
 from lxml import etree
 from PIL import Image, ImageOps
 
+from input import files
+
 # What may be wrong with a file -> what is done about it. A refused file yields no record; a mended one does, with
 # something changed or left out; a note is for information, and the record is what the files say.
 REFUSED = {
@@ -161,6 +163,8 @@ def name_key(name: str) -> str:
 
 def read_file(path: str) -> bytes:
     try:
+        if files.is_remote(path):
+            return files.read(path)
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe under an image's name must not stop everything
         try:
             status = os.fstat(handle)

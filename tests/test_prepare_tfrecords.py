@@ -412,6 +412,39 @@ def test_a_manifest_of_another_version_is_named(tree, tmp_path):
         run(tree)
 
 
+def test_a_damaged_manifest_is_named(tree, tmp_path):
+    """Whatever it lacks or holds in another shape, as after an edit by hand."""
+    (manifest,) = run(tree)
+    path = tmp_path / "out" / "all.manifest.json"
+    for key in manifest.keys() - {"version", "shards"}:
+        for damaged in ({**manifest, key: None}, {name: manifest[name] for name in manifest.keys() - {key}}):
+            path.write_text(json.dumps(damaged))
+            with pytest.raises(
+                convert.ConversionError, match=rf"is damaged: look at {key}, or --overwrite starts anew"
+            ):
+                run(tree)
+    path.write_text(json.dumps({**manifest, "mended": {}}))
+    with pytest.raises(convert.ConversionError, match="look at mended"):
+        run(tree)
+    (shard, *others) = manifest["shards"]
+    path.write_text(json.dumps({**manifest, "shards": [{"name": shard["name"]}, *others]}))
+    with pytest.raises(
+        convert.ConversionError, match=r"all\.manifest\.json is not a manifest: --overwrite starts anew"
+    ):
+        run(tree)
+    assert run(tree, overwrite=True) == [manifest]
+
+
+def test_a_report_on_other_shards_is_removed(tree, tmp_path):
+    """So that none is believed where a run was killed before it wrote its own."""
+    run(tree)
+    (tmp_path / "out" / "all.report.html").write_text("of the shards before")
+    run(tree)
+    assert (tmp_path / "out" / "all.report.html").exists()  # nothing was done
+    run(tree, zero_based=True, overwrite=True)
+    assert not (tmp_path / "out" / "all.report.html").exists()
+
+
 def test_shards_without_a_manifest_are_not_overwritten(tree, tmp_path):
     run(tree)
     (tmp_path / "out" / "all.manifest.json").unlink()

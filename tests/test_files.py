@@ -1,0 +1,249 @@
+"""Paths of other file systems: `ram://`, which TensorFlow keeps in the memory of this process, stands for a bucket."""
+
+import errno
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import voc_tree
+
+from input import convert, files, report, tfrecord, voc
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(params=["local", "remote"])
+def folder(request, tmp_path) -> str:
+    """An empty folder, of either kind."""
+    made = str(tmp_path) if request.param == "local" else f"ram://{tmp_path.name}"
+    files.make_dirs(made)
+    yield made
+    files.remove_tree(made)
+
+
+def write(path: str, data: bytes) -> None:
+    with files.create(path) as file:
+        file.write(data)
+
+
+def test_both_kinds_of_paths_behave_alike(folder):
+    assert files.is_remote(folder) == folder.startswith("ram://")
+    path = os.path.join(folder, "a", "b.txt")
+    files.make_dirs(os.path.dirname(path))
+    files.make_dirs(os.path.dirname(path))  # no matter that it is there
+    assert not files.exists(path)
+    write(path, b"one")
+    write(path, b"twenty-two")
+    assert files.read(path) == b"twenty-two"
+    assert files.size(path) == 10
+    assert files.names(os.path.dirname(path)) == ["b.txt"]
+    assert files.names(folder) == ["a"]
+    assert files.is_dir(os.path.dirname(path))
+    assert not files.is_dir(path)
+    assert files.glob(os.path.join(folder, "*", "*.txt")) == [path]
+    assert files.glob(os.path.join(folder, "*.txt")) == []
+    with files.open(path) as file:
+        assert file.read(6) == b"twenty"
+        file.seek(1, os.SEEK_CUR)
+        assert (file.tell(), file.read(), file.read(1)) == (7, b"two", b"")
+    moved = os.path.join(folder, "c.txt")
+    write(moved, b"old")
+    files.replace(path, moved)
+    assert files.read(moved) == b"twenty-two"
+    assert not files.exists(path)
+    files.remove(moved)
+    assert not files.exists(moved)
+    files.remove_tree(os.path.join(folder, "a"))
+    files.remove_tree(os.path.join(folder, "a"))
+    assert files.names(folder) == []
+
+
+def test_an_unfinished_file_has_no_name(folder):
+    path = os.path.join(folder, "x")
+    write(path, b"old")
+
+    def write_half():
+        with files.create(path) as file:
+            file.write(b"new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert files.read(path) == b"old"
+    assert files.names(folder) == ["x"]
+
+
+def test_errors_are_the_systems(folder):
+    gone = os.path.join(folder, "gone")
+    for action in (files.read, files.size, files.remove, files.names, lambda path: files.replace(path, path + "2")):
+        with pytest.raises(FileNotFoundError) as error:
+            action(gone)
+        assert error.value.filename == gone
+        assert error.value.strerror == "No such file or directory"
+    write(os.path.join(folder, "x"), b"12345")
+    assert [size for size, _ in files.stats([gone, "", os.path.join(folder, "x")])] == [0, 0, 5]
+
+
+def test_a_scheme_that_nobody_knows_is_named():
+    with pytest.raises(OSError, match="scheme 'nowhere' not implemented") as error:
+        files.read("nowhere://bucket/x")
+    assert error.value.errno == errno.EIO
+
+
+def test_denied_access_is_said_so(monkeypatch):
+    def deny(path):
+        raise tf.errors.PermissionDeniedError(None, None, "a page of HTML")
+
+    monkeypatch.setattr(tf.io.gfile, "stat", deny)
+    with pytest.raises(PermissionError, match="Permission denied: 'gs://bucket/x'"):
+        files.size("gs://bucket/x")
+
+
+def test_local_paths_do_without_tensorflow(tmp_path):
+    code = """
+import sys
+from input import convert, files
+with convert.Workers(1) as workers:
+    convert.convert(convert.ConvertConfig(sys.argv[2], (sys.argv[1],)), workers)
+assert "tensorflow" not in sys.modules
+"""
+    tree = voc_tree.VocTree(tmp_path / "voc")
+    tree.add_many(3)
+    subprocess.run([sys.executable, "-c", code, tree.root, tmp_path / "out"], cwd=ROOT, check=True)
+
+
+# The converter and its readers.
+
+
+@pytest.fixture
+def tree(tmp_path) -> voc_tree.VocTree:
+    made = voc_tree.VocTree(tmp_path / "voc")
+    made.add_many(12)
+    made.image_set("train", *(f"img{index:03d}" for index in range(12)))
+    return made
+
+
+@pytest.fixture
+def bucket(tmp_path, tree) -> str:
+    """A copy of the tree."""
+    root = f"ram://{tmp_path.name}-bucket"
+    for path in filter(pathlib.Path.is_file, tree.root.rglob("*")):
+        target = os.path.join(root, "voc", path.relative_to(tree.root))
+        files.make_dirs(os.path.dirname(target))
+        write(target, path.read_bytes())
+    yield root
+    files.remove_tree(root)
+
+
+def run(voc_dir: str, output_dir: str, **settings) -> dict:
+    with convert.Workers(1) as workers:
+        (manifest,) = convert.convert(
+            convert.ConvertConfig(output_dir, (voc_dir,), image_set="train", num_shards=3, **settings), workers
+        )
+    return manifest
+
+
+def contents(folder: str) -> dict[str, bytes]:
+    return {name: files.read(os.path.join(folder, name)) for name in files.names(folder)}
+
+
+def test_from_bucket_to_bucket(tree, bucket, tmp_path):
+    """The same shards as from folder to folder, and readers find them."""
+    local, remote = str(tmp_path / "out"), f"{bucket}/out"
+    manifest, there = run(str(tree.root), local), run(f"{bucket}/voc", remote)
+    assert there["shards"] == manifest["shards"]
+    assert {name: data for name, data in contents(remote).items() if not name.endswith(".json")} == {
+        name: data for name, data in contents(local).items() if not name.endswith(".json")
+    }
+    paths = tfrecord.expand_glob(f"{remote}/train-*")
+    assert paths == [f"{remote}/{shard['name']}" for shard in manifest["shards"]]
+    assert tfrecord.read_labels(paths) == ("cat", "dog")
+    assert tfrecord.read_manifest(paths[0]) == there
+    assert tfrecord.count_records(paths) == [4, 4, 4]
+    for truth, same in zip(
+        tfrecord.read_annotations(paths), tfrecord.read_annotations(tfrecord.expand_glob(f"{local}/*.tfrecord"))
+    ):
+        assert truth.image_id == same.image_id
+        np.testing.assert_array_equal(truth.boxes, same.boxes)
+    read = [record.numpy() for record in tf.data.TFRecordDataset(paths)]
+    assert read == [record for path in paths for record in tfrecord.read_records(path)]
+    assert [tfrecord.check_shard(path) for path in paths] == [4, 4, 4]
+    files.remove(f"{remote}/train.manifest.json")
+    assert tfrecord.count_records(paths) == [4, 4, 4]
+
+
+def test_report_in_a_bucket(tree, bucket, tmp_path):
+    texts = []
+    for output in (str(tmp_path / "out"), f"{bucket}/out"):
+        with convert.Workers(1) as workers:
+            text, path = report.write_report(output, run(str(tree.root), output), (96, 96), workers)
+        assert path == os.path.join(output, "train.report.html")
+        texts.append((text, files.read(path)))
+    assert texts[0] == texts[1]
+
+
+def test_a_bucket_is_resumed(tree, bucket, monkeypatch):
+    """A run that failed is continued; what is there already is not made again; other flags are refused."""
+    out = f"{bucket}/out"
+    made = []
+
+    def fail_at_the_third(task, advance):
+        made.append(task.index)
+        if len(made) == 3:
+            raise OSError(errno.EIO, "connection reset", "gs://bucket/x")
+        return convert_shard(task, advance)
+
+    convert_shard = convert.convert_shard
+    monkeypatch.setattr(convert, "convert_shard", fail_at_the_third)
+    with pytest.raises(
+        convert.ConversionError, match=r"gs://bucket/x: connection reset; .* the same command continues"
+    ):
+        run(f"{bucket}/voc", out)
+    assert files.names(out) == [".train.partial"]
+    manifest = run(f"{bucket}/voc", out)
+    assert made == [0, 1, 2, 2]
+    assert sorted(files.names(out)) == [
+        "labels.txt",
+        *(shard["name"] for shard in manifest["shards"]),
+        "train.manifest.json",
+    ]
+    assert run(f"{bucket}/voc", out) == manifest
+    assert made == [0, 1, 2, 2]
+    with pytest.raises(convert.ConversionError, match="--zero_based: false then, true now"):
+        run(f"{bucket}/voc", out, zero_based=True)
+    assert run(f"{bucket}/voc", out, zero_based=True, overwrite=True)["settings"]["zero_based"]
+    assert len(made) == 7
+
+
+def test_missing_and_bad_files_of_a_bucket_are_named(bucket):
+    files.remove(f"{bucket}/voc/JPEGImages/img003.jpg")
+    write(f"{bucket}/voc/Annotations/img005.xml", b"")
+    with pytest.raises(convert.ConversionError) as error:
+        run(f"{bucket}/voc", f"{bucket}/out")
+    assert "img003.xml: missing_image" in str(error.value)
+    assert "img005.xml: empty_annotation" in str(error.value)
+    with pytest.raises(convert.ConversionError, match=f"{bucket}/nowhere/Annotations: No such file or directory"):
+        run(f"{bucket}/nowhere", f"{bucket}/out")
+    with pytest.raises(voc.Refused) as refused:
+        voc.read_file(f"{bucket}/gone")
+    assert (refused.value.reason, refused.value.detail) == ("unreadable", "No such file or directory")
+
+
+def test_damage_in_a_bucket_is_found(tree, bucket):
+    out = f"{bucket}/out"
+    manifest = run(str(tree.root), out)
+    path = f"{out}/{manifest['shards'][1]['name']}"
+    data = files.read(path)
+    assert hashlib.sha256(data).hexdigest() == manifest["shards"][1]["sha256"]
+    write(path, data[:-3])
+    with pytest.raises(tfrecord.DamagedShardError, match=f"{path}: damaged at record 3: the file is cut off"):
+        tfrecord.check_shard(path)
+    write(f"{out}/train.manifest.json", json.dumps({**manifest, "inputs": []}).encode())
+    with pytest.raises(convert.ConversionError, match=r"train\.manifest\.json is damaged: look at inputs"):
+        run(str(tree.root), out)
