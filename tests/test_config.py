@@ -35,7 +35,7 @@ def test_without_flags_every_setting_is_its_default(parse):
 def test_json_round_trip():
     config = Config(
         labels=("è", "dog"),
-        input=InputConfig(image_size=(64, 96), augment=AugmentConfig.preset("strong")),
+        input=InputConfig(image_size=(64, 96), augment=AugmentConfig.preset("strong"), mixture=((2.0, 3), (1.0, 8))),
         train=TrainConfig(optimizer=OptimizerConfig(lr_steps=(0.5,))),
     )
     assert Config.from_json(config.to_json()) == config
@@ -76,6 +76,16 @@ def test_a_flag_changes_its_part_of_the_preset(parse):
     assert augment == dataclasses.replace(AugmentConfig.preset("strong"), mosaic=0.0, scale_max=1.5)
 
 
+def test_weights_meet_the_shards_of_their_patterns():
+    absl_flags.FLAGS.unparse_flags()
+    absl_flags.FLAGS(["task", "--train_records=a,b", "--train_weights=3,1", "--deterministic_input=false"])
+    config = flags.config_from_flags(("cat",), [8, 2])
+    assert config.input.mixture == ((3.0, 8), (1.0, 2))
+    assert not config.input.deterministic_input
+    for name in absl_flags.FLAGS.flags_by_module_dict()["flags"]:
+        name.unparse()
+
+
 @pytest.mark.parametrize(
     ("text", "size"), [("512", (512, 512)), ("480x640", (480, 640)), ("1", (32, 32)), ("33X65", (64, 96))]
 )
@@ -99,6 +109,11 @@ def test_image_size_refused(text):
         (["--learning_rate=0"], "--learning_rate must be positive"),
         (["--logical_cpus=0"], "--logical_cpus must be at least 1"),
         (["--mixup=2"], "--mixup is a probability"),
+        (["--warp=-1"], "--warp is a probability"),
+        (["--randaugment=4"], "--randaugment is a number of operations"),
+        (["--train_records=a,b", "--train_weights=1"], "--train_weights has 1 numbers for 2 patterns"),
+        (["--train_records=a", "--train_weights=0"], "--train_weights must be positive"),
+        (["--repeat_threshold=2"], "--repeat_threshold is a share"),
         (["--scale_min=3"], "--scale_min <= --scale_max"),
     ],
 )
@@ -127,6 +142,12 @@ def test_settings_that_cannot_be_are_refused(kind, settings):
     (value,) = settings.values()
     with pytest.raises(ValueError, match=str(value).replace("(", r"\(").replace(")", r"\)")):
         kind(**settings)
+
+
+def test_levels_that_the_neck_does_not_make_are_refused():
+    anchor = AnchorConfig(min_level=2, max_level=6)
+    with pytest.raises(ValueError, match="the neck makes the levels P3-P7, not P2-P6"):
+        Config(input=InputConfig(anchor=anchor))
 
 
 def test_unknown_preset():

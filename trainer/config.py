@@ -81,6 +81,11 @@ class Config:
     detect: DetectConfig = DetectConfig()
     train: TrainConfig = TrainConfig()
 
+    def __post_init__(self):
+        levels = self.input.anchor.levels
+        if levels != range(3, 8):
+            raise ValueError(f"the neck makes the levels P3-P7, not P{levels.start}-P{levels.stop - 1}.")
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
@@ -101,6 +106,6 @@ def _build(kind, values):
         if dataclasses.is_dataclass(types[name]):
             value = _build(types[name], value)
         elif isinstance(value, list):
-            value = tuple(value)
+            value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
         settings[name] = value
     return kind(**settings)
