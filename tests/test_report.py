@@ -95,7 +95,7 @@ def test_boxes_are_letterboxed_as_the_pipeline_does(image_size):
     boxes = [rng.uniform(size=(index % 3, 4)) * [*size, *size] for index, size in enumerate(sizes)]
     expected = []
     for size, rows in zip(sizes, boxes):
-        scale = augment.transform_of(augment.fit_window(tf.constant(size), image_size)).numpy()
+        scale = augment.transform_of(augment.fit_window(augment.whole(tf.constant(size)), image_size)).numpy()
         assert scale[2:].tolist() == [0, 0]
         expected.append(rows.astype(np.float32) * np.tile(scale[:2], 2))
     np.testing.assert_allclose(

@@ -146,7 +146,7 @@ def test_parse_examples(in_graph):
     np.testing.assert_allclose(records.normalized_boxes[0], [[0.1, 0.1, 0.5, 0.75], [0, 0, 1, 1]])
     np.testing.assert_array_equal(records.classes, [[2, 0], [-1, -1]])
     np.testing.assert_array_equal(records.difficult, [[False, True], [False, False]])
-    np.testing.assert_array_equal(records.sizes, [[TWO_OBJECTS.height, TWO_OBJECTS.width]] * 2)
+    np.testing.assert_array_equal(records.sizes, [[200, 400], [30, 50]])
     dtypes = (records.sizes.dtype, records.normalized_boxes.dtype, records.classes.dtype, records.difficult.dtype)
     assert dtypes == (tf.int32, tf.float32, tf.int32, tf.bool)
 
