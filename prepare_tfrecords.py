@@ -12,7 +12,7 @@ import sys
 from absl import app, flags
 from tqdm import tqdm
 
-from input import convert, report, tfrecord
+from input import beam, convert, report, tfrecord
 from input.config import parse_image_size
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(convert.ConvertConfig)}
@@ -40,6 +40,8 @@ flags.DEFINE_integer("num_shards", 0, "Number of shards of a split; 0: by --shar
 flags.DEFINE_integer("shard_mb", _DEFAULTS["shard_bytes"] >> 20, "Target size of a shard, in MiB.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "Seed of the shuffle over shards, and of --val_fraction.")
 flags.DEFINE_integer("num_workers", 0, "Worker processes; 0: one for each core.", lower_bound=0)
+flags.DEFINE_string("beam_runner", "", "Convert on Apache Beam, in place of worker processes: DirectRunner, ...")
+flags.DEFINE_multi_string("beam_options", [], "Flags of Beam and its runner, in one string or several.")
 flags.DEFINE_boolean("overwrite", False, "Replace a conversion of this split that is already there.")
 flags.DEFINE_string("report_image_size", "512", "The report judges anchors at this --image_size: N or HxW.")
 flags.DEFINE_string("check", "", "Convert nothing; verify the shards that match this pattern.")
@@ -68,6 +70,12 @@ def check(patterns: str) -> list[str]:
     return problems
 
 
+def make_workers(values: flags.FlagValues):
+    if values.beam_runner:
+        return beam.BeamWorkers(values.beam_runner, values.beam_options, values.output_dir)
+    return convert.Workers(values.num_workers or convert.available_cores())
+
+
 def main(argv):
     values = flags.FLAGS
     if len(argv) > 1:
@@ -83,8 +91,10 @@ def main(argv):
             return
         if not values.output_dir:
             raise app.UsageError("give --output_dir.")
+        if values.beam_options and not values.beam_runner:
+            raise app.UsageError("--beam_options goes with --beam_runner.")
         config = config_from_flags(values)
-        with convert.Workers(values.num_workers or convert.available_cores()) as workers:
+        with make_workers(values) as workers:
             manifests = convert.convert(config, workers)
             with convert.locked(config.output_dir):
                 for manifest in manifests:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from setuptools import setup
 
+_BEAM = "apache-beam>=2.77; python_version >= '3.10'"
+
 setup(
     name="retinanet-tf",
     version="0.1.0",
@@ -34,6 +36,7 @@ setup(
     ],
     extras_require={
         "and-cuda": ["tensorflow[and-cuda]==2.15.1"],
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff"],
+        "beam": [_BEAM],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", _BEAM],
     },
 )

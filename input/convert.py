@@ -30,6 +30,7 @@ from input import files, tfrecord, voc
 _RECORD_OVERHEAD = 2048  # bytes of a record beside its image, about
 _MIN_SHARDS = 8
 _KINDS = {"refused": voc.REFUSED, "mended": voc.MENDED, "noted": voc.NOTED}
+SCRATCH = ".beam.partial"  # folder of `beam.BeamWorkers` in the output folder
 _VERSION = 1  # of the records and the manifest: raised when the same input no longer gives the same bytes
 
 
@@ -682,6 +683,7 @@ def _convert(config: ConvertConfig, workers: Workers) -> list[dict[str, Any]]:
     for split, manifest in manifests.items():
         if split not in finished:
             _publish(split, manifest, config)
+    files.remove_tree(os.path.join(config.output_dir, SCRATCH))
     return list(manifests.values())
 
 
