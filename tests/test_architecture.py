@@ -18,6 +18,7 @@ COMMANDS = {
     "trainer.predict",
     "trainer.preview",
     "trainer.demo",
+    "trainer.data_service",
 }
 TFA_CALL_SITES = set()
 

@@ -102,6 +102,8 @@ def make_evaluator(
             for found, record_index in strategy.experimental_local_results(detect_batch(batch)):
                 found = Detections(*(values.numpy() for values in found))
                 for row, index in enumerate(record_index.numpy().tolist()):
+                    if index < 0:
+                        continue
                     count = found.num_detections[row]
                     detections[index] = metrics.ImageDetections(
                         found.boxes[row, :count], found.scores[row, :count], found.classes[row, :count]
