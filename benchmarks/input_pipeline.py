@@ -28,6 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from input import batch_augment, pipeline, tfrecord
 from input.config import AugmentConfig, InputConfig
 
+# Without these the system takes back each freed batch and hands it out anew, page by page, which a GPU's allocator does
+# not: a float batch then costs more to allocate than to compute. They hold for the peer's command too.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
+
 FLAGS = flags.FLAGS
 flags.DEFINE_string("records", None, "Shards, as a pattern.", required=True)
 flags.DEFINE_integer("image_size", 512, "Height and width of the network's input.")
@@ -119,4 +123,6 @@ def main(_):
 
 
 if __name__ == "__main__":
+    if not ALLOCATOR.keys() <= os.environ.keys():  # they are read when a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
     app.run(main)

@@ -212,7 +212,7 @@ def _add_stats(inputs: Sequence[Input]) -> list[Input]:
     for item, of_xml, of_image in zip(inputs, stats, stats):
         decides = repr((item.xml_name, item.image_name, [of_xml, of_image]))
         digest = hashlib.sha256(decides.encode("utf-8", "surrogateescape")).hexdigest()
-        done.append(item._replace(num_bytes=of_image[0], fingerprint=digest[:8]))
+        done.append(Input(*item[:5], of_image[0], digest[:8]))
     return done
 
 

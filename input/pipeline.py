@@ -26,16 +26,42 @@ class _Shard(NamedTuple):
     count: int
 
 
-def _read(shards, deterministic=True, files_shuffle_seed=None):
-    """Dataset of (record_index i64, serialized)."""
-    paths, firsts = zip(*((shard.path, shard.first) for shard in shards))
-    files = tf.data.Dataset.from_tensor_slices((list(paths), tf.constant(firsts, tf.int64)))
-    if files_shuffle_seed is None:
-        return files.flat_map(lambda path, first: tf.data.TFRecordDataset(path).enumerate(first))
-    files = files.shuffle(len(paths), seed=files_shuffle_seed)
+def _open(path, first):
+    """Dataset of (record_index i64, serialized) of one shard."""
+    return tf.data.TFRecordDataset(path).enumerate(first)
+
+
+def _draws(seed, first, count):
+    """f32 [count, NUM_DRAWS]: all that is random about how the records of a shard are shown in an epoch.
+
+    For all of them at once: an op for each record would take as long as reading it.
+    """
+    return tf.random.stateless_uniform([count, types.NUM_DRAWS], tf.stack([seed, first]), alg="philox")
+
+
+def _open_to_train(path, first, count, seed):
+    """Dataset of ((record_index, serialized), draws f32 [NUM_DRAWS])."""
+    return tf.data.Dataset.zip((_open(path, first), tf.data.Dataset.from_tensor_slices(_draws(seed, first, count))))
+
+
+def _columns(shards):
+    """The fields of the shards, a tensor each."""
+    paths, firsts, counts = zip(*((shard.path, shard.first, shard.count) for shard in shards))
+    return tf.constant(paths), tf.constant(firsts, tf.int64), tf.constant(counts, tf.int64)
+
+
+def _read_in_order(shards):
+    """Dataset of (record_index, serialized)."""
+    files = tf.data.Dataset.from_tensor_slices(_columns(shards))
+    return files.flat_map(lambda path, first, count: _open(path, first))
+
+
+def _read_shuffled(shards, seed, deterministic):
+    """Dataset of ((record_index, serialized), draws), the order and draws of one epoch."""
+    files = tf.data.Dataset.from_tensor_slices(_columns(shards)).shuffle(len(shards), seed=seed)
     return files.interleave(
-        lambda path, first: tf.data.TFRecordDataset(path).enumerate(first),
-        cycle_length=min(_READERS, len(paths)),
+        lambda path, first, count: _open_to_train(path, first, count, seed),
+        cycle_length=min(_READERS, len(shards)),
         num_parallel_calls=_AUTOTUNE,
         deterministic=deterministic,
     )
@@ -46,35 +72,33 @@ def _epoch_seed(config: InputConfig, epoch):
     return epoch + (config.seed << 32)
 
 
-def _draw(seed, index):
-    """f32 [NUM_DRAWS]: all that is random about how a record is shown."""
-    return tf.random.stateless_uniform([types.NUM_DRAWS], tf.stack([seed, index]), alg="philox")
-
-
 def _training_records(shards, config: InputConfig, first_record, copies=None):
-    """Endless dataset of (record_index, serialized, draws f32 [NUM_DRAWS]), starting after `first_record` records.
+    """Endless dataset of ((record_index, serialized), draws f32 [NUM_DRAWS]), starting after `first_record` records.
 
     `copies` is `_Copies` where some records are shown several times in an epoch.
     """
+    num_records = sum(shard.count for shard in shards)
     if copies is None:
-        first_epoch, first_in_epoch = divmod(first_record, sum(shard.count for shard in shards))
+        first_epoch, first_in_epoch = divmod(first_record, num_records)
     else:
         first_epoch, first_in_epoch = copies.locate(first_record)
     # Outside of `one_epoch`, because a cache made inside of it would be another one in each epoch.
-    cached = _read(shards).cache() if config.cache_records else None
-    buffer = max(config.shuffle_buffer, sum(shard.count for shard in shards) if config.cache_records else 0)
+    cached = _read_in_order(shards).cache() if config.cache_records else None
 
     def one_epoch(epoch):
         # Of this function's graph alone, where it would else be the caller's: the order depends on nothing but `seed`.
         tf.random.set_seed(1)
         seed = _epoch_seed(config, epoch)
-        records = _read(shards, config.deterministic_input, seed) if cached is None else cached
+        if cached is None:
+            records = _read_shuffled(shards, seed, config.deterministic_input)
+        else:
+            draws = tf.concat([_draws(seed, tf.constant(s.first, tf.int64), s.count) for s in shards], axis=0)
+            records = tf.data.Dataset.zip((cached, tf.data.Dataset.from_tensor_slices(draws)))
         if copies is not None:
             records = copies.repeat(records, epoch)
-        records = records.shuffle(buffer, seed=seed)
-        records = records.skip(tf.where(epoch == first_epoch, tf.constant(first_in_epoch, tf.int64), 0))
-        # A record that is shown again has a number of its own for that.
-        return records.map(lambda index, serialized, *copy: (index, serialized, _draw(seed, *(copy or [index]))))
+        # Cached records are in memory in any case.
+        records = records.shuffle(max(config.shuffle_buffer, num_records if config.cache_records else 0), seed=seed)
+        return records.skip(tf.where(epoch == first_epoch, tf.constant(first_in_epoch, tf.int64), 0))
 
     return tf.data.Dataset.counter(first_epoch).flat_map(one_epoch)
 
@@ -117,12 +141,14 @@ class _Copies:
         return epoch, first_record
 
     def repeat(self, records, epoch):
-        """Each record as often as the epoch shows it; the last number differs between the copies."""
-        counts = self.of_epoch(epoch)
+        """Each record as often as the epoch shows it, each time by other draws."""
+        counts, seed = self.of_epoch(epoch), _epoch_seed(self._config, epoch)
 
-        def copy(index, serialized):
-            copies = tf.data.Dataset.range(counts[index])
-            return copies.map(lambda number: (index, serialized, index + number * len(self._factors)))
+        def copy(record, draws):
+            index, _ = record
+            # The seeds of shards are below the number of records.
+            seeds = index + tf.range(1, counts[index] + 1) * len(self._factors)
+            return tf.data.Dataset.from_tensor_slices(seeds).map(lambda number: (record, _draws(seed, number, 1)[0]))
 
         return records.flat_map(copy)
 
@@ -160,40 +186,35 @@ def _served_records(shards, config: InputConfig, first_record):
     An epoch shows each record once, but workers mix the end of one with the beginning of the next. After `first_record`
     records the visits go on at the shard that holds that place.
     """
-    paths, firsts, counts = zip(*((shard.path, shard.first, shard.count) for shard in shards))
-    paths, firsts = tf.constant(paths), tf.constant(firsts, tf.int64)
-    first_epoch, left = divmod(first_record, sum(counts))
+    paths, firsts, counts = _columns(shards)
+    first_epoch, left = divmod(first_record, sum(shard.count for shard in shards))
     order = tf.random.experimental.stateless_shuffle
     numbers = tf.range(len(shards))
 
     def visit(number):
-        epoch = number // len(shards)
-        seed = _epoch_seed(config, epoch)
+        seed = _epoch_seed(config, number // len(shards))
         shard = order(numbers, tf.stack([seed, tf.constant(-2, tf.int64)]))[number % len(shards)]
-        records = tf.data.TFRecordDataset(paths[shard]).enumerate(firsts[shard])
-        return records.map(lambda index, serialized: (index, serialized, seed))
+        return _open_to_train(paths[shard], firsts[shard], counts[shard], seed)
 
     place = 0
     for shard in order(numbers, tf.stack([_epoch_seed(config, tf.constant(first_epoch, tf.int64)), -2])).numpy():
-        if left < counts[shard]:
+        if left < shards[shard].count:
             break
-        left, place = left - counts[shard], place + 1
+        left, place = left - shards[shard].count, place + 1
     visits = tf.data.Dataset.range(first_epoch * len(shards) + place, np.iinfo(np.int64).max)
     records = visits.interleave(
         visit, cycle_length=min(_READERS, len(shards)), num_parallel_calls=_AUTOTUNE, deterministic=False
     )
-    records = records.shuffle(config.shuffle_buffer, seed=config.seed)
-    return records.map(lambda index, serialized, seed: (index, serialized, _draw(seed, index)))
+    return records.shuffle(config.shuffle_buffer, seed=config.seed)
 
 
 def _evaluation_records(shards, batch_size):
-    """Dataset of (record_index, serialized, valid), each record once and in order; the last batch filled up."""
-    records = _read(shards)
+    """Dataset of ((record_index, serialized), valid), each record once and in order; the last batch filled up."""
+    records = _read_in_order(shards)
     padding = records.take(1).repeat(-sum(shard.count for shard in shards) % batch_size)
 
     def marked(dataset, valid):
-        dataset = tf.data.Dataset.zip((dataset, tf.data.Dataset.from_tensors(valid).repeat()))
-        return dataset.map(lambda record, valid: (*record, valid))
+        return tf.data.Dataset.zip((dataset, tf.data.Dataset.from_tensors(valid).repeat()))
 
     return marked(records, True).concatenate(marked(padding, False))
 
@@ -295,13 +316,13 @@ def make_dataset(
         else:
             records = _training_records(own_shards, config, first_record)
 
-        def load_batch(index, serialized, draws):
-            return load_or_blank(index, serialized, tf.ones([batch_size], tf.bool), draws)
+        def load_batch(record, draws):
+            return load_or_blank(*record, tf.ones([batch_size], tf.bool), draws)
     else:
         records = _evaluation_records(shards, batch_size)
 
-        def load_batch(index, serialized, valid):
-            return load_or_blank(index, serialized, valid, tf.zeros([batch_size, types.NUM_DRAWS]))
+        def load_batch(record, valid):
+            return load_or_blank(*record, valid, tf.zeros([batch_size, types.NUM_DRAWS]))
 
     deterministic = config.deterministic_input or not training
     dataset = records.batch(batch_size, drop_remainder=True)
