@@ -36,7 +36,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("records", None, "Shards, as a pattern.", required=True)
 flags.DEFINE_integer("image_size", 512, "Height and width of the network's input.")
 flags.DEFINE_integer("batch_size", 16, "Images in a batch.")
-flags.DEFINE_integer("batches", 30, "Batches in a turn.")
+flags.DEFINE_integer("batches", 60, "Batches in a turn.")
 flags.DEFINE_integer("rounds", 5, "Turns.")
 flags.DEFINE_string("peer_command", None, "Shell command that prints its 'N images/s' on its last line.")
 
@@ -108,8 +108,9 @@ def main(_):
     config = InputConfig(image_size=(FLAGS.image_size, FLAGS.image_size), augment=AugmentConfig.preset("paper"))
     names = ["host", "floor", "full"] + (["peer"] if FLAGS.peer_command else [])
     turns = []
-    for _ in range(FLAGS.rounds):
-        turns.append({name: take_turn(name, paths, config) for name in names})
+    for number in range(FLAGS.rounds):
+        order = names if number % 2 else names[::-1]  # so that none always follows the same one
+        turns.append({name: take_turn(name, paths, config) for name in order})
         print({name: round(value, 1) for name, value in turns[-1].items()}, flush=True)
 
     def median(value_of):
