@@ -379,3 +379,10 @@ def test_randaugment_reaches_the_device_too():
 def test_settings_out_of_range_are_refused(settings, flag):
     with pytest.raises(ValueError, match=flag):
         AugmentConfig(**settings)
+
+
+def test_every_host_step_is_the_same_eagerly_and_in_tf_data():
+    augment_config = AugmentConfig(iou_crop=1.0, scale_min=0.5, scale_max=2.0, warp=1.0, randaugment=3)
+    serialized = shards.example("a", *shards.blocks(3))
+    sample = load(serialized, InputConfig(image_size=SIZE, augment=augment_config), draws_of(4))
+    assert not np.array_equal(sample.transforms, load(serialized, InputConfig(image_size=SIZE)).transforms)

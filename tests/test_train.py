@@ -164,6 +164,25 @@ def test_a_label_beyond_the_list_is_refused_at_the_start(tmp_path):
         run({"train": paths, "val": []}, tmp_path / "run", tiny.config(labels=("round",)))
 
 
+@pytest.mark.parametrize("address", ["grpc://localhost:1", "localhost:5050", "grpc://localhost"])
+def test_a_data_service_that_does_not_answer_is_named(records, tmp_path, address):
+    config = tiny.config(input=dataclasses.replace(tiny.CONFIG.input, data_service=address))
+    with pytest.raises(ValueError, match=f"--data_service={address} does not answer .*: write grpc://HOST:PORT"):
+        run(records, tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "kind", "index", "writes"),
+    [(["worker"], "worker", 0, True), (["worker"], "worker", 1, False), (["chief", "worker"], "chief", 0, True),
+     (["chief", "worker"], "worker", 0, False)],
+)  # fmt: skip
+def test_one_of_several_workers_writes(monkeypatch, jobs, kind, index, writes):
+    cluster = {job: ["a:1", "b:1"][: 1 if job == "chief" else 2] for job in jobs}
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}}))
+    assert train.is_chief(dataclasses.replace(tiny.CONFIG.train, distribution="multi_worker")) == writes
+    assert train.is_chief(tiny.CONFIG.train)
+
+
 def test_a_batch_that_replicas_cannot_share_is_refused(records, tmp_path):
     config = tiny.config(train={"distribution": "mirrored"}, input=dataclasses.replace(tiny.CONFIG.input, batch_size=3))
     with pytest.raises(ValueError, match=r"--batch_size=3 .* cannot be shared by 2 replicas: use a multiple of 2"):

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import time
+from typing import Optional
 
 import tensorflow as tf
 
@@ -32,8 +33,8 @@ class DailyFileHandler(logging.Handler):
             self.handleError(record)
 
 
-def log_to(model_dir: str) -> DailyFileHandler:
-    """Sends the project's log to the terminal and to `RUN/logs/`; give the result to `stop_logging`."""
+def log_to(model_dir: Optional[str]) -> logging.Handler:
+    """Sends the project's log to the terminal and, unless None, to `RUN/logs/`; give the result to `stop_logging`."""
     log.setLevel(logging.DEBUG)
     log.propagate = False
     if not log.handlers:
@@ -41,12 +42,12 @@ def log_to(model_dir: str) -> DailyFileHandler:
         terminal.setFormatter(_FORMAT)
         terminal.setLevel(logging.INFO)
         log.addHandler(terminal)
-    handler = DailyFileHandler(os.path.join(model_dir, "logs"))
+    handler = DailyFileHandler(os.path.join(model_dir, "logs")) if model_dir else logging.NullHandler()
     log.addHandler(handler)
     return handler
 
 
-def stop_logging(handler: DailyFileHandler) -> None:
+def stop_logging(handler: logging.Handler) -> None:
     log.removeHandler(handler)
     handler.close()
 
@@ -82,15 +83,16 @@ class Reporter:
     """Writes each logged step everywhere, with speed and time left.
 
     Args:
-      model_dir: RUN.
+      model_dir: RUN; None: only the terminal is told.
       step: the step that the run starts from.
       train_steps: where it ends.
       batch_size: images a step.
     """
 
-    def __init__(self, model_dir: str, *, step: int, train_steps: int, batch_size: int):
-        self._metrics = MetricsFile(model_dir, step)
-        self._writer = tf.summary.create_file_writer(os.path.join(model_dir, "events"))
+    def __init__(self, model_dir: Optional[str], *, step: int, train_steps: int, batch_size: int):
+        self._metrics = MetricsFile(model_dir, step) if model_dir else None
+        events = os.path.join(model_dir, "events") if model_dir else None
+        self._writer = tf.summary.create_file_writer(events) if events else tf.summary.create_noop_writer()
         self._train_steps = train_steps
         self._batch_size = batch_size
         self._step = step
@@ -116,7 +118,8 @@ class Reporter:
             *(100 * wait, left),
         )
         line = {**values, **extra, "images_per_s": speed, "data_wait": wait}
-        self._metrics.write({"step": step, **line})
+        if self._metrics:
+            self._metrics.write({"step": step, **line})
         self._summaries("train", step, line)
 
     def evaluation(self, step: int, metrics: dict) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 from typing import NamedTuple, Optional
 
 import tensorflow as tf
@@ -41,6 +42,15 @@ def set_up_devices(config: TrainConfig) -> None:
         cpu = tf.config.list_physical_devices("CPU")[0]
         parts = [tf.config.LogicalDeviceConfiguration()] * config.logical_cpus
         tf.config.set_logical_device_configuration(cpu, parts)
+
+
+def is_chief(config: TrainConfig) -> bool:
+    """Whether this process is the one of several workers that writes the run's files."""
+    if config.distribution != "multi_worker":
+        return True
+    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    chief = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
+    return resolver.task_type in (None, chief) and not resolver.task_id
 
 
 def make_strategy(config: TrainConfig) -> tf.distribute.Strategy:
@@ -224,6 +234,21 @@ def _name_damage(paths, error: Exception) -> Exception:
     return error
 
 
+def _require_service(address: str) -> None:
+    """TensorFlow itself would wait for the service without end and without a word.
+
+    Raises:
+      ValueError: nothing answers there.
+    """
+    host, _, port = address.partition("://")[2].rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--data_service={address} does not answer ({error}): write grpc://HOST:PORT, as the dispatcher prints it."
+        ) from error
+
+
 def count_steps(config: Config, num_records: int) -> int:
     """`--train_steps`, or `--epochs` over the records."""
     return config.train.train_steps or max(1, round(config.train.epochs * num_records / config.input.batch_size))
@@ -245,7 +270,7 @@ def train_and_evaluate(config: Config, *, train_paths, val_paths=(), model_dir: 
       FloatingPointError: the loss was not a finite number.
     """
     os.makedirs(model_dir, exist_ok=True)
-    handler = reporting.log_to(model_dir)
+    handler = reporting.log_to(model_dir if is_chief(config.train) else None)
     try:
         with StopSignal() as stop:
             return _run(config, train_paths, val_paths, model_dir, stop)
@@ -271,13 +296,14 @@ def _run(config: Config, train_paths, val_paths, model_dir, stop: StopSignal) ->
         )
     if config.train.xla and replicas > 1:
         raise ValueError("--xla works with one replica: add --distribution=one_device, or leave it out.")
-    resolver = strategy.cluster_resolver
-    is_chief = resolver is None or resolver.task_type in (None, "chief") or resolver.task_id == 0
+    writes = is_chief(config.train)
     tf.config.run_functions_eagerly(config.train.eager)
     tf.keras.mixed_precision.set_global_policy(config.train.precision)
     tf.keras.utils.set_random_seed(config.input.seed)
 
     tfrecord.check_classes(train_paths, len(config.labels))
+    if config.input.data_service:
+        _require_service(config.input.data_service)
     num_records = sum(tfrecord.count_records(train_paths))
     train_steps = count_steps(config, num_records)
     checkpoints.require_same_run(config, model_dir)
@@ -289,9 +315,9 @@ def _run(config: Config, train_paths, val_paths, model_dir, stop: StopSignal) ->
             loss_scaling=config.train.precision == "mixed_float16",
         )
         optimizer.build(model.trainable_variables)
-    saved = checkpoints.Checkpoints(model_dir, model, optimizer, keep=config.train.keep_checkpoints, is_chief=is_chief)
+    saved = checkpoints.Checkpoints(model_dir, model, optimizer, keep=config.train.keep_checkpoints, is_chief=writes)
     resumed = saved.restore()
-    if is_chief:
+    if writes:
         checkpoints.save_config(config, model_dir)
     current = int(optimizer.iterations.numpy())
     devices = f"{replicas} x {strategy.extended.worker_devices[0].rsplit(':', 2)[-2]}"
@@ -316,7 +342,9 @@ def _run(config: Config, train_paths, val_paths, model_dir, stop: StopSignal) ->
     eval_every = config.train.eval_every or max(1, train_steps // 10)
     save_every = config.train.checkpoint_every or eval_every
     cadences = [every for every in (log_every, eval_every, save_every, train_steps) if every]
-    reporter = reporting.Reporter(model_dir, step=current, train_steps=train_steps, batch_size=config.input.batch_size)
+    reporter = reporting.Reporter(
+        model_dir if writes else None, step=current, train_steps=train_steps, batch_size=config.input.batch_size
+    )
     if current >= train_steps:
         log.info("nothing left to train; for more, raise --train_steps or --epochs")
     watch = DataWatch(train_paths, config.input)
