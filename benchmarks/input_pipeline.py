@@ -2,11 +2,11 @@
 
     python benchmarks/input_pipeline.py --records='OUT/train-*.tfrecord' [--image_size=512] [--peer_command=CMD]
 
-`host` is all that the host does for training with --augment=paper. `floor` reads the same files with the same threads:
-record, image/encoded, decode, one bilinear resize, uint8, batch. `full` is the host with scale jitter 0.5-2.0, and what
-a device does after it: flip, float, normalise (compiled by XLA) and targets; here all on this CPU. The three take
-turns, and so does the peer's command, whose last line must hold "N images/s". The last line is JSON, of medians over
-the turns; ratios are medians of the turns' ratios.
+`host` is all that the host does for training with --augment=paper; `unordered` the same with --nodeterministic_input.
+`floor` reads the same files with the same threads: record, image/encoded, decode, one bilinear resize, uint8, batch.
+`full` is the host with scale jitter 0.5-2.0, and what a device does after it: flip, float, normalise (compiled by XLA)
+and targets; here all on this CPU. These take turns, and so does the peer's command, whose last line must hold
+"N images/s". The last line is JSON, of medians over the turns; ratios are medians of the turns' ratios.
 """
 
 import dataclasses
@@ -93,7 +93,8 @@ def take_turn(name, paths, config):
         return peer_images_per_s()
     if name == "floor":
         dataset = make_floor(paths, config)
-    elif name == "host":
+    elif name in ("host", "unordered"):
+        config = dataclasses.replace(config, deterministic_input=name == "host")
         dataset = pipeline.make_dataset(paths, config, training=True, batch_size=FLAGS.batch_size)
     else:
         dataset = make_full(paths, config)
@@ -106,7 +107,7 @@ def take_turn(name, paths, config):
 def main(_):
     paths = tfrecord.expand_glob(FLAGS.records)
     config = InputConfig(image_size=(FLAGS.image_size, FLAGS.image_size), augment=AugmentConfig.preset("paper"))
-    names = ["host", "floor", "full"] + (["peer"] if FLAGS.peer_command else [])
+    names = ["host", "floor", "unordered", "full"] + (["peer"] if FLAGS.peer_command else [])
     turns = []
     for number in range(FLAGS.rounds):
         order = names if number % 2 else names[::-1]  # so that none always follows the same one
@@ -118,6 +119,7 @@ def main(_):
 
     result = {f"{name}_images_per_s": median(lambda turn, name=name: turn[name]) for name in names}
     result["ratio_to_floor"] = median(lambda turn: turn["host"] / turn["floor"])
+    result["unordered_to_host"] = median(lambda turn: turn["unordered"] / turn["host"])
     if FLAGS.peer_command:
         result["ratio_to_peer"] = median(lambda turn: turn["full"] / turn["peer"])
     print(json.dumps(result))
