@@ -225,14 +225,16 @@ def test_a_batch_depends_on_seed_and_step_alone(paths, seed, threads, step, batc
     assert_same(types.Batch(*(values[step : step + 6] for values in whole)), part)
 
 
-def test_without_determinism_an_epoch_still_shows_each_image_once(paths):
-    config = dataclasses.replace(CONFIG, deterministic_input=False)
-    batch = training(paths, 4, config=config)
-    assert sorted(batch.record_index[:10]) == sorted(batch.record_index[10:]) == list(range(NUM_IMAGES))
-    by_index = dict(zip(batch.record_index[:10], batch.draws))
-    ordered = training(paths, 2)
-    for index, draws in zip(ordered.record_index, ordered.draws):
-        np.testing.assert_array_equal(draws, by_index[index])  # an image is shown the same, only its place differs
+def as_shown(batch):
+    """(record, draws) of each image: what an epoch shows, since each draws anew for every record."""
+    return [(index, draws.tobytes()) for index, draws in zip(batch.record_index, batch.draws)]
+
+
+def test_without_determinism_images_are_shown_as_ever_and_none_twice_an_epoch(paths):
+    """Batches may overtake each other, over the end of an epoch too."""
+    shown = as_shown(training(paths, 8, config=dataclasses.replace(CONFIG, deterministic_input=False)))
+    assert len(set(shown)) == len(shown) == 40
+    assert set(shown) <= set(as_shown(training(paths, 40)))
 
 
 def test_cached_records_are_read_from_the_files_once(tmp_path):
@@ -309,12 +311,10 @@ def test_data_service_workers_show_each_image_once_an_epoch(paths):
     config = dataclasses.replace(CONFIG, data_service=dispatcher.target, shuffle_buffer=1)
     batch = training(paths, 12, batch_size=5, config=config)  # six epochs; workers run ahead of each other
     counts = np.bincount(batch.record_index, minlength=NUM_IMAGES)
-    assert counts.min() >= 4
-    local = training(paths, 40, batch_size=5)
-    draws = {(index, values.tobytes()) for index, values in zip(local.record_index, local.draws)}
-    shown = [(index, values.tobytes()) for index, values in zip(batch.record_index, batch.draws)]
-    assert len(set(shown)) == len(shown)  # no image twice in an epoch, since each epoch draws anew for it
-    assert set(shown) <= draws  # and every image is shown as it is without the service
+    assert counts.min() >= 2
+    shown = as_shown(batch)
+    assert len(set(shown)) == len(shown)  # no image twice in an epoch
+    assert set(shown) <= set(as_shown(training(paths, 40)))  # and every image is shown as without the service
     assert batch.valid.all()
     del workers
 
