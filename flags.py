@@ -179,9 +179,10 @@ def config_from_flags(labels: tuple[str, ...] = (), group_sizes: Sequence[int] =
     """
     scales = _floats("anchor_scales")
     weights = _floats("train_weights")
-    if weights and len(weights) != len(FLAGS.train_records):
+    num_patterns = len(FLAGS.train_records or ())
+    if weights and len(weights) != num_patterns:
         raise ValueError(
-            f"--train_weights has {len(weights)} numbers for {len(FLAGS.train_records)} patterns in --train_records."
+            f"--train_weights has {len(weights)} numbers for {num_patterns} patterns in --train_records."
         )
     anchor = AnchorConfig(
         sizes=_floats("anchor_sizes"),

@@ -74,7 +74,7 @@ def _place(region, image_size, relative_scale, place) -> Window:
     return Window(*(tf.cast(value, tf.int32) for value in (offset, size, resized)))
 
 
-def _iou_crop_trials(original_size, boxes, classes, seed) -> Region:
+def _iou_crop_trials(original_size, boxes, classes, seed):
     """Patches of one image to choose from, f32 [trials, 2], and which of them will do, bool [trials]."""
     area, ratio, y, x, threshold = tf.unstack(
         tf.random.stateless_uniform([_IOU_CROP_TRIALS, 5], seed, alg="philox"), axis=1

@@ -307,7 +307,7 @@ def make_dataset(
     if training:
         own_shards = shards[pipeline_id::num_pipelines]
         if config.data_service:
-            records = _served_records(shards, config, first_record)
+            records = _served_records(shards, config, first_record * num_pipelines)  # all take from one job
         elif config.mixture:
             records = _mixed_records(own_shards, config, first_record)
         elif config.repeat_threshold:

@@ -137,8 +137,7 @@ def test_compiled_training_equals_uncompiled(neck, images):
     compiled_loss, compiled_gradients = tf.function(loss_and_gradients, jit_compile=True)(model, images)
     np.testing.assert_allclose(compiled_loss, loss, rtol=1e-4)
     difference = tf.linalg.global_norm([a - b for a, b in zip(compiled_gradients, gradients)])
-    # XLA adds in another order, and where that moves a value over a ReLU's corner its gradient comes or goes.
-    assert difference < 1e-2 * tf.linalg.global_norm(gradients)
+    assert difference < 1e-3 * tf.linalg.global_norm(gradients)
 
 
 @pytest.mark.parametrize("image_size", [(64, 100), (0, 64)])

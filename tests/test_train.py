@@ -286,7 +286,7 @@ def test_two_workers(records, uninterrupted, tmp_path):
         environment = {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})}
         processes.append(
             subprocess.Popen(
-                task_command(records, tmp_path, "--distribution=multi_worker"),
+                task_command(records, tmp_path, "--distribution=multi_worker", "--batch_size=4"),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

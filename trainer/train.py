@@ -22,7 +22,7 @@ class LoopResult(NamedTuple):
     losses: Losses  # f32 scalars, sums of the steps' losses
     num_positives: tf.Tensor  # f32 scalar, sum
     data_wait: tf.Tensor  # f64 scalar, seconds spent waiting for a batch
-    bad_records: tf.Tensor  # i64 [b]: the global batch of the first non-finite loss; -1 while there is none
+    bad_records: tf.Tensor  # i64 [b]: this worker's batch of the first non-finite loss; -1 while there is none
     damaged: tf.Tensor  # i64 [b]: at each place of the batch, the last record that could not be decoded; -1: none
     num_damaged: tf.Tensor  # f32 scalar: images that could not be decoded
     num_crowded: tf.Tensor  # f32 scalar: images with more boxes than are kept
@@ -81,12 +81,15 @@ def make_train_loop(strategy: tf.distribute.Strategy, train_step, batch_size: in
       `loop(iterator, num_steps) -> LoopResult`; `num_steps` is an i32 tensor, so that it never compiles anew.
     """
 
+    # Of several workers each sees its own part of the batch.
+    local_size = batch_size * len(strategy.extended.worker_devices) // strategy.num_replicas_in_sync
+
     @tf.function
     def train_loop(iterator, num_steps):
         totals = Losses(0.0, 0.0, 0.0)
         positives, data_wait = 0.0, tf.constant(0.0, tf.float64)
         num_damaged, num_crowded = 0.0, 0.0
-        bad_records = damaged = tf.fill([batch_size], tf.constant(-1, tf.int64))
+        bad_records = damaged = tf.fill([local_size], tf.constant(-1, tf.int64))
         for _ in tf.range(num_steps):
             # The clock is read after the step before, and again once the batch is there.
             with tf.control_dependencies([totals.loss]):
