@@ -181,9 +181,7 @@ def config_from_flags(labels: tuple[str, ...] = (), group_sizes: Sequence[int] =
     weights = _floats("train_weights")
     num_patterns = len(FLAGS.train_records or ())
     if weights and len(weights) != num_patterns:
-        raise ValueError(
-            f"--train_weights has {len(weights)} numbers for {num_patterns} patterns in --train_records."
-        )
+        raise ValueError(f"--train_weights has {len(weights)} numbers for {num_patterns} patterns in --train_records.")
     anchor = AnchorConfig(
         sizes=_floats("anchor_sizes"),
         scales=AnchorConfig.scales if FLAGS["anchor_scales"].using_default_value else scales,

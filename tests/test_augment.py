@@ -386,3 +386,27 @@ def test_every_host_step_is_the_same_eagerly_and_in_tf_data():
     serialized = shards.example("a", *shards.blocks(3))
     sample = load(serialized, InputConfig(image_size=SIZE, augment=augment_config), draws_of(4))
     assert not np.array_equal(sample.transforms, load(serialized, InputConfig(image_size=SIZE)).transforms)
+
+
+def test_boxes_follow_the_pixels_through_crops_of_large_jpegs():
+    """Cut out and decoded smaller at once: windows start at whole pixels of the smaller image."""
+    config = InputConfig(
+        image_size=SIZE, max_boxes=1, augment=AugmentConfig(scale_min=1.0, scale_max=4.0, min_visible=0.0)
+    )
+    box = (301, 405, 499, 803)
+    serialized = shards.example("a", painted(803, 1205, box), [box], [0])
+    draws = draws_of(11, 40)
+    batch = load_batch([serialized] * 40, config, draws)
+    window = augment.jitter_window(
+        augment.whole(tf.constant([[803, 1205]] * 40)), SIZE, types.Draws.of(draws), config.augment
+    )
+    ratios = augment.jpeg_ratio(window).numpy()
+    assert set(ratios) == {2, 4, 8}
+    assert np.count_nonzero(np.any(window.offset.numpy() % ratios[:, np.newaxis], axis=1)) > 20
+    seen = 0
+    for image, boxes, classes in zip(*(values.numpy() for values in batch[:3])):
+        found = found_box(image)
+        if classes[0] == 0 and found is not None:
+            seen += 1
+            np.testing.assert_allclose(boxes[0], found, atol=1.5)
+    assert seen > 30

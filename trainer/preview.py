@@ -103,6 +103,7 @@ def receive(paths: Sequence[str], config: InputConfig, num_images: int) -> Itera
 
     from input import batch_augment, boxes, pipeline
 
+    config = dataclasses.replace(config, mixture=(), data_service="")  # how images look does not depend on these
     anchors = make_anchors(config.anchor, config.image_size)
     levels = anchor_levels(config.anchor, config.image_size)
 
