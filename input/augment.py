@@ -110,10 +110,16 @@ def iou_crop_region(original_size, boxes, classes, draws: types.Draws, config: A
 
     def choose(row):
         size, boxes, classes, draw, seed = row
-        (offsets, sizes), will_do = _iou_crop_trials(size, boxes, classes, tf.stack([tf.bitcast(seed, tf.int32), 0]))
-        first = tf.argmax(will_do)
-        cropped = will_do[first] & (draw < config.iou_crop)
-        return Region(tf.where(cropped, offsets[first], 0.0), tf.where(cropped, sizes[first], size))
+        everything = Region(tf.zeros([2]), size)
+
+        def crop():
+            (offsets, sizes), will_do = _iou_crop_trials(
+                size, boxes, classes, tf.stack([tf.bitcast(seed, tf.int32), 0])
+            )
+            first = tf.argmax(will_do)
+            return tf.cond(will_do[first], lambda: Region(offsets[first], sizes[first]), lambda: everything)
+
+        return tf.cond(draw < config.iou_crop, crop, lambda: everything)
 
     rows = (tf.cast(original_size, tf.float32), boxes, classes, draws.iou_crop, draws.iou_crop_seed)
     return tf.map_fn(choose, rows, fn_output_signature=Region(*(tf.TensorSpec([2], tf.float32),) * 2))

@@ -10,7 +10,7 @@ from typing import Optional
 
 import tensorflow as tf
 
-from input import anchors
+from input import anchors, files
 from model import retinanet
 from trainer.config import Config
 
@@ -22,12 +22,8 @@ def config_path(model_dir: str) -> str:
 def write_file(path: str, text: str) -> None:
     """Writes a text file whole or not at all."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    partial = f"{path}.partial"
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with files.create(path) as file:
+        file.write(text.encode())
 
 
 def require_same_run(config: Config, model_dir: str) -> None:

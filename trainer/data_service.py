@@ -31,18 +31,10 @@ def start(role: str, *, port: int = 0, dispatcher: str = "", host: str = "localh
         return service.DispatchServer(service.DispatcherConfig(port=port))
     if not dispatcher:
         raise ValueError("--role=worker needs --dispatcher=HOST:PORT.")
-    port = port or _free_port()
+    # TensorFlow puts in the port that it has got.
     return service.WorkerServer(
-        service.WorkerConfig(dispatcher_address=dispatcher, worker_address=f"{host}:{port}", port=port)
+        service.WorkerConfig(dispatcher_address=dispatcher, worker_address=f"{host}:%port%", port=port)
     )
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
 
 
 def main(argv):
