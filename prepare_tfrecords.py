@@ -12,10 +12,13 @@ import sys
 from absl import app, flags
 from tqdm import tqdm
 
-from input import beam, convert, report, tfrecord
+from input import shards, tfrecord
 from input.config import parse_image_size
+from input.conversion import beam, convert, report
+from input.conversion import config as conversion_config
+from input.conversion.workers import Workers, available_cores
 
-_DEFAULTS = {field.name: field.default for field in dataclasses.fields(convert.ConvertConfig)}
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(conversion_config.ConvertConfig)}
 
 flags.DEFINE_multi_string("voc_dir", [], "Folder with Annotations/, JPEGImages/ and ImageSets/Main/; may be repeated.")
 flags.DEFINE_string("output_dir", "", "Where the shards, labels.txt, the manifest and the report go.")
@@ -47,23 +50,23 @@ flags.DEFINE_string("report_image_size", "512", "The report judges anchors at th
 flags.DEFINE_string("check", "", "Convert nothing; verify the shards that match this pattern.")
 
 
-def config_from_flags(values: flags.FlagValues) -> convert.ConvertConfig:
+def config_from_flags(values: flags.FlagValues) -> conversion_config.ConvertConfig:
     renamed = {
         "voc_dirs": tuple(values.voc_dir),
         "labels_file": values.labels,
         "shard_bytes": values.shard_mb << 20,
     }
     same = {name: values[name].value for name in _DEFAULTS if name not in renamed}
-    return convert.ConvertConfig(**renamed, **same)
+    return conversion_config.ConvertConfig(**renamed, **same)
 
 
 def check(patterns: str) -> list[str]:
     """Verifies shards and prints how many are sound; returns what is wrong, a line for each damaged shard."""
-    paths = tfrecord.expand_glob(patterns)
+    paths = shards.expand_glob(patterns)
     problems, num_records = [], 0
     for path in tqdm(paths, desc="checking", unit=" shards", disable=None):
         try:
-            num_records += tfrecord.check_shard(path)
+            num_records += shards.check_shard(path)
         except (ValueError, OSError) as error:
             problems.append(str(error))
     print(f"{len(paths) - len(problems)} of {len(paths)} shards are sound, with {num_records} records.")
@@ -73,7 +76,7 @@ def check(patterns: str) -> list[str]:
 def make_workers(values: flags.FlagValues):
     if values.beam_runner:
         return beam.BeamWorkers(values.beam_runner, values.beam_options, values.output_dir)
-    return convert.Workers(values.num_workers or convert.available_cores())
+    return Workers(values.num_workers or available_cores())
 
 
 def main(argv):
@@ -102,7 +105,7 @@ def main(argv):
                     print(f"{text}\nPictures and plots: {path}")
     except KeyboardInterrupt:
         sys.exit("prepare_tfrecords: interrupted; the same command continues.")
-    except (convert.ConversionError, tfrecord.DamagedShardError, OSError) as error:
+    except (conversion_config.ConversionError, tfrecord.DamagedShardError, OSError) as error:
         sys.exit(f"prepare_tfrecords: {error}")
 
 

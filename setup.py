@@ -19,7 +19,7 @@ setup(
         "Programming Language :: Python :: 3.11",
         "Topic :: Scientific/Engineering :: Image Recognition",
     ],
-    packages=["input", "model", "trainer"],
+    packages=["input", "input.conversion", "model", "trainer"],
     py_modules=["flags", "prepare_tfrecords"],
     python_requires=">=3.9,<3.12",
     install_requires=[

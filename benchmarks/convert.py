@@ -34,7 +34,10 @@ from absl import app, flags
 from lxml import etree
 from PIL import Image
 
-from input import convert, tfrecord
+from input import tfrecord
+from input.conversion import config as conversion_config
+from input.conversion import convert, listing
+from input.conversion.workers import Workers, available_cores
 
 flags.DEFINE_string("voc_dir", "", "Where the images come from; none: they are drawn.")
 flags.DEFINE_string("scratch_dir", "", "Where the tree and the shards are written; none: the system's choice.")
@@ -135,14 +138,14 @@ def bare_loop(task, advance) -> None:
         os.fsync(shard.fileno())
 
 
-def time_bare_loop(sources, kind: str, output: str, workers: convert.Workers) -> float:
+def time_bare_loop(sources, kind: str, output: str, workers: Workers) -> float:
     tasks = [(sources[index::NUM_SHARDS], os.path.join(output, str(index)), kind) for index in range(NUM_SHARDS)]
     start = time.perf_counter()
     workers.map(bare_loop, tasks, len(sources), "bare loop")
     return len(sources) / (time.perf_counter() - start)
 
 
-def time_converter(config: convert.ConvertConfig, workers: convert.Workers) -> float:
+def time_converter(config: conversion_config.ConvertConfig, workers: Workers) -> float:
     start = time.perf_counter()
     (manifest,) = convert.convert(config, workers)
     return manifest["num_images"] / (time.perf_counter() - start)
@@ -152,7 +155,7 @@ def nap(seconds: float, advance) -> None:
     time.sleep(seconds)
 
 
-def start_workers(workers: convert.Workers, num_workers: int) -> float:
+def start_workers(workers: Workers, num_workers: int) -> float:
     """Seconds until every worker has been at work."""
     start = time.perf_counter()
     workers.map(nap, [0.5] * num_workers, num_workers, "starting workers")
@@ -168,8 +171,8 @@ def own_peak_memory(_, advance) -> float:
 
 def print_peak_memory(voc_dir: str, output_dir: str, num_workers: int) -> None:
     """MB, of this process and its workers together."""
-    with convert.Workers(num_workers) as workers:
-        convert.convert(convert.ConvertConfig(output_dir, (voc_dir,)), workers)
+    with Workers(num_workers) as workers:
+        convert.convert(conversion_config.ConvertConfig(output_dir, (voc_dir,)), workers)
         peaks = workers.map(own_peak_memory, range(num_workers), num_workers, "asking workers")
     print(own_peak_memory(None, None) + sum(peaks) if num_workers > 1 else peaks[0])
 
@@ -187,20 +190,20 @@ def benchmark(voc_dir: str, scratch: pathlib.Path, num_images: int, num_workers:
     for name, count in (("voc", num_images), ("tenth", num_images // 10)):
         link_voc(pathlib.Path(voc_dir or scratch / "drawn"), scratch / name, count)
     config = {"voc_dirs": (str(scratch / "voc"),), "labels_file": str(scratch / "labels.txt")}
-    (listing,) = convert.list_inputs(convert.ConvertConfig("", **config)).values()
-    sources = [item.source for item in listing.inputs]
+    (listed,) = listing.list_inputs(conversion_config.ConvertConfig("", **config)).values()
+    sources = [item.source for item in listed.inputs]
     rates = collections.defaultdict(list)
-    with convert.Workers(num_workers) as workers:
+    with Workers(num_workers) as workers:
         start_up = start_workers(workers, num_workers)
         start = time.perf_counter()
-        labels = convert.find_classes(listing.inputs, workers)
+        labels = convert.find_classes(listed.inputs, workers)
         finding = time.perf_counter() - start
         (scratch / "labels.txt").write_text("\n".join(labels))
         for number in range(rounds):
             for name in ("limit", "header", "values", "decode_limit", "decode"):
                 with tempfile.TemporaryDirectory(dir=scratch) as output:
                     if name in ("header", "decode"):
-                        settings = convert.ConvertConfig(output, **config, verify=name)
+                        settings = conversion_config.ConvertConfig(output, **config, verify=name)
                         rates[name].append(time_converter(settings, workers))
                     else:
                         rates[name].append(time_bare_loop(sources, name.replace("_limit", ""), output, workers))
@@ -227,7 +230,7 @@ def benchmark(voc_dir: str, scratch: pathlib.Path, num_images: int, num_workers:
 
 def main(_):
     values = flags.FLAGS
-    num_workers = values.num_workers or convert.available_cores()
+    num_workers = values.num_workers or available_cores()
     if values.convert_once_to:
         print_peak_memory(values.voc_dir, values.convert_once_to, num_workers)
         return

@@ -25,7 +25,7 @@ import tensorflow as tf
 from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from input import batch_augment, pipeline, tfrecord
+from input import batch_augment, pipeline, shards
 from input.config import AugmentConfig, InputConfig
 
 # Without these the system takes back each freed batch and hands it out anew, page by page, which a GPU's allocator does
@@ -105,7 +105,7 @@ def take_turn(name, paths, config):
 
 
 def main(_):
-    paths = tfrecord.expand_glob(FLAGS.records)
+    paths = shards.expand_glob(FLAGS.records)
     config = InputConfig(image_size=(FLAGS.image_size, FLAGS.image_size), augment=AugmentConfig.preset("paper"))
     names = ["host", "floor", "unordered", "full"] + (["peer"] if FLAGS.peer_command else [])
     turns = []

@@ -13,12 +13,14 @@ import shutil
 import signal
 import sys
 
-from input import convert
+from input.conversion import config as conversion_config
+from input.conversion import convert
+from input.conversion.workers import Workers
 
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
 
 
-def convert_killed_before(change: int, config: convert.ConvertConfig) -> bool:
+def convert_killed_before(change: int, config: conversion_config.ConvertConfig) -> bool:
     """Whether the process was killed; it is not where there are fewer changes."""
     child = os.fork()
     if not child:
@@ -34,7 +36,7 @@ def convert_killed_before(change: int, config: convert.ConvertConfig) -> bool:
 
         os.fsync = lambda handle: None  # slow, and of no account where the system itself goes on
         sys.addaudithook(count)
-        convert.convert(config, convert.Workers(1))
+        convert.convert(config, Workers(1))
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     assert status in (0, signal.SIGKILL), status
@@ -52,7 +54,7 @@ def count_kills(voc_dir: str, scratch: pathlib.Path, reference: dict[str, bytes]
             output.mkdir(parents=True)
             for name, data in old.items():
                 (output / name).write_bytes(data)
-        config = convert.ConvertConfig(str(output), (voc_dir,), num_shards=3, overwrite=bool(old))
+        config = conversion_config.ConvertConfig(str(output), (voc_dir,), num_shards=3, overwrite=bool(old))
         killed = convert_killed_before(change, config)
         if killed:
             for name, data in contents(output).items() if output.exists() else ():

@@ -10,7 +10,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 import tensorflow as tf
 
-from input import anchors, boxes, tfrecord
+from input import anchors, boxes, shards, tfrecord
 from input.config import AnchorConfig, InputConfig
 from model.config import DetectConfig, ModelConfig
 from model.types import Predictions
@@ -110,5 +110,5 @@ def write_shard(path: pathlib.Path, paintings, labels=LABELS) -> str:
             )
             png = tf.io.encode_png(painting.pixels).numpy()
             file.write(tfrecord.frame_record(tfrecord.encode_example(annotation, png)))
-    (path.parent / tfrecord.LABELS).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+    (path.parent / shards.LABELS).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
     return str(path)

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-import shards
 import tensorflow as tf
+import toy_shards
 
 from input import augment, batch_augment, tfrecord, types
 from input.config import RANDAUGMENT_LIMITS, AugmentConfig, InputConfig
@@ -83,7 +83,7 @@ def test_an_image_of_the_right_size_is_left_alone():
 
 def test_unaugmented_record():
     box = (10, 30, 50, 90)
-    serialized = shards.example("a", painted(96, 192, box), [box], [1], difficult=[1], image_format="png")
+    serialized = toy_shards.example("a", painted(96, 192, box), [box], [1], difficult=[1], image_format="png")
     sample = load(serialized, InputConfig(image_size=SIZE, max_boxes=3, augment=AugmentConfig()))
     np.testing.assert_allclose(sample.boxes, [[5, 15, 25, 45], [0] * 4, [0] * 4], atol=1e-4)
     np.testing.assert_array_equal(found_box(sample.images), [5, 15, 25, 45])
@@ -100,7 +100,7 @@ def test_boxes_follow_the_pixels_through_the_jitter(image_format):
         image_size=SIZE, max_boxes=2, augment=AugmentConfig(scale_min=0.5, scale_max=8.0, min_visible=0.0)
     )
     box = (40, 50, 90, 110)
-    serialized = shards.example("a", painted(120, 160, box), [box], [0], image_format=image_format)
+    serialized = toy_shards.example("a", painted(120, 160, box), [box], [0], image_format=image_format)
     batch = tf.function(lambda: load_batch([serialized] * 60, config, draws_of(7, 60)))()
     seen = 0
     scales = batch.transforms[:, 0].numpy()
@@ -130,7 +130,7 @@ def test_the_scale_is_log_uniform():
 
 def test_same_seed_same_crop_other_seed_another():
     config = InputConfig(image_size=SIZE, augment=AugmentConfig(scale_min=0.5, scale_max=2.0))
-    serialized = shards.example("a", *shards.blocks(3))
+    serialized = toy_shards.example("a", *toy_shards.blocks(3))
     first, again, other = (load(serialized, config, draws_of(seed)) for seed in (2, 2, 3))
     np.testing.assert_array_equal(first.images, again.images)
     assert not np.array_equal(first.transforms, other.transforms)
@@ -167,7 +167,7 @@ def test_of_too_many_boxes_the_largest_stay_in_order():
 
 
 def test_an_image_without_objects():
-    serialized = shards.example("a", painted(32, 32, (0, 0, 1, 1)), [], [])
+    serialized = toy_shards.example("a", painted(32, 32, (0, 0, 1, 1)), [], [])
     sample = load(serialized, InputConfig(image_size=SIZE, max_boxes=2), draws_of(0))
     np.testing.assert_array_equal(sample.classes, [-1, -1])
     np.testing.assert_array_equal(sample.boxes, np.zeros((2, 4)))
@@ -175,7 +175,7 @@ def test_an_image_without_objects():
 
 def test_grayscale_becomes_three_channels():
     gray = np.tile(np.arange(64, dtype=np.uint8)[:, None, None], (1, 96, 1))
-    sample = load(shards.example("a", gray, [], []), InputConfig(image_size=SIZE))
+    sample = load(toy_shards.example("a", gray, [], []), InputConfig(image_size=SIZE))
     assert sample.images.shape == (*SIZE, 3)
     np.testing.assert_array_equal(sample.images[..., 0], sample.images[..., 2])
 
@@ -186,7 +186,7 @@ def test_a_large_jpeg_is_decoded_smaller_and_its_boxes_follow(ratio):
     height, width = 64 * ratio + 5, 80 * ratio + 3
     box = (16 * ratio, 24 * ratio, 40 * ratio, 64 * ratio)
     sample = load(
-        shards.example("a", painted(height, width, box), [box], [0]),
+        toy_shards.example("a", painted(height, width, box), [box], [0]),
         InputConfig(image_size=SIZE, max_boxes=1, augment=AugmentConfig()),
     )
     window = augment.fit_window(augment.whole(tf.constant([height, width])), SIZE)
@@ -223,7 +223,7 @@ def test_decoding_smaller_averages_the_pixels():
 @pytest.mark.parametrize("in_graph", [False, True])
 def test_a_served_image_is_what_evaluation_sees(image_format, in_graph):
     pixels = np.random.default_rng(0).integers(0, 256, (301, 403, 3)).astype(np.uint8)
-    serialized = shards.example("a", pixels, [], [], image_format=image_format)
+    serialized = toy_shards.example("a", pixels, [], [], image_format=image_format)
     sample = load(serialized, InputConfig(image_size=SIZE, augment=AugmentConfig()))
     serve = tf.function(augment.load_and_letterbox) if in_graph else augment.load_and_letterbox
     encoded = tfrecord.decode_example(serialized, frozenset(["image/encoded"]))["image/encoded"][0]
@@ -278,7 +278,7 @@ def test_the_rate_of_iou_crops_and_an_image_without_objects():
 def test_boxes_follow_the_pixels_through_iou_crops(image_format):
     config = InputConfig(image_size=SIZE, max_boxes=1, augment=AugmentConfig(iou_crop=1.0, scale_max=2.0))
     box = (40, 50, 90, 110)
-    serialized = shards.example("a", painted(120, 160, box), [box], [0], image_format=image_format)
+    serialized = toy_shards.example("a", painted(120, 160, box), [box], [0], image_format=image_format)
     batch = load_batch([serialized] * 40, config, draws_of(3, 40))
     seen = 0
     for image, boxes, classes, transform in zip(*(values.numpy() for values in batch[:3]), batch.transforms.numpy()):
@@ -326,7 +326,7 @@ def test_boxes_follow_the_pixels_through_the_warp():
         augment=AugmentConfig(warp=0.7, rotate=30.0, shear=0.3, translate=0.3, min_visible=0.0),
     )
     box = (30, 40, 70, 90)
-    serialized = shards.example("a", painted(100, 150, box), [box], [0], image_format="png")
+    serialized = toy_shards.example("a", painted(100, 150, box), [box], [0], image_format="png")
     batch = load_batch([serialized] * 60, config, draws_of(9, 60))
     _, moves = augment.warp_matrices(types.Draws.of(draws_of(9, 60)), config.augment, SIZE)
     assert 30 < np.count_nonzero(moves) < 55
@@ -361,7 +361,7 @@ def test_randaugment_reaches_the_device_too():
     """At full magnitude, images whose only draws are cutout get a grey square; others without colour stay."""
     number = list(RANDAUGMENT_LIMITS).index("cutout")
     draw = (number + 0.5) / len(RANDAUGMENT_LIMITS)
-    batch = load_batch([shards.example("a", *shards.blocks(1))], InputConfig(image_size=SIZE))
+    batch = load_batch([toy_shards.example("a", *toy_shards.blocks(1))], InputConfig(image_size=SIZE))
     draws = tf.stack(columns(randaugment_1=draw, cutout_size=1.0), axis=1)
     config = AugmentConfig(randaugment=1, randaugment_magnitude=10.0)
     changed = batch_augment.augment_images(batch._replace(draws=draws), config)
@@ -383,7 +383,7 @@ def test_settings_out_of_range_are_refused(settings, flag):
 
 def test_every_host_step_is_the_same_eagerly_and_in_tf_data():
     augment_config = AugmentConfig(iou_crop=1.0, scale_min=0.5, scale_max=2.0, warp=1.0, randaugment=3)
-    serialized = shards.example("a", *shards.blocks(3))
+    serialized = toy_shards.example("a", *toy_shards.blocks(3))
     sample = load(serialized, InputConfig(image_size=SIZE, augment=augment_config), draws_of(4))
     assert not np.array_equal(sample.transforms, load(serialized, InputConfig(image_size=SIZE)).transforms)
 
@@ -394,7 +394,7 @@ def test_boxes_follow_the_pixels_through_crops_of_large_jpegs():
         image_size=SIZE, max_boxes=1, augment=AugmentConfig(scale_min=1.0, scale_max=4.0, min_visible=0.0)
     )
     box = (301, 405, 499, 803)
-    serialized = shards.example("a", painted(803, 1205, box), [box], [0])
+    serialized = toy_shards.example("a", painted(803, 1205, box), [box], [0])
     draws = draws_of(11, 40)
     batch = load_batch([serialized] * 40, config, draws)
     window = augment.jitter_window(

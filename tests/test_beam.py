@@ -13,7 +13,9 @@ needs_beam = pytest.mark.skipif(sys.version_info < (3, 10), reason="Apache Beam 
 
 COMPARE = """
 import pathlib, sys
-from input import beam, convert, report
+from input.conversion import beam, convert, report
+from input.conversion.workers import Workers
+from input.conversion import config as conversion_config
 
 root = pathlib.Path(sys.argv[1])
 
@@ -22,15 +24,15 @@ def on_beam(output, runner="FnApiRunner", options=(), **settings):
         return run(workers, output, **settings)
 
 def here(output, **settings):
-    with convert.Workers(1) as workers:
+    with Workers(1) as workers:
         return run(workers, output, **settings)
 
 def run(workers, output, **settings):
-    config = convert.ConvertConfig(str(root / output), (str(root / "voc"),), **settings)
+    config = conversion_config.ConvertConfig(str(root / output), (str(root / "voc"),), **settings)
     try:
         manifests = convert.convert(config, workers)
         return [report.write_report(config.output_dir, manifest, (96, 96), workers)[0] for manifest in manifests]
-    except convert.ConversionError as error:
+    except conversion_config.ConversionError as error:
         return str(error)
 
 def contents(output):
@@ -110,11 +112,11 @@ def test_on_several_processes(tree, tmp_path):
     (tmp_path / "labels.txt").write_text("dog\ncat\n")
     code = """
 settings = {"labels_file": str(root / "labels.txt"), "num_shards": 3}
-with convert.Workers(1) as workers:
-    convert.convert(convert.ConvertConfig(str(root / "here"), (str(root / "voc"),), **settings), workers)
+with Workers(1) as workers:
+    convert.convert(conversion_config.ConvertConfig(str(root / "here"), (str(root / "voc"),), **settings), workers)
 options = ["--direct_running_mode=multi_processing --direct_num_workers=2"]
 with beam.BeamWorkers("FnApiRunner", options, str(root / "out")) as workers:
-    convert.convert(convert.ConvertConfig(str(root / "out"), (str(root / "voc"),), **settings), workers)
+    convert.convert(conversion_config.ConvertConfig(str(root / "out"), (str(root / "voc"),), **settings), workers)
 assert same("out")
 """
     python(COMPARE + code, tmp_path)
@@ -141,10 +143,12 @@ def test_without_beam_the_remedy_is_named(tmp_path):
     code = """
 import sys
 sys.modules["apache_beam"] = None
-from input import beam, convert
+from input.conversion import beam, convert, report
+from input.conversion.workers import Workers
+from input.conversion import config as conversion_config
 try:
     beam.BeamWorkers("DirectRunner", (), "out")
-except convert.ConversionError as error:
+except conversion_config.ConversionError as error:
     print(error)
 """
     message = python(code)

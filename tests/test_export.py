@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from input import augment, tfrecord
+from input import augment, shards
 from model.config import DetectConfig
 from trainer import checkpoints, evaluate, export
 from trainer.config import Config, TrainConfig
@@ -97,7 +97,7 @@ def test_what_lies_beside_the_saved_model(half_precision_export):
     export_dir = pathlib.Path(half_precision_export[0])
     assert {path.name for path in export_dir.iterdir()} >= {"saved_model.pb", "variables", "labels.txt", "config.json"}
     assert [path.name for path in export_dir.parent.iterdir()] == ["export"]
-    assert tfrecord.parse_labels(str(export_dir / "labels.txt")) == painted.LABELS
+    assert shards.parse_labels(str(export_dir / "labels.txt")) == painted.LABELS
     assert Config.from_json((export_dir / "config.json").read_text()) == TALKATIVE
 
 

@@ -13,7 +13,10 @@ import pytest
 import tensorflow as tf
 import voc_tree
 
-from input import convert, files, report, tfrecord, voc
+from input import files, shards, tfrecord
+from input.conversion import config as conversion_config
+from input.conversion import convert, findings, report
+from input.conversion.workers import Workers
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -108,9 +111,12 @@ def test_denied_access_is_said_so(monkeypatch):
 def test_local_paths_do_without_tensorflow(tmp_path):
     code = """
 import sys
-from input import convert, files
-with convert.Workers(1) as workers:
-    convert.convert(convert.ConvertConfig(sys.argv[2], (sys.argv[1],)), workers)
+from input import files, shards
+from input.conversion import convert, findings, report
+from input.conversion.workers import Workers
+from input.conversion import config as conversion_config
+with Workers(1) as workers:
+    convert.convert(conversion_config.ConvertConfig(sys.argv[2], (sys.argv[1],)), workers)
 assert "tensorflow" not in sys.modules
 """
     tree = voc_tree.VocTree(tmp_path / "voc")
@@ -142,9 +148,10 @@ def bucket(tmp_path, tree) -> str:
 
 
 def run(voc_dir: str, output_dir: str, **settings) -> dict:
-    with convert.Workers(1) as workers:
+    with Workers(1) as workers:
         (manifest,) = convert.convert(
-            convert.ConvertConfig(output_dir, (voc_dir,), image_set="train", num_shards=3, **settings), workers
+            conversion_config.ConvertConfig(output_dir, (voc_dir,), image_set="train", num_shards=3, **settings),
+            workers,
         )
     return manifest
 
@@ -161,27 +168,27 @@ def test_from_bucket_to_bucket(tree, bucket, tmp_path):
     assert {name: data for name, data in contents(remote).items() if not name.endswith(".json")} == {
         name: data for name, data in contents(local).items() if not name.endswith(".json")
     }
-    paths = tfrecord.expand_glob(f"{remote}/train-*")
+    paths = shards.expand_glob(f"{remote}/train-*")
     assert paths == [f"{remote}/{shard['name']}" for shard in manifest["shards"]]
-    assert tfrecord.read_labels(paths) == ("cat", "dog")
-    assert tfrecord.read_manifest(paths[0]) == there
-    assert tfrecord.count_records(paths) == [4, 4, 4]
+    assert shards.read_labels(paths) == ("cat", "dog")
+    assert shards.read_manifest(paths[0]) == there
+    assert shards.count_records(paths) == [4, 4, 4]
     for truth, same in zip(
-        tfrecord.read_annotations(paths), tfrecord.read_annotations(tfrecord.expand_glob(f"{local}/*.tfrecord"))
+        shards.read_annotations(paths), shards.read_annotations(shards.expand_glob(f"{local}/*.tfrecord"))
     ):
         assert truth.image_id == same.image_id
         np.testing.assert_array_equal(truth.boxes, same.boxes)
     read = [record.numpy() for record in tf.data.TFRecordDataset(paths)]
     assert read == [record for path in paths for record in tfrecord.read_records(path)]
-    assert [tfrecord.check_shard(path) for path in paths] == [4, 4, 4]
+    assert [shards.check_shard(path) for path in paths] == [4, 4, 4]
     files.remove(f"{remote}/train.manifest.json")
-    assert tfrecord.count_records(paths) == [4, 4, 4]
+    assert shards.count_records(paths) == [4, 4, 4]
 
 
 def test_report_in_a_bucket(tree, bucket, tmp_path):
     texts = []
     for output in (str(tmp_path / "out"), f"{bucket}/out"):
-        with convert.Workers(1) as workers:
+        with Workers(1) as workers:
             text, path = report.write_report(output, run(str(tree.root), output), (96, 96), workers)
         assert path == os.path.join(output, "train.report.html")
         texts.append((text, files.read(path)))
@@ -202,7 +209,7 @@ def test_a_bucket_is_resumed(tree, bucket, monkeypatch):
     convert_shard = convert.convert_shard
     monkeypatch.setattr(convert, "convert_shard", fail_at_the_third)
     with pytest.raises(
-        convert.ConversionError, match=r"gs://bucket/x: connection reset; .* the same command continues"
+        conversion_config.ConversionError, match=r"gs://bucket/x: connection reset; .* the same command continues"
     ):
         run(f"{bucket}/voc", out)
     assert files.names(out) == [".train.partial"]
@@ -215,7 +222,7 @@ def test_a_bucket_is_resumed(tree, bucket, monkeypatch):
     ]
     assert run(f"{bucket}/voc", out) == manifest
     assert made == [0, 1, 2, 2]
-    with pytest.raises(convert.ConversionError, match="--zero_based: false then, true now"):
+    with pytest.raises(conversion_config.ConversionError, match="--zero_based: false then, true now"):
         run(f"{bucket}/voc", out, zero_based=True)
     assert run(f"{bucket}/voc", out, zero_based=True, overwrite=True)["settings"]["zero_based"]
     assert len(made) == 7
@@ -224,14 +231,16 @@ def test_a_bucket_is_resumed(tree, bucket, monkeypatch):
 def test_missing_and_bad_files_of_a_bucket_are_named(bucket):
     files.remove(f"{bucket}/voc/JPEGImages/img003.jpg")
     write(f"{bucket}/voc/Annotations/img005.xml", b"")
-    with pytest.raises(convert.ConversionError) as error:
+    with pytest.raises(conversion_config.ConversionError) as error:
         run(f"{bucket}/voc", f"{bucket}/out")
     assert "img003.xml: missing_image" in str(error.value)
     assert "img005.xml: empty_annotation" in str(error.value)
-    with pytest.raises(convert.ConversionError, match=f"{bucket}/nowhere/Annotations: No such file or directory"):
+    with pytest.raises(
+        conversion_config.ConversionError, match=f"{bucket}/nowhere/Annotations: No such file or directory"
+    ):
         run(f"{bucket}/nowhere", f"{bucket}/out")
-    with pytest.raises(voc.Refused) as refused:
-        voc.read_file(f"{bucket}/gone")
+    with pytest.raises(findings.Refused) as refused:
+        findings.read_file(f"{bucket}/gone")
     assert (refused.value.reason, refused.value.detail) == ("unreadable", "No such file or directory")
 
 
@@ -243,7 +252,7 @@ def test_damage_in_a_bucket_is_found(tree, bucket):
     assert hashlib.sha256(data).hexdigest() == manifest["shards"][1]["sha256"]
     write(path, data[:-3])
     with pytest.raises(tfrecord.DamagedShardError, match=f"{path}: damaged at record 3: the file is cut off"):
-        tfrecord.check_shard(path)
+        shards.check_shard(path)
     write(f"{out}/train.manifest.json", json.dumps({**manifest, "inputs": []}).encode())
-    with pytest.raises(convert.ConversionError, match=r"train\.manifest\.json is damaged: look at inputs"):
+    with pytest.raises(conversion_config.ConversionError, match=r"train\.manifest\.json is damaged: look at inputs"):
         run(str(tree.root), out)

@@ -29,7 +29,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from voc_tree import annotation_xml, encoded, object_xml, picture
 
-from input import tfrecord, voc
+from input import tfrecord
+from input.conversion import config as conversion_config
+from input.conversion import findings, voc, voc_xml
 
 CASES = int(os.environ.get("FUZZ_CASES", "400"))
 HANG = 120  # seconds; a case takes some milliseconds
@@ -78,12 +80,12 @@ class Files:
 
     def look_ahead(self):
         """What is read of an annotation before the conversion begins."""
-        for text in {*voc.class_names(str(self.xml_path)), voc.named_image(str(self.xml_path))}:
+        for text in {*voc_xml.class_names(str(self.xml_path)), voc_xml.named_image(str(self.xml_path))}:
             as_json(text)
 
     def read(self, **options) -> voc.Example | str:
         """The record, or the reason why there is none, after every check that holds for any input."""
-        options = voc.ReadOptions(LABELS, **{"max_pixels": 200_000, **options})
+        options = conversion_config.ReadOptions(LABELS, **{"max_pixels": 200_000, **options})
         source = voc.Source("b", str(self.xml_path), str(self.image_path))
         outcome = read_annotation(source, options)
         assert outcome == read_annotation(source, options)
@@ -92,12 +94,12 @@ class Files:
             return outcome
         path, reason, detail = outcome
         assert path in source
-        assert reason in voc.REFUSED
+        assert reason in findings.REFUSED
         as_json(detail)
         return reason
 
 
-def read_annotation(source: voc.Source, options: voc.ReadOptions) -> voc.Example | tuple[str, str, str]:
+def read_annotation(source: voc.Source, options: conversion_config.ReadOptions) -> voc.Example | tuple[str, str, str]:
     def hang(*_):
         raise AssertionError(f"no end after {HANG} s")
 
@@ -105,7 +107,7 @@ def read_annotation(source: voc.Source, options: voc.ReadOptions) -> voc.Example
     signal.alarm(HANG)
     try:
         return voc.read_annotation(source, options)
-    except voc.Refused as refused:
+    except findings.Refused as refused:
         return refused.path, refused.reason, refused.detail
     finally:
         signal.alarm(0)
@@ -129,14 +131,14 @@ def trained_size(jpeg: bytes) -> tuple[int, int]:
 parse_examples = tf.function(tfrecord.parse_examples, input_signature=[tf.TensorSpec([1], tf.string)], autograph=False)
 
 
-def check_record(example: voc.Example, options: voc.ReadOptions):
+def check_record(example: voc.Example, options: conversion_config.ReadOptions):
     annotation = example.annotation
     height, width, count = annotation.height, annotation.width, len(annotation.boxes)
     if options.verify == "decode":
         assert trained_size(example.jpeg) == (height, width)
     assert 0 < height * width <= options.max_pixels
     for finding in example.findings:
-        assert finding.reason in {*voc.MENDED, *voc.NOTED}
+        assert finding.reason in {*findings.MENDED, *findings.NOTED}
         assert finding.image_id == "b"
         as_json(finding.file + finding.detail)
     for items in annotation[5:]:

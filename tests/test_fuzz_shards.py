@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from voc_tree import encoded, picture
 
-from input import tfrecord, voc
+from input import shards, tfrecord
 
 CASES = int(os.environ.get("FUZZ_CASES", "200"))
 fuzzed = settings(
@@ -35,7 +35,7 @@ def make_example(index: int, jpeg: bytes) -> bytes:
     boxes = [(1.5, 2.0, 9.0 + index, 8.0), (0.0, 0.0, 12.0, 16.0)][: index % 3]
     labels = [("cat", "dog")[index % 2]] * len(boxes)
     classes, flags = [index % 2] * len(boxes), [index % 2] * len(boxes)
-    annotation = voc.Annotation(
+    annotation = tfrecord.Annotation(
         f"id-{index}", f"id-{index}.jpg", 12, 16, boxes, classes, labels, flags, flags, ["Left"] * len(boxes)
     )
     return tfrecord.encode_example(annotation, jpeg)
@@ -118,12 +118,12 @@ def test_damaged_bytes(shard):
         shard.write_bytes(damage(rng, SHARD))
         records, damaged = read_all(path)
         assert (records, damaged) == tensorflow_reads(path)
-        counts = outcome(tfrecord.count_records, [path])
+        counts = outcome(shards.count_records, [path])
         # Counting looks at the lengths alone: damage to the data goes unseen, but never makes records fewer.
         assert counts == [len(records)] if not damaged else counts is None or counts[0] > len(records)
-        annotations = outcome(tfrecord.read_annotations, [path])
+        annotations = outcome(shards.read_annotations, [path])
         assert annotations is None if damaged else len(annotations) == len(records)
-        assert outcome(tfrecord.check_shard, path) == (None if damaged else len(records))
+        assert outcome(shards.check_shard, path) == (None if damaged else len(records))
         seen.add((len(records), damaged))
 
     try_case()
@@ -138,12 +138,12 @@ def test_length_that_passes_its_checksum(shard, length):
     for rest in (b"", b"too little"):
         shard.write_bytes(first + header + tfrecord._checksum(header) + rest)
         assert read_all(str(shard)) == ([EXAMPLES[0]], True)
-        assert outcome(tfrecord.count_records, [str(shard)]) is None
-        assert outcome(tfrecord.read_annotations, [str(shard)]) is None
+        assert outcome(shards.count_records, [str(shard)]) is None
+        assert outcome(shards.read_annotations, [str(shard)]) is None
         with pytest.raises(
             tfrecord.DamagedShardError, match=r"x-.*\.tfrecord: damaged at record 1: the file is cut off"
         ):
-            tfrecord.check_shard(str(shard))
+            shards.check_shard(str(shard))
 
 
 def test_damaged_examples_in_sound_frames(shard):
@@ -155,7 +155,7 @@ def test_damaged_examples_in_sound_frames(shard):
     @given(randoms)
     def try_case(rng):
         shard.write_bytes(tfrecord.frame_record(damage(rng, rng.choice(originals))))
-        annotations = outcome(tfrecord.read_annotations, [str(shard)])
+        annotations = outcome(shards.read_annotations, [str(shard)])
         seen.add(annotations is None)
         for annotation in annotations or ():
             count = len(annotation.classes)
@@ -196,5 +196,5 @@ def test_odd_examples(shard, case):
     """The last of several features of one name counts, so that a sound example with an odd end is an odd one."""
     shard.write_bytes(tfrecord.frame_record(EXAMPLES[1] + ODD[case]))
     with pytest.raises(tfrecord.DamagedShardError, match="record 0 is not a detection record"):
-        tfrecord.read_annotations([str(shard)])
-    assert outcome(tfrecord.read_annotations, [str(shard)]) is None
+        shards.read_annotations([str(shard)])
+    assert outcome(shards.read_annotations, [str(shard)]) is None

@@ -8,7 +8,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from input.tfrecord import GroundTruth
+from input.shards import GroundTruth
 from trainer import metrics
 
 LABELS = ("cat", "dog", "eel")

@@ -5,12 +5,12 @@ import pathlib
 
 import numpy as np
 import pytest
-import shards
 import tensorflow as tf
+import toy_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from input import batch_augment, pipeline, tfrecord, types
+from input import batch_augment, pipeline, sampling, shards, types
 from input.config import AnchorConfig, AugmentConfig, InputConfig
 from trainer import data_service
 
@@ -26,7 +26,7 @@ NUM_IMAGES = 10
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
-    return shards.write_shards(tmp_path_factory.mktemp("records"), NUM_IMAGES)
+    return toy_shards.write_shards(tmp_path_factory.mktemp("records"), NUM_IMAGES)
 
 
 def take(dataset, count):
@@ -55,11 +55,11 @@ def test_an_epoch_shows_each_image_once_and_the_next_in_another_order(paths):
 
 def test_the_record_index_names_the_image(paths):
     """In order over the shards, as `read_annotations` lists them; and each keeps its own boxes and pixels."""
-    ids = [truth.image_id for truth in tfrecord.read_annotations(paths)]
+    ids = [truth.image_id for truth in shards.read_annotations(paths)]
     batch = training(paths, 2, config=dataclasses.replace(CONFIG, augment=AugmentConfig()))
     for row, index in enumerate(batch.record_index):
         number = int(ids[index].split("-")[1])
-        pixels, boxes, classes = shards.blocks(number)
+        pixels, boxes, classes = toy_shards.blocks(number)
         np.testing.assert_array_equal(batch.classes[row, : len(classes)], classes)
         expected = np.array(boxes) * batch.transforms[row, 0]
         np.testing.assert_allclose(batch.boxes[row, : len(classes)], expected, atol=0.5)
@@ -137,13 +137,13 @@ def test_host_and_device_assign_the_same_targets(paths):
 
 
 def test_an_empty_shard_is_passed_over(tmp_path):
-    paths = shards.write_shards(tmp_path, num_images=2, num_shards=3)
+    paths = toy_shards.write_shards(tmp_path, num_images=2, num_shards=3)
     batch = take(pipeline.make_dataset(paths, CONFIG, training=False, batch_size=2), 1)
     np.testing.assert_array_equal(batch.record_index, [0, 1])
 
 
 def test_no_records_and_too_few_files_are_refused(tmp_path, paths):
-    empty = shards.write_shards(tmp_path, num_images=0, num_shards=1)
+    empty = toy_shards.write_shards(tmp_path, num_images=0, num_shards=1)
     with pytest.raises(ValueError, match=r"no records in .*train-00000-of-00001.tfrecord.*convert"):
         pipeline.make_dataset(empty, CONFIG, training=True, batch_size=2)
     with pytest.raises(ValueError, match=r"3 shards with records for 4 workers.*--num_shards a multiple of 4"):
@@ -157,7 +157,7 @@ def damaged_shards(folder, image=b"\xff\xd8\xff\xe0 and no more"):
     path = str(folder / "train-00000-of-00001.tfrecord")
     with tf.io.TFRecordWriter(path) as writer:
         for number in range(NUM_IMAGES):
-            serialized = shards.example(f"image-{number}", *shards.blocks(number))
+            serialized = toy_shards.example(f"image-{number}", *toy_shards.blocks(number))
             example = tf.train.Example.FromString(serialized)
             values = example.features.feature["image/encoded"].bytes_list.value
             if number == 2:
@@ -171,7 +171,7 @@ def damaged_shards(folder, image=b"\xff\xd8\xff\xe0 and no more"):
 @pytest.mark.parametrize("training_", [True, False])
 def test_a_damaged_image_is_grey_and_not_valid_and_the_others_are_as_ever(tmp_path, training_):
     config = dataclasses.replace(CONFIG, augment=AugmentConfig.preset("strong"))
-    sound = shards.write_shards(tmp_path / "sound", NUM_IMAGES, num_shards=1)
+    sound = toy_shards.write_shards(tmp_path / "sound", NUM_IMAGES, num_shards=1)
     ours, theirs = (
         take(pipeline.make_dataset(paths, config, training=training_, batch_size=5), 2)
         for paths in (damaged_shards(tmp_path / "damaged"), sound)
@@ -238,7 +238,7 @@ def test_without_determinism_images_are_shown_as_ever_and_none_twice_an_epoch(pa
 
 
 def test_cached_records_are_read_from_the_files_once(tmp_path):
-    paths = shards.write_shards(tmp_path, NUM_IMAGES)
+    paths = toy_shards.write_shards(tmp_path, NUM_IMAGES)
     config = dataclasses.replace(CONFIG, cache_records=True)
     whole = training(paths, 6, config=config)
     assert_same(types.Batch(*(values[17:27] for values in whole)), training(paths, 2, config=config, first_record=17))
@@ -254,7 +254,7 @@ def test_cached_records_are_read_from_the_files_once(tmp_path):
 
 
 def test_a_mixture_shows_its_groups_by_weight_and_resumes_exactly(tmp_path):
-    groups = [shards.write_shards(tmp_path / name, 4, num_shards=2) for name in "ab"]
+    groups = [toy_shards.write_shards(tmp_path / name, 4, num_shards=2) for name in "ab"]
     paths = [*groups[0], *groups[1]]
     config = dataclasses.replace(CONFIG, mixture=((3.0, 2), (1.0, 2)))
     whole = training(paths, 80, batch_size=5, config=config)
@@ -277,9 +277,9 @@ def test_rare_classes_are_repeated_by_their_factor(tmp_path):
     path = str(tmp_path / "train-00000-of-00001.tfrecord")
     with tf.io.TFRecordWriter(path) as writer:
         for number in range(16):
-            pixels, (box, *_), _ = shards.blocks(number)
+            pixels, (box, *_), _ = toy_shards.blocks(number)
             classes = [0, 1] if number == 5 else [0]
-            writer.write(shards.example(f"image-{number}", pixels, [box] * len(classes), classes))
+            writer.write(toy_shards.example(f"image-{number}", pixels, [box] * len(classes), classes))
     config = dataclasses.replace(CONFIG, repeat_threshold=0.25)
     whole = training([path], 17, batch_size=4, config=config)  # four epochs of 17
     for epoch in range(4):
@@ -293,8 +293,8 @@ def test_rare_classes_are_repeated_by_their_factor(tmp_path):
 
 def test_a_fraction_of_a_repeat_factor_is_drawn_each_epoch(tmp_path):
     """At t = 0.14 the factor is sqrt(0.14 * 16) = 1.4966."""
-    copies = pipeline._Copies(
-        [pipeline._Shard("", 0, 0, 16)],
+    copies = sampling.Copies(
+        [sampling.Shard("", 0, 0, 16)],
         [[0, 1] if number == 5 else [0] for number in range(16)],
         dataclasses.replace(CONFIG, repeat_threshold=0.14),
     )

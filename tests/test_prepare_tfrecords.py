@@ -15,7 +15,10 @@ import pytest
 import voc_tree
 from voc_tree import annotation_xml, encoded, object_xml, picture
 
-from input import convert, tfrecord
+from input import shards, tfrecord
+from input.conversion import config as conversion_config
+from input.conversion import convert, listing
+from input.conversion.workers import Workers
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -30,8 +33,8 @@ def tree(tmp_path) -> voc_tree.VocTree:
 
 def run(tree: voc_tree.VocTree, output: str = "out", workers: int = 1, **settings) -> list[dict]:
     settings = {"voc_dirs": (str(tree.root),), "output_dir": str(tree.root.parent / output), **settings}
-    with convert.Workers(workers) as pool:
-        return convert.convert(convert.ConvertConfig(**settings), pool)
+    with Workers(workers) as pool:
+        return convert.convert(conversion_config.ConvertConfig(**settings), pool)
 
 
 def command(*arguments) -> subprocess.CompletedProcess:
@@ -45,7 +48,7 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
 
 
 def ids(folder: pathlib.Path, split: str) -> list[str]:
-    return [record.image_id for record in tfrecord.read_annotations(tfrecord.expand_glob(f"{folder}/{split}-*"))]
+    return [record.image_id for record in shards.read_annotations(shards.expand_glob(f"{folder}/{split}-*"))]
 
 
 # The contract.
@@ -75,8 +78,8 @@ def test_command(tree, tmp_path):
 def test_manifest_says_what_the_shards_hold(tree, tmp_path):
     (manifest,) = run(tree)
     assert json.loads((tmp_path / "out" / "all.manifest.json").read_text()) == manifest
-    paths = tfrecord.expand_glob(f"{tmp_path}/out/all-*")
-    truths = tfrecord.read_annotations(paths)
+    paths = shards.expand_glob(f"{tmp_path}/out/all-*")
+    truths = shards.read_annotations(paths)
     assert manifest["split"] == "all"
     assert manifest["num_images"] == len(truths) == 20
     assert manifest["num_negatives"] == sum(not len(truth.boxes) for truth in truths) == 5
@@ -86,7 +89,7 @@ def test_manifest_says_what_the_shards_hold(tree, tmp_path):
     assert manifest["num_truncated"] == 30
     assert manifest["images_per_class"] == {"cat": 15, "dog": 10}
     assert manifest["settings"]["zero_based"] is False
-    for path, shard, count in zip(paths, manifest["shards"], tfrecord.count_records(paths)):
+    for path, shard, count in zip(paths, manifest["shards"], shards.count_records(paths)):
         data = pathlib.Path(path).read_bytes()
         assert shard == {
             "name": os.path.basename(path),
@@ -145,12 +148,12 @@ def test_wrong_use_is_explained(tree, settings, message):
     (tree.root / "ImageSets" / "Main" / "none.txt").write_text("\n")
     if "image_set" in settings and settings["image_set"] == "test":
         (tree.root / "ImageSets" / "Main" / "none.txt").unlink()
-    with pytest.raises(convert.ConversionError, match=message):
+    with pytest.raises(conversion_config.ConversionError, match=message):
         run(tree, **settings)
 
 
 def test_empty_folder(tmp_path):
-    with pytest.raises(convert.ConversionError, match="holds no XML file"):
+    with pytest.raises(conversion_config.ConversionError, match="holds no XML file"):
         run(voc_tree.VocTree(tmp_path / "voc"))
 
 
@@ -165,9 +168,11 @@ def test_labels_agree_over_splits(tree, tmp_path):
     run(tree, image_set="train")
     (val,) = run(tree, image_set="val")
     assert val["labels"] == ["cat", "dog"]
-    with pytest.raises(convert.ConversionError, match=r"cow\.xml: unknown_class: class 'cow' is not in the label list"):
+    with pytest.raises(
+        conversion_config.ConversionError, match=r"cow\.xml: unknown_class: class 'cow' is not in the label list"
+    ):
         run(tree, image_set="test")
-    assert tfrecord.read_labels([f"{tmp_path}/out/x"]) == ("cat", "dog")
+    assert shards.read_labels([f"{tmp_path}/out/x"]) == ("cat", "dog")
 
 
 def test_given_labels_fix_the_order(tree, tmp_path):
@@ -175,7 +180,7 @@ def test_given_labels_fix_the_order(tree, tmp_path):
     labels.write_text("dog\nzebra\ncat\n")
     (manifest,) = run(tree, labels_file=str(labels))
     assert manifest["boxes_per_class"] == {"dog": 10, "zebra": 0, "cat": 20}
-    truths = tfrecord.read_annotations(tfrecord.expand_glob(f"{tmp_path}/out/all-*"))
+    truths = shards.read_annotations(shards.expand_glob(f"{tmp_path}/out/all-*"))
     assert {index for truth in truths for index in truth.classes} == {0, 2}
 
 
@@ -186,39 +191,39 @@ def test_other_labels_than_another_splits_are_refused(tree, tmp_path):
     labels = tmp_path / "given.txt"
     labels.write_text("dog\ncat\n")
     for overwrite in (False, True):
-        with pytest.raises(convert.ConversionError, match=r"train\.manifest\.json was made with"):
+        with pytest.raises(conversion_config.ConversionError, match=r"train\.manifest\.json was made with"):
             run(tree, image_set="val", labels_file=str(labels), overwrite=overwrite)
 
 
 # Shards.
 
 
-def listed(image_id: str, num_bytes: int) -> convert.Input:
-    return convert.Input(image_id, "", "", "", "", num_bytes, "")
+def listed(image_id: str, num_bytes: int) -> listing.Input:
+    return listing.Input(image_id, "", "", "", "", num_bytes, "")
 
 
 def test_number_of_shards(tree):
     """By bytes, at least 8 where there are images enough, or as asked."""
     images = [listed(str(index), 1_000_000) for index in range(1000)]
-    config = convert.ConvertConfig("out", ("voc",))
+    config = conversion_config.ConvertConfig("out", ("voc",))
     assert convert.num_shards(images[:5], config) == 5
     assert convert.num_shards(images[:50], config) == 8
     # 1000 MB and 2 MB of other bytes, in MiB, over 50.
-    config = convert.ConvertConfig("out", ("voc",), shard_bytes=50 << 20)
+    config = conversion_config.ConvertConfig("out", ("voc",), shard_bytes=50 << 20)
     assert convert.num_shards(images, config) == 20
-    assert convert.num_shards(images, convert.ConvertConfig("out", ("voc",), num_shards=3)) == 3
+    assert convert.num_shards(images, conversion_config.ConvertConfig("out", ("voc",), num_shards=3)) == 3
 
 
 def test_every_shard_is_a_fair_sample(tmp_path):
     """Images named by class, as data sets often are: every shard has its share of both halves."""
     inputs = [listed(f"{'ab'[index // 2000]}{index}", 0) for index in range(4000)]
     for seed in (0, 1):
-        order = convert.shuffled(inputs, seed, "shards")
+        order = listing.shuffled(inputs, seed, "shards")
         assert sorted(order) == sorted(inputs)
         for start in range(0, 4000, 500):
             share = np.mean([item.image_id[0] == "a" for item in order[start : start + 500]])
             assert abs(share - 0.5) < 0.12  # 5 standard deviations of 500 draws
-    assert order != convert.shuffled(inputs, 0, "shards")
+    assert order != listing.shuffled(inputs, 0, "shards")
 
 
 def test_same_shards_whatever_the_workers_and_the_order_of_files(tree, tmp_path):
@@ -238,14 +243,14 @@ def test_skipping_never_leaves_an_empty_shard(tree, tmp_path):
     assert len(manifest["inputs"]) == 20
     for index in range(17, 20):
         (tree.images / f"img{index:03d}.jpg").write_bytes(b"")
-    with pytest.raises(convert.ConversionError, match="no image is left"):
+    with pytest.raises(conversion_config.ConversionError, match="no image is left"):
         run(tree, "other", on_error="skip")
 
 
 def test_all_bad_files_are_listed_and_nothing_is_published(tree, tmp_path):
     (tree.images / "img003.jpg").unlink()
     (tree.annotations / "img007.xml").write_bytes(b"")
-    with pytest.raises(convert.ConversionError) as error:
+    with pytest.raises(conversion_config.ConversionError) as error:
         run(tree)
     for line in ("img003.xml: missing_image", "img007.xml: empty_annotation", "--on_error=skip"):
         assert line in str(error.value)
@@ -357,7 +362,7 @@ def test_changed_flags_are_named(tree, tmp_path, monkeypatch, settings, message)
     pathlib.Path("given.txt").write_text("dog\ncat\n")
     run(tree)
     before = contents(tmp_path / "out")
-    with pytest.raises(convert.ConversionError, match=message):
+    with pytest.raises(conversion_config.ConversionError, match=message):
         run(tree, **settings)
     assert contents(tmp_path / "out") == before
     run(tree, **settings, overwrite=True)
@@ -370,7 +375,7 @@ def test_changed_input_is_named(tree, tmp_path):
     tree.add("img001", annotation_xml(object_xml(), object_xml("dog"), filename="img001.jpg"))
     tree.add("new")
     (tree.annotations / "img002.xml").unlink()
-    with pytest.raises(convert.ConversionError) as error:
+    with pytest.raises(conversion_config.ConversionError) as error:
         run(tree)
     for line in ("1 new: new", "1 gone: img002", "1 changed: img001", "--overwrite starts anew"):
         assert line in str(error.value)
@@ -396,9 +401,9 @@ def test_overwriting_keeps_labels_that_were_put_there(tree, tmp_path):
 
 def test_leftovers_of_another_plan_are_removed(tree, tmp_path):
     (tree.images / "img003.jpg").unlink()
-    with pytest.raises(convert.ConversionError):
+    with pytest.raises(conversion_config.ConversionError):
         run(tree)
-    with pytest.raises(convert.ConversionError):
+    with pytest.raises(conversion_config.ConversionError):
         run(tree, num_shards=3)
     staged = os.listdir(tmp_path / "out" / ".all.partial")
     assert len(staged) == 6
@@ -408,7 +413,7 @@ def test_leftovers_of_another_plan_are_removed(tree, tmp_path):
 def test_a_manifest_of_another_version_is_named(tree, tmp_path):
     (manifest,) = run(tree)
     (tmp_path / "out" / "all.manifest.json").write_text(json.dumps({**manifest, "version": 0}))
-    with pytest.raises(convert.ConversionError, match=r"all\.manifest\.json was written by another version"):
+    with pytest.raises(conversion_config.ConversionError, match=r"all\.manifest\.json was written by another version"):
         run(tree)
 
 
@@ -420,16 +425,16 @@ def test_a_damaged_manifest_is_named(tree, tmp_path):
         for damaged in ({**manifest, key: None}, {name: manifest[name] for name in manifest.keys() - {key}}):
             path.write_text(json.dumps(damaged))
             with pytest.raises(
-                convert.ConversionError, match=rf"is damaged: look at {key}, or --overwrite starts anew"
+                conversion_config.ConversionError, match=rf"is damaged: look at {key}, or --overwrite starts anew"
             ):
                 run(tree)
     path.write_text(json.dumps({**manifest, "mended": {}}))
-    with pytest.raises(convert.ConversionError, match="look at mended"):
+    with pytest.raises(conversion_config.ConversionError, match="look at mended"):
         run(tree)
     (shard, *others) = manifest["shards"]
     path.write_text(json.dumps({**manifest, "shards": [{"name": shard["name"]}, *others]}))
     with pytest.raises(
-        convert.ConversionError, match=r"all\.manifest\.json is not a manifest: --overwrite starts anew"
+        conversion_config.ConversionError, match=r"all\.manifest\.json is not a manifest: --overwrite starts anew"
     ):
         run(tree)
     assert run(tree, overwrite=True) == [manifest]
@@ -448,13 +453,13 @@ def test_a_report_on_other_shards_is_removed(tree, tmp_path):
 def test_shards_without_a_manifest_are_not_overwritten(tree, tmp_path):
     run(tree)
     (tmp_path / "out" / "all.manifest.json").unlink()
-    with pytest.raises(convert.ConversionError, match="holds shards of all but no manifest"):
+    with pytest.raises(conversion_config.ConversionError, match="holds shards of all but no manifest"):
         run(tree)
 
 
 def test_two_converters_on_one_folder(tree, tmp_path):
     (tmp_path / "out").mkdir()
-    busy = pytest.raises(convert.ConversionError, match="another converter is at work")
+    busy = pytest.raises(conversion_config.ConversionError, match="another converter is at work")
     with convert.locked(str(tmp_path / "out")), busy:
         run(tree)
     run(tree)
@@ -473,7 +478,9 @@ def test_full_disk(tree, tmp_path, monkeypatch):
 
     framed = tfrecord.frame_example
     monkeypatch.setattr(tfrecord, "frame_example", fill_up)
-    with pytest.raises(convert.ConversionError, match=r"No space left on device; .* the same command continues"):
+    with pytest.raises(
+        conversion_config.ConversionError, match=r"No space left on device; .* the same command continues"
+    ):
         run(tree)
     assert [path.name for path in (tmp_path / "out").rglob("*.*") if path.name.endswith((".tfrecord", ".partial"))] == [
         ".all.partial"
@@ -484,10 +491,10 @@ def test_full_disk(tree, tmp_path, monkeypatch):
 
 
 def test_a_killed_worker_is_explained(tree, monkeypatch):
-    with convert.Workers(2) as workers:
+    with Workers(2) as workers:
         monkeypatch.setattr(convert, "find_classes", lambda *_: workers.map(die, [0, 1], 2, "dying"))
-        config = convert.ConvertConfig(str(tree.root.parent / "out"), (str(tree.root),))
-        with pytest.raises(convert.ConversionError, match="a worker process was killed"):
+        config = conversion_config.ConvertConfig(str(tree.root.parent / "out"), (str(tree.root),))
+        with pytest.raises(conversion_config.ConversionError, match="a worker process was killed"):
             convert.convert(config, workers)
 
 

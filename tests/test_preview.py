@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import shards
 import tensorflow as tf
 import tiny
+import toy_shards
 from PIL import Image
 
 import flags
@@ -59,7 +59,7 @@ def paths(tmp_path_factory, pixels):
     path = folder / "train-00000-of-00001.tfrecord"
     with tf.io.TFRecordWriter(str(path)) as writer:
         difficult = [state == "difficult" for state in STATES]
-        writer.write(shards.example("cells", pixels, BOXES, CLASSES, difficult, image_format="png"))
+        writer.write(toy_shards.example("cells", pixels, BOXES, CLASSES, difficult, image_format="png"))
     return [str(path)]
 
 
@@ -149,7 +149,7 @@ def test_a_flip_is_shown(paths, pixels):
 
 
 def test_shows_the_very_images_and_positives_of_training(tmp_path):
-    records = shards.write_shards(tmp_path)
+    records = toy_shards.write_shards(tmp_path)
     config = dataclasses.replace(tiny.CONFIG.input, augment=AugmentConfig.preset("strong"))
     pictures = list(preview.receive(records, config, 5))
     assert len(pictures) == 5
@@ -180,7 +180,7 @@ def test_levels_are_those_of_the_anchors():
 
 
 def test_image_ids_are_found_over_several_shards(tmp_path):
-    records = shards.write_shards(tmp_path)  # images 0 3 6 9, 1 4 7, 2 5 8
+    records = toy_shards.write_shards(tmp_path)  # images 0 3 6 9, 1 4 7, 2 5 8
     assert preview.read_image_ids(records, [9, 0, 4, 4]) == ["image-8", "image-0", "image-1", "image-1"]
 
 

@@ -16,8 +16,11 @@ from lxml import etree, html
 from PIL import Image
 from voc_tree import annotation_xml, encoded, object_xml
 
-from input import anchors, augment, convert, report, report_page, survey, tfrecord
+from input import anchors, augment, tfrecord
 from input.config import AnchorConfig
+from input.conversion import config as conversion_config
+from input.conversion import convert, report, report_page, survey
+from input.conversion.workers import Workers
 
 ROOT = pathlib.Path(__file__).parents[1]
 XHTML = {"x": "http://www.w3.org/1999/xhtml"}
@@ -29,8 +32,8 @@ class Made:
 
     def __init__(self, tree: voc_tree.VocTree, image_size=(64, 64), workers=1, name="out", **settings):
         self.out = tree.root.parent / name
-        config = convert.ConvertConfig(voc_dirs=(str(tree.root),), output_dir=str(self.out), **settings)
-        with convert.Workers(workers) as pool:
+        config = conversion_config.ConvertConfig(voc_dirs=(str(tree.root),), output_dir=str(self.out), **settings)
+        with Workers(workers) as pool:
             (self.manifest,) = convert.convert(config, pool)
             self.text, self.path = report.write_report(str(self.out), self.manifest, image_size, pool)
         with open(self.path, encoding="utf-8") as file:
@@ -394,7 +397,7 @@ def test_damaged_shard_is_named(tree):
     made = Made(tree)
     shard = made.out / made.manifest["shards"][1]["name"]
     shard.write_bytes(shard.read_bytes()[:-9])
-    with convert.Workers(1) as workers, pytest.raises(tfrecord.DamagedShardError, match=shard.name):
+    with Workers(1) as workers, pytest.raises(tfrecord.DamagedShardError, match=shard.name):
         report.write_report(str(made.out), made.manifest, (64, 64), workers)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input import shapes
+from trainer import shapes
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-import shards
 import tensorflow as tf
 import tiny
+import toy_shards
 
 from input import pipeline
 from input.config import AugmentConfig
@@ -18,7 +18,7 @@ BATCH_SIZE = 4
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
-    return shards.write_shards(tmp_path_factory.mktemp("records"))
+    return toy_shards.write_shards(tmp_path_factory.mktemp("records"))
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +103,7 @@ def test_images_without_objects_train_without_nan(tmp_path):
     path = tmp_path / "train-00000-of-00001.tfrecord"
     with tf.io.TFRecordWriter(str(path)) as writer:
         for index in range(BATCH_SIZE):
-            writer.write(shards.example(f"{index}", shards.blocks(index)[0], [], []))
+            writer.write(toy_shards.example(f"{index}", toy_shards.blocks(index)[0], [], []))
     config = tiny.config(input=dataclasses.replace(tiny.CONFIG.input, augment=AugmentConfig()))
     result, moves = one_step(tf.distribute.OneDeviceStrategy("/cpu:0"), [str(path)], config)
     assert result.num_positives == 0

@@ -12,7 +12,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from input import tfrecord, voc
+from input import shards, tfrecord
 
 BYTES, FLOATS, INTS = "bytes_list", "float_list", "int64_list"
 # What the TensorFlow Object Detection API and TF Model Garden read.
@@ -37,7 +37,7 @@ SCHEMA = {
     "image/width": INTS,
 }
 JPEG = b"\xff\xd8 not really \xff\xd9"
-TWO_OBJECTS = voc.Annotation(
+TWO_OBJECTS = tfrecord.Annotation(
     image_id="é 1",
     filename="é 1.jpg",
     height=200,
@@ -49,7 +49,7 @@ TWO_OBJECTS = voc.Annotation(
     truncated=[1, 0],
     poses=["Left", "Unspecified"],
 )
-NO_OBJECTS = voc.Annotation("none", "none.jpg", 30, 50, [], [], [], [], [], [])
+NO_OBJECTS = tfrecord.Annotation("none", "none.jpg", 30, 50, [], [], [], [], [], [])
 
 
 def values(serialized: bytes) -> dict:
@@ -94,7 +94,7 @@ def annotations(draw):
     classes = [draw(st.integers(0, 70_000)) for _ in boxes[:3]] + [1] * len(boxes[3:])
     flags = [index % 2 for index in range(len(boxes))]
     text = draw(st.text(max_size=200))
-    return voc.Annotation(
+    return tfrecord.Annotation(
         image_id=text,
         filename=text,
         height=height,
@@ -173,7 +173,7 @@ def test_files_of_others_without_difficult(tmp_path):
     serialized = changed(image__object__difficult=None)
     np.testing.assert_array_equal(tfrecord.parse_examples(tf.constant([serialized])).difficult, [[False, False]])
     (tmp_path / "x.tfrecord").write_bytes(tfrecord.frame_record(serialized))
-    (truth,) = tfrecord.read_annotations([str(tmp_path / "x.tfrecord")])
+    (truth,) = shards.read_annotations([str(tmp_path / "x.tfrecord")])
     np.testing.assert_array_equal(truth.difficult, [False, False])
 
 
@@ -192,7 +192,7 @@ def test_lists_of_different_lengths_are_refused(damage, tmp_path):
         list(tf.data.Dataset.from_tensors([serialized]).map(tfrecord.parse_examples))
     (tmp_path / "x.tfrecord").write_bytes(tfrecord.frame_record(serialized))
     with pytest.raises(tfrecord.DamagedShardError, match=r"x\.tfrecord: record 0"):
-        tfrecord.read_annotations([str(tmp_path / "x.tfrecord")])
+        shards.read_annotations([str(tmp_path / "x.tfrecord")])
 
 
 @pytest.fixture
@@ -217,7 +217,7 @@ def test_framing_is_tensorflows(shard, tmp_path):
 
 
 def test_read_annotations(shard):
-    two, none = tfrecord.read_annotations([shard])
+    two, none = shards.read_annotations([shard])
     assert (two.image_id, two.height, two.width) == ("é 1", 200, 400)
     np.testing.assert_allclose(two.boxes, TWO_OBJECTS.boxes, rtol=1e-6)
     np.testing.assert_array_equal(two.classes, [2, 0])
@@ -231,7 +231,7 @@ def read_everything(path: str):
     return list(tfrecord.read_records(path))
 
 
-@pytest.mark.parametrize("read", [read_everything, lambda path: tfrecord.count_records([path])])
+@pytest.mark.parametrize("read", [read_everything, lambda path: shards.count_records([path])])
 def test_a_cut_shard_is_named(shard, read):
     whole = pathlib.Path(shard).read_bytes()
     first = len(whole) - len(tfrecord.frame_record(tfrecord.encode_example(NO_OBJECTS, JPEG * 900)))
@@ -252,39 +252,39 @@ def test_altered_bytes_are_named(shard):
 
 
 def test_count_records_trusts_the_manifest_only_for_the_same_size(shard):
-    assert tfrecord.count_records([shard]) == [2]
+    assert shards.count_records([shard]) == [2]
     entry = {"name": os.path.basename(shard), "num_records": 77, "num_bytes": os.path.getsize(shard), "sha256": ""}
-    manifest = tfrecord.manifest_path(os.path.dirname(shard), "train")
+    manifest = shards.manifest_path(os.path.dirname(shard), "train")
     for num_bytes, expected in ((entry["num_bytes"], 77), (entry["num_bytes"] - 1, 2)):
         with open(manifest, "w") as file:
             json.dump({"shards": [{**entry, "num_bytes": num_bytes}]}, file)
-        assert tfrecord.count_records([shard, shard]) == [expected] * 2
-    assert tfrecord.read_manifest(shard) == tfrecord.read_manifest(manifest)
+        assert shards.count_records([shard, shard]) == [expected] * 2
+    assert shards.read_manifest(shard) == shards.read_manifest(manifest)
 
 
 def test_an_empty_shard_has_no_records(tmp_path):
     path = tmp_path / "train-00000-of-00001.tfrecord"
     path.touch()
-    assert tfrecord.count_records([str(path)]) == [0]
-    assert tfrecord.read_annotations([str(path)]) == []
+    assert shards.count_records([str(path)]) == [0]
+    assert shards.read_annotations([str(path)]) == []
 
 
 def test_names():
-    assert tfrecord.shard_name("train", 3, 16) == "train-00003-of-00016.tfrecord"
-    assert tfrecord.split_name("/a-b/train-00003-of-00016.tfrecord") == "train"
-    assert tfrecord.split_name("my-set-2-00000-of-00001.tfrecord") == "my-set-2"
-    assert tfrecord.split_name("x/coco_val.tfrecord") == "coco_val"
+    assert shards.shard_name("train", 3, 16) == "train-00003-of-00016.tfrecord"
+    assert shards.split_name("/a-b/train-00003-of-00016.tfrecord") == "train"
+    assert shards.split_name("my-set-2-00000-of-00001.tfrecord") == "my-set-2"
+    assert shards.split_name("x/coco_val.tfrecord") == "coco_val"
 
 
 def test_expand_glob(tmp_path):
     for name in ("b-1", "a-2", "a-1"):
         (tmp_path / name).touch()
-    assert tfrecord.expand_glob(f"{tmp_path}/b-*, {tmp_path}/a-*") == [str(tmp_path / n) for n in ("a-1", "a-2", "b-1")]
-    assert tfrecord.expand_glob([f"{tmp_path}/a-*", f"{tmp_path}/a-1"]) == [str(tmp_path / n) for n in ("a-1", "a-2")]
+    assert shards.expand_glob(f"{tmp_path}/b-*, {tmp_path}/a-*") == [str(tmp_path / n) for n in ("a-1", "a-2", "b-1")]
+    assert shards.expand_glob([f"{tmp_path}/a-*", f"{tmp_path}/a-1"]) == [str(tmp_path / n) for n in ("a-1", "a-2")]
     with pytest.raises(FileNotFoundError, match=r"no file matches '.*/c-\*'"):
-        tfrecord.expand_glob(f"{tmp_path}/a-*,{tmp_path}/c-*")
+        shards.expand_glob(f"{tmp_path}/a-*,{tmp_path}/c-*")
     with pytest.raises(FileNotFoundError, match="no file pattern"):
-        tfrecord.expand_glob("")
+        shards.expand_glob("")
 
 
 def test_read_labels(tmp_path):
@@ -292,12 +292,12 @@ def test_read_labels(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "labels.txt").write_text(content, encoding="utf-8")
     one, same, other, none = (str(tmp_path / name / "x.tfrecord") for name in ("one", "same", "other", "none"))
-    assert tfrecord.read_labels([one]) == ("cat", "dog")
-    assert tfrecord.read_labels([one, same]) == ("cat", "dog")
+    assert shards.read_labels([one]) == ("cat", "dog")
+    assert shards.read_labels([one, same]) == ("cat", "dog")
     with pytest.raises(ValueError, match="label lists differ"):
-        tfrecord.read_labels([one, other])
+        shards.read_labels([one, other])
     with pytest.raises(FileNotFoundError, match="belongs beside the shards"):
-        tfrecord.read_labels([none])
+        shards.read_labels([none])
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_bad_labels(tmp_path, content, message):
     path = tmp_path / "labels.txt"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        tfrecord.parse_labels(str(path))
+        shards.parse_labels(str(path))
 
 
 @pytest.mark.parametrize(
@@ -318,4 +318,4 @@ def test_bad_manifest(tmp_path, content):
     path = tmp_path / "train.manifest.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=r"train\.manifest\.json is not a manifest"):
-        tfrecord.read_manifest(str(path))
+        shards.read_manifest(str(path))

@@ -12,9 +12,9 @@ import sys
 
 import numpy as np
 import pytest
-import shards
 import tensorflow as tf
 import tiny
+import toy_shards
 
 from input import tfrecord
 from input.config import AugmentConfig
@@ -27,7 +27,7 @@ RATES = ("images_per_s", "data_wait")
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
     folder = tmp_path_factory.mktemp("records")
-    return {split: shards.write_shards(folder, count, split=split) for split, count in (("train", 10), ("val", 3))}
+    return {split: toy_shards.write_shards(folder, count, split=split) for split, count in (("train", 10), ("val", 3))}
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +115,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(records, tm
 
 
 def test_damaged_and_crowded_images_are_named_and_counted(tmp_path):
-    paths = shards.write_shards(tmp_path / "records", 8, num_shards=1)
+    paths = toy_shards.write_shards(tmp_path / "records", 8, num_shards=1)
     serialized = list(tfrecord.read_records(paths[0]))
     example = tf.train.Example.FromString(serialized[3])
     example.features.feature["image/encoded"].bytes_list.value[0] = b"\xff\xd8\xff no picture"
@@ -142,11 +142,11 @@ def test_damaged_and_crowded_images_are_named_and_counted(tmp_path):
 
 
 def test_a_damaged_shard_is_named(tmp_path):
-    paths = shards.write_shards(tmp_path / "records", 8, num_shards=2)
+    paths = toy_shards.write_shards(tmp_path / "records", 8, num_shards=2)
     content = bytearray(pathlib.Path(paths[1]).read_bytes())
     content[len(content) // 2] ^= 1
     # Of the right size, with the labels vouched for: noticed when it is read.
-    manifest = {"labels": shards.LABELS, "shards": []}
+    manifest = {"labels": toy_shards.LABELS, "shards": []}
     for path in paths:
         size = os.path.getsize(path)
         manifest["shards"].append({"name": os.path.basename(path), "num_bytes": size, "num_records": 4, "sha256": ""})
@@ -159,7 +159,7 @@ def test_a_damaged_shard_is_named(tmp_path):
 
 
 def test_a_label_beyond_the_list_is_refused_at_the_start(tmp_path):
-    paths = shards.write_shards(tmp_path / "records", 8)
+    paths = toy_shards.write_shards(tmp_path / "records", 8)
     with pytest.raises(ValueError, match=r"tfrecord: record \d has the label 2, but labels.txt names 1 classes"):
         run({"train": paths, "val": []}, tmp_path / "run", tiny.config(labels=("round",)))
 

@@ -15,7 +15,10 @@ import voc_tree
 from PIL import Image
 from voc_tree import annotation_xml, box_xml, encoded, object_xml, picture
 
-from input import convert, tfrecord, voc
+from input import shards
+from input.conversion import config as conversion_config
+from input.conversion import convert, findings, voc, voc_xml
+from input.conversion.workers import Workers
 
 GOOD = [(5.0, 10.0, 25.0, 30.0)]  # the cat of `annotation_xml`: pixels (11..30, 6..25) counted from 1
 
@@ -182,20 +185,20 @@ def tree(tmp_path) -> voc_tree.VocTree:
     return made
 
 
-def convert_tree(tree: voc_tree.VocTree, **settings) -> tuple[dict, dict[str, tfrecord.GroundTruth]]:
+def convert_tree(tree: voc_tree.VocTree, **settings) -> tuple[dict, dict[str, shards.GroundTruth]]:
     """The manifest, and the records by id."""
     labels = tree.root.parent / "labels.txt"
     labels.write_text("cat\ndog\n")
     other = tree.root.parent / "other"
-    config = convert.ConvertConfig(
+    config = conversion_config.ConvertConfig(
         output_dir=str(tree.root.parent / "out"),
         voc_dirs=(str(tree.root), *([str(other)] if other.exists() else [])),
         image_set="" if other.exists() else "some",
         labels_file=str(labels),
         **{"on_error": "skip", "max_pixels": 10_000, **settings},
     )
-    (manifest,) = convert.convert(config, convert.Workers(1))
-    records = tfrecord.read_annotations(tfrecord.expand_glob(config.output_dir + "/*.tfrecord"))
+    (manifest,) = convert.convert(config, Workers(1))
+    records = shards.read_annotations(shards.expand_glob(config.output_dir + "/*.tfrecord"))
     return manifest, {record.image_id: record for record in records}
 
 
@@ -206,7 +209,7 @@ def test_policy(case, tree):
     if case == "file name not UTF-8":
         tree.image_set("some", "a", "b\ufffd")
     manifest, records = convert_tree(tree)
-    kind = "refused" if reason in voc.REFUSED else "mended" if reason in voc.MENDED else "noted"
+    kind = "refused" if reason in findings.REFUSED else "mended" if reason in findings.MENDED else "noted"
     assert manifest[kind]["counts"][reason] == 1
     lines = [line for line in manifest[kind]["files"] if line["reason"] == reason]
     assert len(lines) == 1
@@ -220,13 +223,19 @@ def test_policy(case, tree):
 
 
 def test_every_reason_is_provoked():
-    assert {reason for _, reason, _ in CASES.values()} | ELSEWHERE == {*voc.REFUSED, *voc.MENDED, *voc.NOTED}
-    assert len(voc.REFUSED) + len(voc.MENDED) + len(voc.NOTED) == len({*voc.REFUSED, *voc.MENDED, *voc.NOTED})
+    assert {reason for _, reason, _ in CASES.values()} | ELSEWHERE == {
+        *findings.REFUSED,
+        *findings.MENDED,
+        *findings.NOTED,
+    }
+    assert len(findings.REFUSED) + len(findings.MENDED) + len(findings.NOTED) == len(
+        {*findings.REFUSED, *findings.MENDED, *findings.NOTED}
+    )
 
 
 def test_every_policy_is_documented():
     document = (pathlib.Path(__file__).parents[1] / "docs" / "DATA_FORMAT.md").read_text(encoding="utf-8")
-    for reason, policy in {**voc.REFUSED, **voc.MENDED, **voc.NOTED}.items():
+    for reason, policy in {**findings.REFUSED, **findings.MENDED, **findings.NOTED}.items():
         assert f"| `{reason}` | {policy} |" in document
 
 
@@ -240,7 +249,7 @@ def test_nothing_is_said_of_good_files(tree):
 def read(tree: voc_tree.VocTree, **options) -> voc.Example:
     (image,) = tree.images.glob("b.*")
     source = voc.Source("b", str(tree.annotations / "b.xml"), str(image))
-    return voc.read_annotation(source, voc.ReadOptions(("cat", "dog"), **options))
+    return voc.read_annotation(source, conversion_config.ReadOptions(("cat", "dog"), **options))
 
 
 def test_attributes(tree):
@@ -416,7 +425,7 @@ def test_truncation_at_any_byte_is_found(tree):
     for length in range(1, len(content), 61):
         swap_image("b", content[:length])(tree)
         for verify in ("header", "decode"):
-            with pytest.raises(voc.Refused) as refusal:
+            with pytest.raises(findings.Refused) as refusal:
                 read(tree, verify=verify)
             assert refusal.value.reason in ("damaged_image", "not_an_image")
 
@@ -427,7 +436,7 @@ def test_a_huge_image_is_refused_before_it_is_decoded(tree):
     content = encoded(picture(), "PNG")
     bomb = content[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + content[33:]
     swap_image("b", bomb)(tree)
-    with pytest.raises(voc.Refused, match="100000x100000") as refusal:
+    with pytest.raises(findings.Refused, match="100000x100000") as refusal:
         read(tree)
     assert refusal.value.reason == "too_many_pixels"
 
@@ -435,7 +444,7 @@ def test_a_huge_image_is_refused_before_it_is_decoded(tree):
 def test_external_entities_are_not_read(tree, tmp_path):
     (tmp_path / "secret").write_text("cat")
     replace_xml(EXTERNAL.replace("/etc/hostname", str(tmp_path / "secret")))(tree)
-    assert voc.class_names(str(tree.annotations / "b.xml")) == set()
+    assert voc_xml.class_names(str(tree.annotations / "b.xml")) == set()
 
 
 def test_names_with_spaces_and_accents(tmp_path):
@@ -444,13 +453,13 @@ def test_names_with_spaces_and_accents(tmp_path):
     tree.add(decomposed, annotation_xml(object_xml("chat noir"), filename=composed + ".jpg"))
     tree.image_set("some", composed)
     (tmp_path / "labels.txt").write_text("chat noir\n")
-    config = convert.ConvertConfig(
+    config = conversion_config.ConvertConfig(
         output_dir=str(tmp_path / "out"), voc_dirs=(str(tree.root),), image_set="some", strict=True
     )
-    (manifest,) = convert.convert(config, convert.Workers(1))
+    (manifest,) = convert.convert(config, Workers(1))
     assert manifest["labels"] == ["chat noir"]
     assert manifest["noted"]["counts"] == {}
-    (record,) = tfrecord.read_annotations(tfrecord.expand_glob(config.output_dir + "/some-*"))
+    (record,) = shards.read_annotations(shards.expand_glob(config.output_dir + "/some-*"))
     assert record.image_id == composed
 
 
@@ -461,7 +470,7 @@ def test_unreadable_file_is_named(tree, monkeypatch):
         raise PermissionError(13, "Permission denied", path)
 
     monkeypatch.setattr(voc.os, "open", deny)
-    with pytest.raises(voc.Refused) as refusal:
+    with pytest.raises(findings.Refused) as refusal:
         read(tree)
     assert (refusal.value.reason, refusal.value.detail) == ("unreadable", "Permission denied")
 
@@ -483,7 +492,7 @@ def test_empty_images_dropped_as_asked(tree):
 
 def test_strict_takes_mends_for_errors(tree):
     replace_xml(boxes((-5, -5, 61, 41)))(tree)
-    with pytest.raises(convert.ConversionError, match=r"b\.xml: clipped_box: .*xmin -5"):
+    with pytest.raises(conversion_config.ConversionError, match=r"b\.xml: clipped_box: .*xmin -5"):
         convert_tree(tree, strict=True, on_error="fail")
     assert list(pathlib.Path(tree.root.parent / "out").glob("*.*")) == [tree.root.parent / "out" / ".some.partial"]
     manifest, records = convert_tree(tree, strict=True, on_error="skip")

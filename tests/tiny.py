@@ -2,14 +2,14 @@
 
 import dataclasses
 
-import shards
+import toy_shards
 
 from input.config import AnchorConfig, AugmentConfig, InputConfig
 from model.config import DetectConfig, ModelConfig
 from trainer.config import Config, OptimizerConfig, TrainConfig
 
 CONFIG = Config(
-    labels=shards.LABELS,
+    labels=toy_shards.LABELS,
     input=InputConfig(
         image_size=(32, 64),
         batch_size=2,

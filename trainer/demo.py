@@ -14,7 +14,8 @@ import sys
 
 from absl import app, flags
 
-from input import shapes, tfrecord
+from input import shards, tfrecord
+from trainer import shapes
 
 FLAGS = flags.FLAGS
 REQUIRED_AP50 = 0.85  # of the full demo on the drawn shapes
@@ -141,7 +142,7 @@ def run_demo(demo: Demo, voc_dir: str) -> None:
     )
     run("-m", "trainer.evaluate", f"--model_dir={model}", f"--records={test_records}")
     run("-m", "trainer.export", f"--model_dir={model}", f"--output_dir={export}")
-    write_pictures(tfrecord.expand_glob(test_records), pathlib.Path(inputs))
+    write_pictures(shards.expand_glob(test_records), pathlib.Path(inputs))
     run("-m", "trainer.predict", f"--export_dir={export}", f"--images={inputs}/*", f"--output_dir={pictures}")
 
     result = json.loads((pathlib.Path(model) / "eval" / f"{held_out}.json").read_text(encoding="utf-8"))

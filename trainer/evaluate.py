@@ -13,7 +13,7 @@ import tensorflow as tf
 from absl import app
 from absl import flags as absl_flags
 
-from input import batch_augment, boxes, pipeline, tfrecord
+from input import batch_augment, boxes, pipeline, shards
 from model import postprocess
 from model.types import Detections
 from trainer import checkpoints, metrics
@@ -72,13 +72,13 @@ def make_evaluator(
       ValueError: the records were converted with other labels than the run's.
     """
     strategy = strategy or tf.distribute.get_strategy()
-    labels = tfrecord.read_labels(paths)
+    labels = shards.read_labels(paths)
     if tuple(labels) != config.labels:
         raise ValueError(
             f"the labels beside {paths[0]} are {', '.join(labels)}, but the model knows {', '.join(config.labels)}: "
             "convert these records with the training set's labels.txt as --labels."
         )
-    ground_truths = tfrecord.read_annotations(paths)
+    ground_truths = shards.read_annotations(paths)
     detect = make_detector(model, config)
 
     replicas = strategy.num_replicas_in_sync
@@ -109,7 +109,7 @@ def make_evaluator(
                         found.boxes[row, :count], found.scores[row, :count], found.classes[row, :count]
                     )
         damaged = sorted(set(range(len(ground_truths))) - detections.keys())
-        for name in tfrecord.name_records(paths, damaged):
+        for name in shards.name_records(paths, damaged):
             log.warning("left out of the evaluation, since it cannot be decoded: %s", name)
         shown = sorted(detections)
         truths = [ground_truths[index] for index in shown]
@@ -139,10 +139,10 @@ def evaluate_run(model_dir: str, patterns: Sequence[str], checkpoint: Optional[s
       FileNotFoundError: no such run, checkpoint or shards.
       ValueError: the records were converted with other labels than the run's.
     """
-    paths = tfrecord.expand_glob(patterns)
+    paths = shards.expand_glob(patterns)
     config, model, step, path = checkpoints.load_for_inference(model_dir, checkpoint)
     result = {**evaluate(model, config, paths, **options), "checkpoint": path, "step": step, "records": paths}
-    split = "+".join(sorted({tfrecord.split_name(path) for path in paths}))
+    split = "+".join(sorted({shards.split_name(path) for path in paths}))
     output = os.path.join(model_dir, "eval", f"{split}.json")
     checkpoints.write_file(output, json.dumps(result, indent=2, allow_nan=False) + "\n")
     return result

@@ -18,7 +18,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from input.tfrecord import GroundTruth
+from input.shards import GroundTruth
 
 
 class ImageDetections(NamedTuple):

@@ -147,10 +147,10 @@ def receive(paths: Sequence[str], config: InputConfig, num_images: int) -> Itera
 
 def read_image_ids(paths: Sequence[str], record_indices: Sequence[int]) -> list[str]:
     """The image ids of records, which are counted over all shards in order; reads the shards that hold them."""
-    from input import tfrecord
+    from input import shards, tfrecord
 
     wanted, found, first = set(record_indices), {}, 0
-    for path, count in zip(paths, tfrecord.count_records(paths)):
+    for path, count in zip(paths, shards.count_records(paths)):
         if not wanted.isdisjoint(range(first, first + count)):
             for index, record in enumerate(tfrecord.read_records(path), first):
                 if index in wanted:
@@ -423,11 +423,11 @@ def main(argv):
         flags.config_from_flags()  # a wrong flag shows before the seconds that TensorFlow takes to start
         import tensorflow as tf
 
-        from input import tfrecord
+        from input import shards
 
         tf.config.set_visible_devices([], "GPU")  # a few images need none, and a training may be using them all
-        paths = tfrecord.expand_glob(FLAGS.records)
-        config = flags.config_from_flags(tfrecord.read_labels(paths))
+        paths = shards.expand_glob(FLAGS.records)
+        config = flags.config_from_flags(shards.read_labels(paths))
         summary = write_preview(paths, config, FLAGS.output_dir, FLAGS.num_images)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

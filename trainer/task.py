@@ -17,15 +17,15 @@ def main(argv):
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}; flags are written --name=value.")
     try:
         flags.config_from_flags()  # a wrong flag shows before the seconds that TensorFlow takes to start
-        from input import tfrecord
+        from input import shards
         from trainer import train
 
-        groups = [tfrecord.expand_glob(pattern) for pattern in FLAGS.train_records]
+        groups = [shards.expand_glob(pattern) for pattern in FLAGS.train_records]
         train_paths = [path for group in groups for path in group]
         if len(set(train_paths)) < len(train_paths):
             raise ValueError("--train_records: two patterns match the same file.")
-        val_paths = tfrecord.expand_glob(FLAGS.val_records) if FLAGS.val_records else []
-        labels = tfrecord.read_labels([*train_paths, *val_paths])
+        val_paths = shards.expand_glob(FLAGS.val_records) if FLAGS.val_records else []
+        labels = shards.read_labels([*train_paths, *val_paths])
         config = flags.config_from_flags(labels, [len(group) for group in groups])
         train.set_up_devices(config.train)
         result = train.train_and_evaluate(

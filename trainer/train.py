@@ -8,7 +8,7 @@ from typing import NamedTuple, Optional
 
 import tensorflow as tf
 
-from input import pipeline, tfrecord
+from input import pipeline, shards, tfrecord
 from input.config import InputConfig
 from model.types import Losses
 from trainer import checkpoints, evaluate, optimizers, reporting, step
@@ -181,7 +181,7 @@ def _check_finite(result: LoopResult, first_step: int, last_step: int, train_pat
     """
     bad = [int(index) for index in result.bad_records.numpy() if index >= 0]
     if bad:
-        names = tfrecord.name_records(train_paths, bad)
+        names = shards.name_records(train_paths, bad)
         raise FloatingPointError(
             f"the loss was not a finite number between steps {first_step + 1} and {last_step}, first for the batch of "
             f"images {', '.join(names)}. Look at these; or lower --learning_rate, lengthen "
@@ -209,7 +209,7 @@ class DataWatch:
           ValueError: more damaged images than `max_damaged`.
         """
         found = {int(index) for index in result.damaged.numpy() if index >= 0} - self._damaged
-        for name in tfrecord.name_records(self._paths, found):
+        for name in shards.name_records(self._paths, found):
             log.warning("skipped an image that cannot be decoded: %s", name)
         self._damaged |= found
         if len(self._damaged) > self._config.max_damaged:
@@ -304,10 +304,10 @@ def _run(config: Config, train_paths, val_paths, model_dir, stop: StopSignal) ->
     tf.keras.mixed_precision.set_global_policy(config.train.precision)
     tf.keras.utils.set_random_seed(config.input.seed)
 
-    tfrecord.check_classes(train_paths, len(config.labels))
+    shards.check_classes(train_paths, len(config.labels))
     if config.input.data_service:
         _require_service(config.input.data_service)
-    num_records = sum(tfrecord.count_records(train_paths))
+    num_records = sum(shards.count_records(train_paths))
     train_steps = count_steps(config, num_records)
     checkpoints.require_same_run(config, model_dir)
     with strategy.scope():

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from input import files
-from input.convert import SCRATCH, ConversionError
+from input.conversion.config import ConversionError
+from input.conversion.convert import SCRATCH
 
 
 def _work(index: int, function, folder: str) -> None:
@@ -39,7 +40,7 @@ def _outcome_path(folder: str, index: int) -> str:
 
 
 class BeamWorkers:
-    """`convert.Workers` on a Beam runner."""
+    """`workers.Workers` on a Beam runner."""
 
     def __init__(self, runner: str, options: Sequence[str], output_dir: str):
         """

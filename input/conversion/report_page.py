@@ -20,15 +20,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from input import files, survey, tfrecord, voc
+from input import files, tfrecord
 from input.config import AnchorConfig
+from input.conversion import findings, survey
 
 POOR = 0.9  # a class that anchors match less of is poorly covered
 NUM_SAMPLES = 24  # random pictures
 MAX_MENDED = 100  # pictures of mended images
 _MAX_FILES = 200  # files named, of a kind of finding
 _PICTURE_SIDE = 400  # px of the longer side of a picture
-KINDS = {"refused": voc.REFUSED, "mended": voc.MENDED, "noted": voc.NOTED}
+KINDS = {"refused": findings.REFUSED, "mended": findings.MENDED, "noted": findings.NOTED}
 
 
 class Report(NamedTuple):

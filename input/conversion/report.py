@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from input import files, report_page, survey, tfrecord
+from input import files, shards
 from input.config import AnchorConfig
+from input.conversion import report_page, survey
 
 if TYPE_CHECKING:
-    from input.convert import Workers
+    from input.conversion.workers import Workers
 
 _MAX_CLASSES = 20  # rows of the table
 _MAX_FILES = 8  # files named
@@ -41,16 +42,16 @@ def write_report(
       tfrecord.DamagedShardError: a shard cannot be read back.
     """
     split = manifest["split"]
-    shards = [os.path.join(output_dir, shard["name"]) for shard in manifest["shards"]]
-    data = survey.take_survey(shards, workers, manifest["num_images"], f"reporting {split}")
+    paths = [os.path.join(output_dir, shard["name"]) for shard in manifest["shards"]]
+    data = survey.take_survey(paths, workers, manifest["num_images"], f"reporting {split}")
     boxes, num_classes = survey.input_boxes(data, image_size), len(manifest["labels"])
     fits = [survey.measure_fit(boxes, data.classes, num_classes, AnchorConfig(), image_size)]
     if fits[0].per_class[fits[0].worst] < report_page.POOR:
         suggested = survey.suggest_anchors(boxes, data.classes, num_classes, image_size)
         if suggested:
             fits.append(survey.measure_fit(boxes, data.classes, num_classes, suggested, image_size))
-    report = report_page.Report(manifest, data, boxes, fits, image_size, shards)
-    path = tfrecord.report_path(output_dir, split)
+    report = report_page.Report(manifest, data, boxes, fits, image_size, paths)
+    path = shards.report_path(output_dir, split)
     with files.create(path, os.path.join(output_dir, f".{split}.report.html.partial")) as file:
         for part in report_page.make_page(report):
             file.write(part.encode())

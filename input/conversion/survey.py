@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from input import anchors, tfrecord
+from input import anchors, shards
 from input.config import AnchorConfig, MatchConfig
 
 if TYPE_CHECKING:
-    from input.convert import Workers
+    from input.conversion.workers import Workers
 
 THRESHOLD = MatchConfig().positive_iou  # IoU from which an anchor learns from a box
 _SMALLEST_SIZES = (
@@ -67,7 +67,7 @@ def take_survey(paths: Sequence[str], workers: Workers, num_images: int, what: s
 
 
 def _survey_shard(path: str, advance) -> Survey:
-    images = tfrecord.read_annotations([path])
+    images = shards.read_annotations([path])
     advance(len(images))
     return Survey(
         [image.image_id for image in images],

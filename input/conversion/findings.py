@@ -1,0 +1,102 @@
+"""What may be wrong with the files of a data set, and what is done about each."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from typing import NamedTuple
+
+from input import files
+
+# What may be wrong with a file -> what is done about it. A refused file yields no record; a mended one does, with
+# something changed or left out; a note is for information, and the record is what the files say.
+REFUSED = {
+    "missing_annotation": "the image set lists it, but there is no such XML file",
+    "empty_annotation": "the XML file is empty",
+    "not_xml": "the XML cannot be parsed",
+    "other_schema": "the XML is not a Pascal VOC annotation",
+    "entities": "the XML defines entities, which are never expanded",
+    "unknown_class": "a class is not in the label list",
+    "not_utf8": "a class name or a file's name is not UTF-8",
+    "duplicate_id": "another folder has a file of this name; image ids must be unique",
+    "missing_image": "the image folder holds neither the XML's name nor its <filename>",
+    "empty_image": "the image file is empty",
+    "not_an_image": "the image is no JPEG, PNG, BMP, GIF, WebP or TIFF",
+    "damaged_image": "the image cannot be decoded to its end",
+    "too_many_pixels": "the image exceeds --max_pixels",
+    "unreadable": "the system cannot read the file",
+}
+MENDED = {
+    "encoding": "bytes that are not UTF-8, outside of names, were replaced",
+    "size": "<size> is absent or differs from the image; the image wins",
+    "filename": "<filename> names another image; the image with the XML's name was used",
+    "image_name": "no image has the XML's name; the one that <filename> names was used",
+    "disguised_image": "the image is of another format than its extension says; it is stored as JPEG",
+    "exif_rotated": "the boxes are in the frame that the EXIF orientation gives; the rotation was baked in",
+    "comma_number": "a coordinate has a decimal comma; read as a point",
+    "bad_number": "a coordinate is no finite number; the box was dropped",
+    "missing_corner": "a coordinate is absent; the box was dropped",
+    "missing_name": "an object has no <name>; it was dropped",
+    "unknown_class_dropped": "an object's class is not in the label list; it was dropped as asked",
+    "degenerate_box": "a box has max = min as written, to 1/100 pixel; it was dropped",
+    "swapped_box": "a box has max < min as written; it was dropped",
+    "clipped_box": "a box reached out of the image; it was clipped",
+    "outside_box": "a box lies wholly outside the image; it was dropped",
+    "duplicate_box": "an object repeats another's class and box; it was dropped",
+    "listed_twice": "the image set lists it more than once; it was taken once",
+}
+NOTED = {
+    "folder": "<folder> names another folder; it is never used",
+    "extension": "<filename> has no or another extension than the image",
+    "reencoded": "the image was encoded anew as 8-bit RGB JPEG of quality 95",
+    "grayscale": "the image has one channel; it was kept, and readers make three equal ones of it",
+    "path_in_filename": "<filename> holds a folder; only its last part was used",
+    "exif_ignored": "the EXIF orientation is not applied: the boxes are in the frame of the stored pixels",
+    "exponent_number": "a coordinate is written with an exponent",
+    "zero_coordinate": "a coordinate is 0, which 1-based data cannot have: see --zero_based",
+    "fields_absent": "difficult, truncated or pose is absent; taken as 0, 0 and Unspecified",
+    "parts": "an object has <part> boxes, which are not objects",
+    "no_objects": "the image has no objects; it was kept as a negative",
+    "dropped_empty": "the image has no objects; it was left out as asked",
+}
+Note = Callable[[str, str], None]  # takes a reason and a detail
+
+
+KINDS = {"refused": REFUSED, "mended": MENDED, "noted": NOTED}
+
+
+class Finding(NamedTuple):
+    """One thing that was found wrong, or worth a note, in a file."""
+
+    image_id: str
+    file: str  # the file's name, without its folder
+    reason: str  # a key of REFUSED, MENDED or NOTED
+    detail: str
+
+
+class Refused(Exception):
+    """The files yield no record."""
+
+    def __init__(self, path: str, reason: str, detail: str):
+        super().__init__(path, reason, detail)
+        self.path, self.reason, self.detail = path, reason, detail
+
+
+def read_file(path: str) -> bytes:
+    try:
+        if files.is_remote(path):
+            return files.read(path)
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe under an image's name must not stop everything
+        try:
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):
+                raise Refused(path, "unreadable", "not a regular file")
+            data = os.read(handle, status.st_size + 1)
+            while len(data) != status.st_size and (more := os.read(handle, 1 << 24)):  # it grows, or is enormous
+                data += more
+            return data
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise Refused(path, "unreadable", error.strerror or str(error)) from error
