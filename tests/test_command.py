@@ -1,0 +1,49 @@
+"""How commands start and fail, each in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import sys
+from trainer import command
+
+def main():
+    if "tensorflow" in sys.modules:
+        sys.exit("TensorFlow was imported")
+    {body}
+
+command.run(main)
+"""
+
+
+def run_command(body: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    script = SCRIPT.format(body=body)
+    return subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_a_command_runs():
+    done = run_command("print('hello')")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "hello\n", "")
+
+
+@pytest.mark.parametrize("kind", ["ValueError", "FileNotFoundError", "FloatingPointError"])
+def test_an_expected_error_is_one_line(kind):
+    done = run_command(f"raise {kind}('the disk is full: free some space.')")
+    assert (done.returncode, done.stderr) == (1, "error: the disk is full: free some space.\n")
+
+
+def test_an_unexpected_error_keeps_its_traceback():
+    done = run_command("raise TypeError('a bug')")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_an_argument_that_is_no_flag_is_a_usage_error():
+    done = run_command("print('hello')", "OUT/train-*", "more")
+    assert done.returncode == 1
+    assert "unexpected arguments: OUT/train-* more; flags are written --name=value." in done.stderr
+    assert "hello" not in done.stdout
