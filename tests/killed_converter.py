@@ -13,14 +13,14 @@ import shutil
 import signal
 import sys
 
-from input.conversion import config as conversion_config
 from input.conversion import convert
+from input.conversion.config import ConvertConfig
 from input.conversion.workers import Workers
 
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
 
 
-def convert_killed_before(change: int, config: conversion_config.ConvertConfig) -> bool:
+def convert_killed_before(change: int, config: ConvertConfig) -> bool:
     """Whether the process was killed; it is not where there are fewer changes."""
     child = os.fork()
     if not child:
@@ -54,7 +54,7 @@ def count_kills(voc_dir: str, scratch: pathlib.Path, reference: dict[str, bytes]
             output.mkdir(parents=True)
             for name, data in old.items():
                 (output / name).write_bytes(data)
-        config = conversion_config.ConvertConfig(str(output), (voc_dir,), num_shards=3, overwrite=bool(old))
+        config = ConvertConfig(str(output), (voc_dir,), num_shards=3, overwrite=bool(old))
         killed = convert_killed_before(change, config)
         if killed:
             for name, data in contents(output).items() if output.exists() else ():

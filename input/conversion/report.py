@@ -25,9 +25,7 @@ _MAX_CLASSES = 20  # rows of the table
 _MAX_FILES = 8  # files named
 
 
-def write_report(
-    output_dir: str, manifest: Any, image_size: tuple[int, int], workers: Workers
-) -> tuple[str, str]:
+def write_report(output_dir: str, manifest: Any, image_size: tuple[int, int], workers: Workers) -> tuple[str, str]:
     """Writes the page; the same shards give the same bytes.
 
     Args:
