@@ -34,7 +34,7 @@ def convert_killed_before(change: int, config: ConvertConfig) -> bool:
                 if seen == change:
                     os.kill(os.getpid(), signal.SIGKILL)
 
-        os.fsync = lambda handle: None  # slow, and of no account where the system itself goes on
+        os.fsync = lambda fd: None  # it is slow, and needless where the system itself does not crash
         sys.addaudithook(count)
         convert.convert(config, Workers(1))
         os._exit(0)
@@ -66,6 +66,7 @@ def count_kills(voc_dir: str, scratch: pathlib.Path, reference: dict[str, bytes]
         shutil.rmtree(output)
         if not killed:
             return change - 1
+    raise AssertionError("unreachable: the loop ends with the first run that is not killed")
 
 
 def main(voc_dir: str, reference_dir: str, old_dir: str, scratch_dir: str) -> None:
