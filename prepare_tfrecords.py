@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import sys
 from typing import Any
 
 from absl import app, flags
 from tqdm import tqdm
 
-from input import shards
+from input import files, shards
 from input.config import parse_image_size
 from input.conversion import beam, convert, report
 from input.conversion.config import ConvertConfig
@@ -85,16 +86,26 @@ def config_from_flags() -> ConvertConfig:
 
 
 def check(patterns: str) -> list[str]:
-    """Verifies shards and prints how many are sound; returns what is wrong, a line for each damaged shard."""
-    paths = shards.expand_glob(patterns)
-    problems, num_records = [], 0
+    """Verifies shards and prints how many are sound; returns what is wrong, a line for each problem.
+
+    Args:
+      patterns: of shards, comma separated; a folder stands for all its shards.
+    """
+    paths: list[str] = []
+    for pattern in patterns.split(","):
+        splits = shards.shards_by_split(pattern) if files.is_dir(pattern) else {}
+        paths += [os.path.join(pattern, name) for names in splits.values() for name in names]
+        paths += [] if splits else shards.expand_glob(pattern)
+    problems = shards.find_wrong_sets(paths)
+    num_records = 0
     for path in tqdm(paths, desc="checking", unit=" shards", disable=None):
         try:
             num_records += shards.check_shard(path)
         except (ValueError, OSError) as error:
-            problems.append(str(error))
-    print(f"{len(paths) - len(problems)} of {len(paths)} shards are sound, with {num_records} records.")
-    return problems
+            problems[path] = str(error)
+    num_sound = len(set(paths) - problems.keys())
+    print(f"{num_sound} of {len(paths)} shards are sound, with {num_records} records.")
+    return [*problems.values()]
 
 
 def convert_and_report(config: ConvertConfig, image_size: tuple[int, int], workers: Workers) -> None:

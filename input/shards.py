@@ -20,6 +20,8 @@ from input.tfrecord import CORNERS, DamagedShardError, decode_example, frame_rec
 LABELS = "labels.txt"
 MANIFEST_VERSION = 2  # raised when the manifest changes, or when the same input no longer gives the same records
 
+_REMEDY = "delete this file and run prepare_tfrecords.py again."
+
 _Kind = TypeVar("_Kind")
 
 
@@ -44,22 +46,45 @@ def report_path(directory: str, split: str) -> str:
     return os.path.join(directory, f"{split}.report.html")
 
 
-def expand_glob(patterns: str | Iterable[str]) -> list[str]:
+def expand_glob(patterns: str | Iterable[str], split: str = "") -> list[str]:
     """The files that the patterns (comma separated, or several) match, sorted.
+
+    A folder stands for its shards: those of `split` where there are any, otherwise those of its only split.
 
     Raises:
       FileNotFoundError: a pattern matches nothing.
+      ValueError: a folder holds several splits.
     """
     paths: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         for part in filter(None, (piece.strip() for piece in pattern.split(","))):
-            matches = files.glob(part)
+            matches = _shards_in(part, split) if files.is_dir(part) else files.glob(part)
             if not matches:
                 raise FileNotFoundError(f"no file matches {part!r}: check the pattern, or convert the data first.")
             paths.update(matches)
     if not paths:
         raise FileNotFoundError(f"no file pattern given: {patterns!r}.")
     return sorted(paths)
+
+
+def _shards_in(folder: str, split: str) -> list[str]:
+    by_split = shards_by_split(folder)
+    if split not in by_split and len(by_split) > 1:
+        raise ValueError(
+            f"{folder} holds shards of {', '.join(sorted(by_split))}: choose one with a pattern such as "
+            f"'{os.path.join(folder, min(by_split))}-*.tfrecord'."
+        )
+    names = by_split.get(split) or [name for members in by_split.values() for name in members]
+    return [os.path.join(folder, name) for name in names]
+
+
+def shards_by_split(folder: str) -> dict[str, list[str]]:
+    """The names of the shards in a folder, sorted, by split."""
+    by_split: dict[str, list[str]] = {}
+    for name in sorted(files.names(folder)):
+        if re.search(r"-\d+-of-\d+\.tfrecord$", name):
+            by_split.setdefault(split_name(name), []).append(name)
+    return by_split
 
 
 # The label list.
@@ -353,24 +378,57 @@ def count_records(paths: Iterable[str]) -> list[int]:
     return counts
 
 
+def find_wrong_sets(paths: Iterable[str]) -> dict[str, str]:
+    """What is wrong with the sets of shards that these belong to, a sentence for each wrong file; no shard is read.
+
+    The manifest of a split says which shards its folder must hold, and of what size. An empty file is never sound.
+    """
+    problems: dict[str, str] = {}
+    for path, manifest in _with_manifests(paths):
+        folder, name = os.path.split(path)
+        info = manifest.shard(name) if manifest else None
+        size = files.size(path)
+        if manifest and not info:
+            problems[path] = f"{path}: {manifest.split}.manifest.json does not name it; move it to another folder."
+        elif info and size != info.num_bytes:
+            problems[path] = f"{path}: it has {size} bytes, but {info.num_bytes} were written; {_REMEDY}"
+        elif not size:
+            problems[path] = f"{path}: it is empty; {_REMEDY}"
+        for shard in manifest.shards if manifest else ():
+            other = os.path.join(folder, shard.name)
+            if other not in problems and not files.exists(other):
+                problems[other] = (
+                    f"{other}: it is missing, though the manifest names it; run prepare_tfrecords.py again."
+                )
+    return problems
+
+
+def require_whole_sets(paths: Iterable[str]) -> None:
+    """Refuses shards of a set that lacks one, holds a stranger, or has one of another size than was written.
+
+    Raises:
+      DamagedShardError: names the files.
+    """
+    if problems := find_wrong_sets(paths):
+        raise DamagedShardError("\n".join(problems.values()))
+
+
 def check_shard(path: str) -> int:
     """Reads a whole shard, compares it with the manifest beside it where there is one, and returns its record count.
 
     Raises:
       DamagedShardError: names the file, and the first damaged record or what differs from the manifest.
     """
+    ((_, manifest),) = _with_manifests([path])
+    info = manifest.shard(os.path.basename(path)) if manifest else None
+    if not info and ".tfrecord" not in os.path.basename(path):
+        raise DamagedShardError(f"{path}: it is no shard; give a pattern such as 'OUT/train-*.tfrecord'.")
     count, digest = 0, hashlib.sha256()
     for record in read_records(path):
         digest.update(frame_record(record))
         count += 1
-    ((_, manifest),) = _with_manifests([path])
-    if manifest:
-        info = manifest.shard(os.path.basename(path))
-        remedy = "delete this file and run prepare_tfrecords.py again."
-        if info is None:
-            raise DamagedShardError(f"{path}: the manifest does not name it; {remedy}")
-        if count != info.num_records:
-            raise DamagedShardError(f"{path}: {count} records, but {info.num_records} were written; {remedy}")
-        if digest.hexdigest() != info.sha256:
-            raise DamagedShardError(f"{path}: its sha256 differs from that in the manifest; {remedy}")
+    if info and count != info.num_records:
+        raise DamagedShardError(f"{path}: {count} records, but {info.num_records} were written; {_REMEDY}")
+    if info and digest.hexdigest() != info.sha256:
+        raise DamagedShardError(f"{path}: its sha256 differs from that in the manifest; {_REMEDY}")
     return count

@@ -1,11 +1,14 @@
 """The manifest: written, read back, and refused where it is damaged."""
 
 import dataclasses
+import hashlib
 import json
+import os
+import pathlib
 
 import pytest
 
-from input import shards
+from input import shards, tfrecord
 from input.shards import Finding, Findings, Manifest, ShardInfo
 
 MANIFEST = Manifest(
@@ -90,3 +93,72 @@ def test_findings_by_kind():
 def test_a_shard_by_name():
     assert MANIFEST.shard("train-00000-of-00001.tfrecord") is MANIFEST.shards[0]
     assert MANIFEST.shard("other.tfrecord") is None
+
+
+# Whole sets of shards.
+
+
+@pytest.fixture
+def split(tmp_path) -> list[str]:
+    """The paths of three shards with a manifest, each of two records."""
+    infos = []
+    for index in range(3):
+        name = shards.shard_name("train", index, 3)
+        data = b"".join(tfrecord.frame_record(bytes([index, number])) for number in range(2))
+        (tmp_path / name).write_bytes(data)
+        digest = hashlib.sha256(data).hexdigest()
+        infos.append(ShardInfo(name=name, num_records=2, num_bytes=len(data), sha256=digest))
+    manifest = dataclasses.replace(MANIFEST, num_images=6, shards=tuple(infos))
+    (tmp_path / "train.manifest.json").write_text(manifest.to_json())
+    return [str(tmp_path / info.name) for info in infos]
+
+
+def test_a_whole_set_is_accepted_and_so_is_a_part_of_it(split):
+    shards.require_whole_sets(split)
+    shards.require_whole_sets(split[:1])
+
+
+def test_a_missing_shard_is_named(split):
+    """Also where the pattern matches only the others."""
+    os.unlink(split[1])
+    (problem,) = shards.find_wrong_sets([split[0], split[2]]).values()
+    assert problem.startswith(f"{split[1]}: it is missing, but the manifest names it")
+    with pytest.raises(tfrecord.DamagedShardError, match="missing"):
+        shards.require_whole_sets(split[:1])
+
+
+def test_a_shard_of_another_conversion_is_named(split, tmp_path):
+    stranger = str(tmp_path / "train-00000-of-00016.tfrecord")
+    pathlib.Path(stranger).write_bytes(tfrecord.frame_record(b"x"))
+    (problem,) = shards.find_wrong_sets([*split, stranger]).values()
+    assert problem.startswith(f"{stranger}: train.manifest.json does not name it")
+
+
+def test_a_shard_cut_between_two_records_is_named(split):
+    """Its records are sound, so that nothing but the size tells."""
+    os.truncate(split[2], os.path.getsize(split[2]) // 2)
+    (problem,) = shards.find_wrong_sets(split).values()
+    assert problem.startswith(f"{split[2]}: it has 18 bytes, but 36 were written")
+
+
+def test_an_empty_file_is_not_sound_without_a_manifest(tmp_path):
+    path = tmp_path / "own-00000-of-00001.tfrecord"
+    path.write_bytes(b"")
+    (problem,) = shards.find_wrong_sets([str(path)]).values()
+    assert problem.startswith(f"{path}: it is empty")
+
+
+def test_checking_what_is_no_shard_never_advises_to_delete_it(split, tmp_path):
+    (tmp_path / "labels.txt").write_text("cat\n")
+    for name in ("labels.txt", "train.manifest.json"):
+        with pytest.raises(tfrecord.DamagedShardError, match="is no shard; give a pattern") as error:
+            shards.check_shard(str(tmp_path / name))
+        assert "delete" not in str(error.value)
+
+
+def test_a_folder_stands_for_its_shards(split, tmp_path):
+    assert shards.expand_glob(str(tmp_path)) == split
+    (tmp_path / "val-00000-of-00001.tfrecord").write_bytes(b"")
+    assert shards.expand_glob(str(tmp_path), split="train") == split
+    with pytest.raises(ValueError, match=r"holds shards of train, val: choose one with a pattern such as '.*/train-\*"):
+        shards.expand_glob(str(tmp_path))

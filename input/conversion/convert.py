@@ -219,7 +219,7 @@ def _publish(manifest: Manifest, output_dir: str) -> None:
             files.remove(path)
     folder = staging_dir(output_dir, split)
     names = [shard.name for shard in manifest.shards]
-    for stale in _shards_of(split, output_dir) - set(names):
+    for stale in set(shards.shards_by_split(output_dir).get(split, ())) - set(names):
         files.remove(os.path.join(output_dir, stale))
     for name in names:
         staged = os.path.join(folder, name.replace(".tfrecord", ".shard"))
@@ -228,14 +228,6 @@ def _publish(manifest: Manifest, output_dir: str) -> None:
     with files.create(final, os.path.join(folder, "manifest.json")) as file:
         file.write(manifest.to_json().encode())
     files.remove_tree(folder)
-
-
-def _shards_of(split: str, output_dir: str) -> set[str]:
-    return {
-        name
-        for name in files.names(output_dir)
-        if name.endswith(".tfrecord") and shards.split_name(name) == split and name != f"{split}.tfrecord"
-    }
 
 
 # What an earlier run left.
@@ -252,7 +244,9 @@ def _already_done(split: str, listing: Listing, labels: tuple[str, ...], config:
     if config.overwrite:
         return None
     if not files.exists(path):
-        if _shards_of(split, config.output_dir) and not files.is_dir(staging_dir(config.output_dir, split)):
+        if split in shards.shards_by_split(config.output_dir) and not files.is_dir(
+            staging_dir(config.output_dir, split)
+        ):
             raise ConversionError(f"{config.output_dir} holds shards of {split} but no manifest: {remedy}")
         return None
     try:
