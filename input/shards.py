@@ -384,6 +384,7 @@ def find_wrong_sets(paths: Iterable[str]) -> dict[str, str]:
     The manifest of a split says which shards its folder must hold, and of what size. An empty file is never sound.
     """
     problems: dict[str, str] = {}
+    named: dict[str, None] = {}  # every shard that the manifests name, in order
     for path, manifest in _with_manifests(paths):
         folder, name = os.path.split(path)
         info = manifest.shard(name) if manifest else None
@@ -394,12 +395,10 @@ def find_wrong_sets(paths: Iterable[str]) -> dict[str, str]:
             problems[path] = f"{path}: it has {size} bytes, but {info.num_bytes} were written; {_REMEDY}"
         elif not size:
             problems[path] = f"{path}: it is empty; {_REMEDY}"
-        for shard in manifest.shards if manifest else ():
-            other = os.path.join(folder, shard.name)
-            if other not in problems and not files.exists(other):
-                problems[other] = (
-                    f"{other}: it is missing, though the manifest names it; run prepare_tfrecords.py again."
-                )
+        named.update((os.path.join(folder, shard.name), None) for shard in (manifest.shards if manifest else ()))
+    for path in named:
+        if not files.exists(path):
+            problems[path] = f"{path}: it is missing, but the manifest names it; run prepare_tfrecords.py again."
     return problems
 
 

@@ -1,0 +1,91 @@
+"""Where a data set keeps its annotations and its images: found by what the folders hold, since names differ by tool."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from input import files
+from input.conversion.config import ConversionError
+from input.conversion.images import IMAGE_EXTENSIONS
+
+# Names that tools give; they decide where several folders hold files of a kind.
+_ANNOTATION_NAMES = ("annotations", "annotation", "annots", "annot", "labels", "label", "xml", "xmls")
+_IMAGE_NAMES = ("jpegimages", "images", "image", "imgs", "img", "photos")
+_SPLIT_NAMES = {"train": "train", "valid": "val", "val": "val", "validation": "val", "test": "test"}
+
+
+class Folders(NamedTuple):
+    """The folders of one data set, or of one split of it."""
+
+    split: str  # the split that the folder's name gives; empty where it gives none
+    annotations: str
+    images: str
+
+
+def find_folders(voc_dir: str, annotations_dir: str = "", images_dir: str = "") -> list[Folders]:
+    """The folders that hold a data set's XML files and images.
+
+    Pascal VOC's own, `Annotations` and `JPEGImages`, come first. Otherwise those count that hold XML files or images,
+    `voc_dir` itself included (XML beside the images); of several, one with a usual name. Where there is none, folders
+    called train, valid (or val) and test are searched in the same way: one split each.
+
+    Args:
+      voc_dir: the data set's folder; may be empty where both others are given.
+      annotations_dir, images_dir: used as they are, if given.
+
+    Raises:
+      ConversionError: nothing was found, or several folders fit.
+    """
+    annotations = annotations_dir or _existing(voc_dir, "Annotations")
+    images = images_dir or _existing(voc_dir, "JPEGImages")
+    if annotations and images:
+        return [Folders("", annotations, images)]
+    if not files.is_dir(voc_dir):
+        raise ConversionError(f"--voc_dir={voc_dir}: there is no such folder.")
+    inside = [os.path.join(voc_dir, name) for name in sorted(files.names(voc_dir)) if not name.startswith(".")]
+    subfolders = [path for path in inside if files.is_dir(path)]
+    splits = [path for path in subfolders if os.path.basename(path).lower() in _SPLIT_NAMES]
+    candidates = [voc_dir, *(path for path in subfolders if path not in splits)]
+    with_xml = [path for path in candidates if _holds(path, (".xml",))]
+    if not annotations and not with_xml:
+        if splits:
+            return [_folders_of_split(path) for path in splits]
+        raise ConversionError(
+            f"{voc_dir}: neither it nor a folder in it holds an XML file; name the folder with --annotations_dir."
+        )
+    annotations = annotations or _choose(with_xml, _ANNOTATION_NAMES, "XML files", "--annotations_dir")
+    if not images:
+        with_images = [path for path in candidates if _holds(path, IMAGE_EXTENSIONS)]
+        if not with_images:
+            raise ConversionError(
+                f"{voc_dir}: neither it nor a folder in it holds an image; name the folder with --images_dir."
+            )
+        images = _choose(with_images, _IMAGE_NAMES, "images", "--images_dir")
+    return [Folders("", annotations, images)]
+
+
+def _folders_of_split(folder: str) -> Folders:
+    (found, *others) = find_folders(folder)
+    if others or found.split:
+        raise ConversionError(f"{folder} holds splits itself: name one of them with --voc_dir, and --split.")
+    return found._replace(split=_SPLIT_NAMES[os.path.basename(folder).lower()])
+
+
+def _existing(folder: str, name: str) -> str:
+    path = os.path.join(folder, name)
+    return path if files.is_dir(path) else ""
+
+
+def _holds(folder: str, extensions: Collection[str]) -> bool:
+    return any(os.path.splitext(name)[1].lower() in extensions for name in files.names(folder))
+
+
+def _choose(folders: Sequence[str], names: Sequence[str], what: str, flag: str) -> str:
+    """The only folder, or the only one with a usual name."""
+    usual = [path for path in folders if os.path.basename(path).lower() in names]
+    for candidates in (folders, usual):
+        if len(candidates) == 1:
+            return candidates[0]
+    raise ConversionError(f"{' and '.join(usual or folders)} hold {what}: choose one with {flag}.")
