@@ -22,4 +22,4 @@ test-slow: venv
 	@$(python) -m pytest -m slow
 
 lint: venv
-	@$(python) -m ruff check . && $(python) -m ruff format --check .
+	@$(python) -m ruff check . && $(python) -m ruff format --check . && $(python) -m mypy

@@ -6,58 +6,82 @@
 What the shards hold, and what is done about flaws in the data: docs/DATA_FORMAT.md.
 """
 
+from __future__ import annotations
+
 import dataclasses
+import io
 import sys
+from typing import Any
 
 from absl import app, flags
 from tqdm import tqdm
 
-from input import shards, tfrecord
+from input import shards
 from input.config import parse_image_size
 from input.conversion import beam, convert, report
-from input.conversion import config as conversion_config
+from input.conversion.config import ConvertConfig
 from input.conversion.workers import Workers, available_cores
+from trainer import command
 
-_DEFAULTS = {field.name: field.default for field in dataclasses.fields(conversion_config.ConvertConfig)}
+FLAGS = flags.FLAGS
+_default = ConvertConfig(output_dir="", voc_dirs=("VOC",))
 
 flags.DEFINE_multi_string("voc_dir", [], "Folder with Annotations/, JPEGImages/ and ImageSets/Main/; may be repeated.")
-flags.DEFINE_string("output_dir", "", "Where the shards, labels.txt, the manifest and the report go.")
-flags.DEFINE_string("image_set", "", "A list in ImageSets/Main, without .txt; names the split. None: all annotations.")
-flags.DEFINE_string("image_set_file", "", "The list itself, in place of the one in ImageSets/Main.")
-flags.DEFINE_string("annotations_dir", "", "In place of VOCDIR/Annotations.")
-flags.DEFINE_string("images_dir", "", "In place of VOCDIR/JPEGImages.")
-flags.DEFINE_float("val_fraction", 0.0, "Without an image set: this share of images becomes `val`, the rest `train`.")
+flags.DEFINE_string("output_dir", "", "Folder for the shards, labels.txt, the manifest and the report.")
+flags.DEFINE_string(
+    "image_set", "", "Name of a list in ImageSets/Main, without .txt; also names the split. None: all annotations."
+)
+flags.DEFINE_string("image_set_file", "", "Path of the image set, in place of one in ImageSets/Main.")
+flags.DEFINE_string("annotations_dir", "", "Folder of the XML files, in place of VOCDIR/Annotations.")
+flags.DEFINE_string("images_dir", "", "Folder of the images, in place of VOCDIR/JPEGImages.")
+flags.DEFINE_float(
+    "val_fraction",
+    _default.val_fraction,
+    "Share of the images that becomes the split `val`, where there is no image set; the rest becomes `train`.",
+)
 flags.DEFINE_string("labels", "", "File with the class names, one a line. Default: OUT/labels.txt, else all found.")
 flags.DEFINE_boolean(
-    "drop_unknown_classes", False, "Drop objects whose class is not in the list, in place of an error."
+    "drop_unknown_classes",
+    _default.drop_unknown_classes,
+    "Drop objects whose class is not in the label list, instead of refusing the file.",
 )
-flags.DEFINE_enum("on_error", _DEFAULTS["on_error"], ["fail", "skip"], "What to do when a file yields no record.")
-flags.DEFINE_boolean("strict", False, "Count a mended file as an error.")
-flags.DEFINE_boolean("zero_based", False, "Coordinates are edges counted from 0, not VOC's pixels counted from 1.")
-flags.DEFINE_boolean("drop_empty", False, "Leave out images without objects, in place of keeping them as negatives.")
+flags.DEFINE_enum("on_error", _default.on_error, ["fail", "skip"], "What to do when a file yields no record.")
+flags.DEFINE_boolean("strict", _default.strict, "Count a repaired file as an error.")
+flags.DEFINE_boolean(
+    "zero_based",
+    _default.zero_based,
+    "Read coordinates as edges counted from 0, instead of VOC's pixels counted from 1.",
+)
+flags.DEFINE_boolean(
+    "drop_empty", _default.drop_empty, "Leave out images without objects, instead of keeping them as negatives."
+)
 flags.DEFINE_enum(
-    "verify", _DEFAULTS["verify"], ["header", "decode"], "How an image that is stored as it is is checked."
+    "verify", _default.verify, ["header", "decode"], "How to check an image that is stored without encoding it anew."
 )
-flags.DEFINE_integer("max_pixels", _DEFAULTS["max_pixels"], "Refuse larger images.", lower_bound=1)
-flags.DEFINE_integer("num_shards", 0, "Number of shards of a split; 0: by --shard_mb.", lower_bound=0)
-flags.DEFINE_integer("shard_mb", _DEFAULTS["shard_bytes"] >> 20, "Target size of a shard, in MiB.", lower_bound=1)
-flags.DEFINE_integer("seed", 0, "Seed of the shuffle over shards, and of --val_fraction.")
-flags.DEFINE_integer("num_workers", 0, "Worker processes; 0: one for each core.", lower_bound=0)
-flags.DEFINE_string("beam_runner", "", "Convert on Apache Beam, in place of worker processes: DirectRunner, ...")
+flags.DEFINE_integer("max_pixels", _default.max_pixels, "Refuse images of more pixels.", lower_bound=1)
+flags.DEFINE_integer("num_shards", _default.num_shards, "Number of shards of a split; 0: by --shard_mb.", lower_bound=0)
+flags.DEFINE_integer("shard_mb", _default.shard_bytes >> 20, "Target size of a shard, in MiB.", lower_bound=1)
+flags.DEFINE_integer("seed", _default.seed, "Seed of the shuffle over shards, and of --val_fraction.")
+flags.DEFINE_integer("num_workers", 0, "Number of worker processes; 0: one for each core.", lower_bound=0)
+flags.DEFINE_string("beam_runner", "", "Convert on Apache Beam, instead of worker processes: DirectRunner, ...")
 flags.DEFINE_multi_string("beam_options", [], "Flags of Beam and its runner, in one string or several.")
-flags.DEFINE_boolean("overwrite", False, "Replace a conversion of this split that is already there.")
-flags.DEFINE_string("report_image_size", "512", "The report judges anchors at this --image_size: N or HxW.")
-flags.DEFINE_string("check", "", "Convert nothing; verify the shards that match this pattern.")
+flags.DEFINE_boolean("overwrite", _default.overwrite, "Replace a conversion of this split that is already there.")
+flags.DEFINE_string("report_image_size", "512", "The --image_size that the report judges anchors at: N or HxW.")
+flags.DEFINE_string("check", "", "Pattern of shards to verify; nothing is converted.")
 
 
-def config_from_flags(values: flags.FlagValues) -> conversion_config.ConvertConfig:
-    renamed = {
-        "voc_dirs": tuple(values.voc_dir),
-        "labels_file": values.labels,
-        "shard_bytes": values.shard_mb << 20,
+def config_from_flags() -> ConvertConfig:
+    """The flags as a `ConvertConfig`.
+
+    Raises:
+      ConversionError: names the flags that do not fit together.
+    """
+    settings: dict[str, Any] = {
+        field.name: FLAGS[field.name].value for field in dataclasses.fields(ConvertConfig) if field.name in FLAGS
     }
-    same = {name: values[name].value for name in _DEFAULTS if name not in renamed}
-    return conversion_config.ConvertConfig(**renamed, **same)
+    return ConvertConfig(
+        voc_dirs=tuple(FLAGS.voc_dir), labels_file=FLAGS.labels, shard_bytes=FLAGS.shard_mb << 20, **settings
+    )
 
 
 def check(patterns: str) -> list[str]:
@@ -73,42 +97,40 @@ def check(patterns: str) -> list[str]:
     return problems
 
 
-def make_workers(values: flags.FlagValues):
-    if values.beam_runner:
-        return beam.BeamWorkers(values.beam_runner, values.beam_options, values.output_dir)
-    return Workers(values.num_workers or available_cores())
+def convert_and_report(config: ConvertConfig, image_size: tuple[int, int], workers: Workers) -> None:
+    """Converts, and prints the report of each split, whose page lies beside the shards."""
+    manifests = convert.convert(config, workers)
+    with convert.locked(config.output_dir):
+        for manifest in manifests:
+            text, path = report.write_report(config.output_dir, manifest, image_size, workers)
+            print(f"{text}\nPictures and plots: {path}")
 
 
-def main(argv):
-    values = flags.FLAGS
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}: flags start with --.")
+def make_workers() -> Workers:
+    if FLAGS.beam_runner:
+        return beam.BeamWorkers(FLAGS.beam_runner, FLAGS.beam_options, FLAGS.output_dir)
+    return Workers(FLAGS.num_workers or available_cores())
+
+
+def main() -> None:
+    image_size = parse_image_size(FLAGS.report_image_size, "report_image_size")
+    if FLAGS.check:
+        if problems := check(FLAGS.check):
+            sys.exit("\n".join(problems))
+        return
+    if not FLAGS.output_dir:
+        raise app.UsageError("give --output_dir.")
+    if FLAGS.beam_options and not FLAGS.beam_runner:
+        raise app.UsageError("--beam_options goes with --beam_runner.")
+    config = config_from_flags()
     try:
-        image_size = parse_image_size(values.report_image_size, "report_image_size")
-    except ValueError as error:
-        raise app.UsageError(str(error)) from None
-    try:
-        if values.check:
-            if problems := check(values.check):
-                sys.exit("\n".join(problems))
-            return
-        if not values.output_dir:
-            raise app.UsageError("give --output_dir.")
-        if values.beam_options and not values.beam_runner:
-            raise app.UsageError("--beam_options goes with --beam_runner.")
-        config = config_from_flags(values)
-        with make_workers(values) as workers:
-            manifests = convert.convert(config, workers)
-            with convert.locked(config.output_dir):
-                for manifest in manifests:
-                    text, path = report.write_report(config.output_dir, manifest, image_size, workers)
-                    print(f"{text}\nPictures and plots: {path}")
+        with make_workers() as workers:
+            convert_and_report(config, image_size, workers)
     except KeyboardInterrupt:
-        sys.exit("prepare_tfrecords: interrupted; the same command continues.")
-    except (conversion_config.ConversionError, tfrecord.DamagedShardError, OSError) as error:
-        sys.exit(f"prepare_tfrecords: {error}")
+        sys.exit("interrupted; the same command continues.")
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a class name's letters is no reason to fail
-    app.run(main)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a class name's letters is no reason to fail
+    command.run(main)

@@ -27,7 +27,8 @@ setup(
         "tensorflow-addons==0.23.0",  # no longer works on any later TensorFlow
         "numpy<2",
         "lxml",
-        "google-crc32c",  # the checksum of TFRecords without the seconds that importing TensorFlow takes
+        "protobuf",  # tf.Example in the converter, again without that import
+        "google-crc32c",  # the checksum of TFRecords, without the seconds that importing TensorFlow takes
         "absl-py",
         "tqdm",
         "Pillow>=10.1",  # the first whose default font scales
@@ -37,6 +38,6 @@ setup(
     extras_require={
         "and-cuda": ["tensorflow[and-cuda]==2.15.1"],
         "beam": [_BEAM],
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", _BEAM],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", _BEAM],
     },
 )

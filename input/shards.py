@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import array
+import dataclasses
 import hashlib
 import io
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -17,68 +18,14 @@ from input import files
 from input.tfrecord import CORNERS, DamagedShardError, decode_example, frame_record, read_records, walk_records
 
 LABELS = "labels.txt"
+MANIFEST_VERSION = 2  # raised when the manifest changes, or when the same input no longer gives the same records
+
+_Kind = TypeVar("_Kind")
 
 
-class GroundTruth(NamedTuple):
-    """What one record says is in its image."""
-
-    image_id: str
-    height: int  # of the original image, in pixels
-    width: int
-    boxes: np.ndarray  # f32 [n, 4], ymin xmin ymax xmax in pixels of the original image
-    classes: np.ndarray  # i32 [n], 0-based
-    difficult: np.ndarray  # bool [n]
+# Names.
 
 
-_GROUND_TRUTH_KEYS = frozenset(
-    (
-        "image/source_id",
-        "image/height",
-        "image/width",
-        "image/object/class/label",
-        "image/object/difficult",
-        *(f"image/object/bbox/{corner}" for corner in CORNERS),
-    )
-)
-
-
-def read_annotations(paths: Iterable[str]) -> list[GroundTruth]:
-    """The ground truth of every record, in record order; images are neither decoded nor kept.
-
-    Raises:
-      DamagedShardError: a shard is damaged, or holds something else than these records.
-    """
-    annotations = []
-    for path in paths:
-        for index, record in enumerate(read_records(path)):
-            try:
-                features = decode_example(record, _GROUND_TRUTH_KEYS)
-                height, width = features["image/height"][0], features["image/width"][0]
-                labels = array.array("i", features.get("image/object/class/label", ()))  # fails beyond 32 bits
-                classes = np.asarray(labels) - 1
-                corners = [features.get(f"image/object/bbox/{corner}", ()) for corner in CORNERS]
-                boxes = np.asarray(corners, np.float64).T * (height, width, height, width)
-                difficult = features.get("image/object/difficult") or [0] * len(classes)
-                if not len(boxes) == len(classes) == len(difficult):
-                    raise ValueError("lists of different lengths")
-                annotations.append(
-                    GroundTruth(
-                        image_id=features.get("image/source_id", [b""])[0].decode(),
-                        height=height,
-                        width=width,
-                        boxes=boxes.astype(np.float32),
-                        classes=classes,
-                        difficult=np.asarray(difficult, np.bool_),
-                    )
-                )
-            except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
-                raise DamagedShardError(
-                    f"{path}: record {index} is not a detection record ({error}); convert the data again."
-                ) from error
-    return annotations
-
-
-# Names, and the files beside the shards.
 def shard_name(split: str, index: int, num_shards: int) -> str:
     return f"{split}-{index:05d}-of-{num_shards:05d}.tfrecord"
 
@@ -115,7 +62,10 @@ def expand_glob(patterns: str | Iterable[str]) -> list[str]:
     return sorted(paths)
 
 
-def read_labels(records_paths: Iterable[str]) -> tuple[str, ...]:
+# The label list.
+
+
+def read_labels(shard_paths: Iterable[str]) -> tuple[str, ...]:
     """The class names, from the labels.txt beside the shards; class i is entry i.
 
     Raises:
@@ -123,7 +73,7 @@ def read_labels(records_paths: Iterable[str]) -> tuple[str, ...]:
       ValueError: the list is empty or names a class twice, or two folders disagree.
     """
     found: dict[str, tuple[str, ...]] = {}
-    for directory in sorted({os.path.dirname(path) for path in records_paths}):
+    for directory in sorted({os.path.dirname(path) for path in shard_paths}):
         path = os.path.join(directory, LABELS)
         try:
             found[path] = parse_labels(path)
@@ -154,44 +104,252 @@ def parse_labels(path: str) -> tuple[str, ...]:
     return labels
 
 
-def read_manifest(path: str) -> dict[str, Any]:
-    """A manifest, from its own path or from that of a shard beside it.
+# The manifest.
+
+
+class Finding(NamedTuple):
+    """One thing that was wrong with a file, or worth a note."""
+
+    image_id: str
+    file: str  # the file's name, without its folder
+    reason: str  # a key of one of `conversion.findings.KINDS`
+    detail: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """All findings of one kind."""
+
+    counts: dict[str, int]  # by reason
+    files: tuple[Finding, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardInfo:
+    """What a manifest says of one shard."""
+
+    name: str
+    num_records: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a split holds, from what it was made and how: `SPLIT.manifest.json` beside the shards."""
+
+    version: int
+    split: str
+    num_images: int
+    num_boxes: int
+    num_negatives: int  # images without objects
+    num_difficult: int  # boxes
+    num_truncated: int  # boxes
+    labels: tuple[str, ...]
+    boxes_per_class: dict[str, int]
+    images_per_class: dict[str, int]
+    settings: dict[str, Any]
+    shards: tuple[ShardInfo, ...]
+    refused: Findings
+    repaired: Findings
+    noted: Findings
+    inputs: dict[str, str]  # image id -> a fingerprint of its files
+
+    def findings(self, kind: str) -> Findings:
+        """The findings of a kind: refused, repaired or noted."""
+        return {"refused": self.refused, "repaired": self.repaired, "noted": self.noted}[kind]
+
+    def shard(self, name: str) -> ShardInfo | None:
+        """The shard called `name`; None where the manifest does not name it."""
+        return next((shard for shard in self.shards if shard.name == name), None)
+
+    def to_json(self) -> str:
+        fields = dataclasses.asdict(self)
+        for kind in ("refused", "repaired", "noted"):
+            fields[kind]["files"] = [finding._asdict() for finding in fields[kind]["files"]]
+        return json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Manifest:
+        """Reads what `to_json` wrote, and manifests of version 1, whose "repaired" was called "mended".
+
+        Raises:
+          ValueError: the text is no manifest; the message names the wrong field.
+        """
+        try:
+            fields = json.loads(text)
+            if fields["version"] == 1:
+                fields["repaired"] = fields.pop("mended")
+            fields["labels"] = tuple(fields["labels"])
+            fields["shards"] = tuple(_checked(ShardInfo, shard) for shard in fields["shards"])
+            for kind in ("refused", "repaired", "noted"):
+                lines = tuple(Finding(**line) for line in fields[kind]["files"])
+                fields[kind] = _checked(Findings, {**fields[kind], "files": lines})
+            return _checked(cls, fields)
+        except KeyError as error:
+            raise ValueError(f"{error.args[0]} is missing") from error
+        except (AttributeError, TypeError) as error:
+            raise ValueError(str(error)) from error
+
+
+def _checked(kind: type[_Kind], fields: dict[str, Any]) -> _Kind:
+    """The dataclass `kind` of these fields, each of which must have its type."""
+    types = {"int": int, "str": str, "dict": dict, "tuple": tuple, "Findings": Findings}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]  # always a dataclass
+        if not isinstance(fields[field.name], types[field.type.partition("[")[0]]):
+            raise ValueError(f"{field.name} is not of the type {field.type}")
+    return kind(**fields)
+
+
+def read_manifest(path: str) -> Manifest:
+    """Reads a manifest.
 
     Raises:
       FileNotFoundError: there is none.
       ValueError: the file is not a manifest.
     """
-    if not path.endswith(".json"):
-        path = manifest_path(os.path.dirname(path), split_name(path))
     data = files.read(path)
     try:
-        manifest = json.loads(data)
-        for shard in manifest["shards"]:
-            if [type(shard[key]) for key in ("name", "num_records", "num_bytes", "sha256")] != [str, int, int, str]:
-                raise TypeError
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{path} is not a manifest: delete it and run prepare_tfrecords.py again.") from None
-    return manifest
+        return Manifest.from_json(data)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not a sound manifest ({error}): delete it and run prepare_tfrecords.py again."
+        ) from None
+
+
+def _with_manifests(paths: Iterable[str]) -> Iterator[tuple[str, Manifest | None]]:
+    """Each shard's path and the manifest beside it, None where there is none; reads each manifest once."""
+    manifests: dict[str, Manifest | None] = {}
+    for path in paths:
+        beside = manifest_path(os.path.dirname(path), split_name(path))
+        if beside not in manifests:
+            manifests[beside] = read_manifest(beside) if files.exists(beside) else None
+        yield path, manifests[beside]
+
+
+# What shards hold.
+
+
+class GroundTruth(NamedTuple):
+    """What one record says is in its image."""
+
+    image_id: str
+    height: int  # of the original image, in pixels
+    width: int
+    boxes: np.ndarray  # f32 [n, 4], ymin xmin ymax xmax in pixels of the original image
+    classes: np.ndarray  # i32 [n], 0-based
+    difficult: np.ndarray  # bool [n]
+
+
+def read_annotations(paths: Iterable[str]) -> list[GroundTruth]:
+    """The ground truth of every record, in record order; images are neither decoded nor kept.
+
+    Raises:
+      DamagedShardError: a shard is damaged, or its records are no detection records.
+    """
+    keys = ["image/source_id", "image/height", "image/width", "image/object/class/label", "image/object/difficult"]
+    keys += [f"image/object/bbox/{corner}" for corner in CORNERS]
+    annotations = []
+    for path in paths:
+        for index, record in enumerate(read_records(path)):
+            try:
+                annotations.append(_ground_truth(decode_example(record, frozenset(keys))))
+            except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
+                raise _not_a_detection_record(path, index, error) from error
+    return annotations
+
+
+def _ground_truth(features: dict[str, list]) -> GroundTruth:
+    height, width = features["image/height"][0], features["image/width"][0]
+    labels = array.array("i", features.get("image/object/class/label", ()))  # fails beyond 32 bits
+    classes = np.asarray(labels) - 1
+    corners = [features.get(f"image/object/bbox/{corner}", ()) for corner in CORNERS]
+    boxes = np.asarray(corners, np.float64).T * (height, width, height, width)
+    difficult = features.get("image/object/difficult") or [0] * len(classes)
+    if not len(boxes) == len(classes) == len(difficult):
+        raise ValueError("lists of different lengths")
+    return GroundTruth(
+        image_id=features.get("image/source_id", [b""])[0].decode(),
+        height=height,
+        width=width,
+        boxes=boxes.astype(np.float32),
+        classes=classes,
+        difficult=np.asarray(difficult, np.bool_),
+    )
+
+
+def _not_a_detection_record(path: str, index: int, error: Exception) -> DamagedShardError:
+    return DamagedShardError(f"{path}: record {index} is not a detection record ({error}); convert the data again.")
+
+
+def read_classes(paths: Iterable[str], num_classes: int) -> list[list[int]]:
+    """The classes (0-based) of every record's objects, in record order.
+
+    Raises:
+      DamagedShardError: a shard is damaged, or its records are no detection records.
+      ValueError: a label is beyond the list of `num_classes` names.
+    """
+    key = "image/object/class/label"
+    classes = []
+    for path in paths:
+        for index, record in enumerate(read_records(path)):
+            try:
+                labels = decode_example(record, frozenset([key])).get(key, [])
+            except ValueError as error:
+                raise _not_a_detection_record(path, index, error) from error
+            if bad := [label for label in labels if not 1 <= label <= num_classes]:
+                raise ValueError(
+                    f"{path}: record {index} has the label {bad[0]}, but labels.txt names {num_classes} classes: "
+                    "put the label list of these records there, or convert the data again."
+                )
+            classes.append([label - 1 for label in labels])
+    return classes
+
+
+def check_classes(paths: Sequence[str], num_classes: int) -> None:
+    """Refuses records whose labels are beyond the list; reads only the shards that no manifest names.
+
+    Raises:
+      DamagedShardError, ValueError: as `read_classes`.
+    """
+    for path, manifest in _with_manifests(paths):
+        if not (manifest and len(manifest.labels) <= num_classes and manifest.shard(os.path.basename(path))):
+            read_classes([path], num_classes)
+
+
+def name_records(paths: Sequence[str], indexes: Iterable[int]) -> list[str]:
+    """The image ids of the records with these indexes, counted over all shards read in order, each with its shard."""
+    wanted, names, first = sorted(set(indexes)), [], 0
+    for path, count in zip(paths, count_records(paths)):
+        here = {index - first for index in wanted if first <= index < first + count}
+        for index, record in enumerate(read_records(path) if here else ()):
+            if index in here:
+                try:
+                    found = decode_example(record, frozenset(["image/source_id"]))
+                    image_id = found.get("image/source_id", [b""])[0].decode("utf-8", "replace")
+                except (IndexError, ValueError):
+                    image_id = ""
+                names.append(f"{image_id or 'without image id'} (record {index} of {path})")
+        first += count
+    return names
+
+
+# Counting and checking.
 
 
 def count_records(paths: Iterable[str]) -> list[int]:
     """The number of records of each shard.
 
-    Taken from the manifest beside a shard when that names the shard with its present size, otherwise counted.
+    It is taken from the manifest beside the shard if that gives the shard's present size, otherwise counted.
 
     Raises:
       DamagedShardError: names the damaged file.
     """
-    manifests: dict[str, dict[str, dict[str, int]]] = {}
     counts = []
-    for path in paths:
-        manifest = manifest_path(os.path.dirname(path), split_name(path))
-        if manifest not in manifests:
-            shards = read_manifest(manifest)["shards"] if files.exists(manifest) else []
-            manifests[manifest] = {shard["name"]: shard for shard in shards}
-        shard = manifests[manifest].get(os.path.basename(path))
-        known = shard is not None and shard["num_bytes"] == files.size(path)
-        counts.append(shard["num_records"] if known else walk_records(path))
+    for path, manifest in _with_manifests(paths):
+        info = manifest.shard(os.path.basename(path)) if manifest else None
+        known = info is not None and info.num_bytes == files.size(path)
+        counts.append(info.num_records if info and known else walk_records(path))
     return counts
 
 
@@ -205,77 +363,14 @@ def check_shard(path: str) -> int:
     for record in read_records(path):
         digest.update(frame_record(record))
         count += 1
-    if files.exists(manifest_path(os.path.dirname(path), split_name(path))):
-        shards = {shard["name"]: shard for shard in read_manifest(path)["shards"]}
-        expected = shards.get(os.path.basename(path))
+    ((_, manifest),) = _with_manifests([path])
+    if manifest:
+        info = manifest.shard(os.path.basename(path))
         remedy = "delete this file and run prepare_tfrecords.py again."
-        if expected is None:
+        if info is None:
             raise DamagedShardError(f"{path}: the manifest does not name it; {remedy}")
-        if count != expected["num_records"]:
-            raise DamagedShardError(f"{path}: {count} records, but {expected['num_records']} were written; {remedy}")
-        if digest.hexdigest() != expected["sha256"]:
-            raise DamagedShardError(f"{path}: sha256 differs from that in the manifest; {remedy}")
+        if count != info.num_records:
+            raise DamagedShardError(f"{path}: {count} records, but {info.num_records} were written; {remedy}")
+        if digest.hexdigest() != info.sha256:
+            raise DamagedShardError(f"{path}: its sha256 differs from that in the manifest; {remedy}")
     return count
-
-
-# What training asks of the records beforehand, and how it names them.
-_LABELS_KEY = frozenset(["image/object/class/label"])
-
-
-def read_classes(paths: Iterable[str], num_classes: int) -> list[list[int]]:
-    """The classes (0-based) of every record's objects, in record order.
-
-    Raises:
-      DamagedShardError: a shard is damaged, or holds something else than these records.
-      ValueError: a label is beyond the list of `num_classes` names.
-    """
-    classes = []
-    for path in paths:
-        for index, record in enumerate(read_records(path)):
-            try:
-                labels = decode_example(record, _LABELS_KEY).get("image/object/class/label", [])
-            except ValueError as error:
-                raise DamagedShardError(
-                    f"{path}: record {index} is not a detection record; convert the data again."
-                ) from error
-            if bad := [label for label in labels if not 1 <= label <= num_classes]:
-                raise ValueError(
-                    f"{path}: record {index} has the label {bad[0]}, but labels.txt names {num_classes} classes: "
-                    "put the label list of these records there, or convert the data again."
-                )
-            classes.append([label - 1 for label in labels])
-    return classes
-
-
-def check_classes(paths: Sequence[str], num_classes: int) -> None:
-    """Refuses records whose labels go beyond the list; reads only the shards that no manifest vouches for.
-
-    Raises:
-      DamagedShardError, ValueError: as `read_classes`.
-    """
-    vouched: dict[str, set[str]] = {}
-    for path in paths:
-        manifest = manifest_path(os.path.dirname(path), split_name(path))
-        if manifest not in vouched:
-            content = read_manifest(manifest) if files.exists(manifest) else {}
-            fits = content and len(content.get("labels", ())) <= num_classes
-            vouched[manifest] = {shard["name"] for shard in content["shards"]} if fits else set()
-        if os.path.basename(path) not in vouched[manifest]:
-            read_classes([path], num_classes)
-
-
-def name_records(paths: Sequence[str], indexes: Iterable[int]) -> list[str]:
-    """The image ids of records by their position in all shards read in order, each with its shard."""
-    wanted, names, first = sorted(set(indexes)), [], 0
-    for path, count in zip(paths, count_records(paths)):
-        here = {index - first for index in wanted if first <= index < first + count}
-        for position, record in enumerate(read_records(path) if here else ()):
-            if position in here:
-                try:
-                    found = decode_example(record, frozenset(["image/source_id"]))
-                    image_id = found.get("image/source_id", [b""])[0].decode("utf-8", "replace")
-                except (IndexError, ValueError):
-                    image_id = ""
-                names.append(f"{image_id or 'without image id'} (record {position} of {path})")
-        first += count
-    return names

@@ -13,14 +13,14 @@ import shutil
 import signal
 import sys
 
-from input.conversion import config as conversion_config
 from input.conversion import convert
+from input.conversion.config import ConvertConfig
 from input.conversion.workers import Workers
 
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
 
 
-def convert_killed_before(change: int, config: conversion_config.ConvertConfig) -> bool:
+def convert_killed_before(change: int, config: ConvertConfig) -> bool:
     """Whether the process was killed; it is not where there are fewer changes."""
     child = os.fork()
     if not child:
@@ -34,7 +34,7 @@ def convert_killed_before(change: int, config: conversion_config.ConvertConfig) 
                 if seen == change:
                     os.kill(os.getpid(), signal.SIGKILL)
 
-        os.fsync = lambda handle: None  # slow, and of no account where the system itself goes on
+        os.fsync = lambda fd: None  # it is slow, and needless where the system itself does not crash
         sys.addaudithook(count)
         convert.convert(config, Workers(1))
         os._exit(0)
@@ -54,7 +54,7 @@ def count_kills(voc_dir: str, scratch: pathlib.Path, reference: dict[str, bytes]
             output.mkdir(parents=True)
             for name, data in old.items():
                 (output / name).write_bytes(data)
-        config = conversion_config.ConvertConfig(str(output), (voc_dir,), num_shards=3, overwrite=bool(old))
+        config = ConvertConfig(str(output), (voc_dir,), num_shards=3, overwrite=bool(old))
         killed = convert_killed_before(change, config)
         if killed:
             for name, data in contents(output).items() if output.exists() else ():
@@ -66,6 +66,7 @@ def count_kills(voc_dir: str, scratch: pathlib.Path, reference: dict[str, bytes]
         shutil.rmtree(output)
         if not killed:
             return change - 1
+    raise AssertionError("unreachable: the loop ends with the first run that is not killed")
 
 
 def main(voc_dir: str, reference_dir: str, old_dir: str, scratch_dir: str) -> None:

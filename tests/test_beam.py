@@ -15,7 +15,7 @@ COMPARE = """
 import pathlib, sys
 from input.conversion import beam, convert, report
 from input.conversion.workers import Workers
-from input.conversion import config as conversion_config
+from input.conversion.config import ConversionError, ConvertConfig
 
 root = pathlib.Path(sys.argv[1])
 
@@ -28,11 +28,11 @@ def here(output, **settings):
         return run(workers, output, **settings)
 
 def run(workers, output, **settings):
-    config = conversion_config.ConvertConfig(str(root / output), (str(root / "voc"),), **settings)
+    config = ConvertConfig(str(root / output), (str(root / "voc"),), **settings)
     try:
         manifests = convert.convert(config, workers)
         return [report.write_report(config.output_dir, manifest, (96, 96), workers)[0] for manifest in manifests]
-    except conversion_config.ConversionError as error:
+    except ConversionError as error:
         return str(error)
 
 def contents(output):
@@ -113,10 +113,10 @@ def test_on_several_processes(tree, tmp_path):
     code = """
 settings = {"labels_file": str(root / "labels.txt"), "num_shards": 3}
 with Workers(1) as workers:
-    convert.convert(conversion_config.ConvertConfig(str(root / "here"), (str(root / "voc"),), **settings), workers)
+    convert.convert(ConvertConfig(str(root / "here"), (str(root / "voc"),), **settings), workers)
 options = ["--direct_running_mode=multi_processing --direct_num_workers=2"]
 with beam.BeamWorkers("FnApiRunner", options, str(root / "out")) as workers:
-    convert.convert(conversion_config.ConvertConfig(str(root / "out"), (str(root / "voc"),), **settings), workers)
+    convert.convert(ConvertConfig(str(root / "out"), (str(root / "voc"),), **settings), workers)
 assert same("out")
 """
     python(COMPARE + code, tmp_path)
@@ -145,10 +145,10 @@ import sys
 sys.modules["apache_beam"] = None
 from input.conversion import beam, convert, report
 from input.conversion.workers import Workers
-from input.conversion import config as conversion_config
+from input.conversion.config import ConversionError, ConvertConfig
 try:
     beam.BeamWorkers("DirectRunner", (), "out")
-except conversion_config.ConversionError as error:
+except ConversionError as error:
     print(error)
 """
     message = python(code)

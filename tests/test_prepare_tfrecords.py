@@ -1,6 +1,7 @@
 """The converter as a whole: its contract, its restarts, its refusals."""
 
 import collections
+import dataclasses
 import hashlib
 import json
 import os
@@ -16,9 +17,10 @@ import voc_tree
 from voc_tree import annotation_xml, encoded, object_xml, picture
 
 from input import shards, tfrecord
-from input.conversion import config as conversion_config
-from input.conversion import convert, listing
+from input.conversion import convert, listing, staging
+from input.conversion.config import ConversionError, ConvertConfig
 from input.conversion.workers import Workers
+from input.shards import Manifest, ShardInfo
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -31,10 +33,10 @@ def tree(tmp_path) -> voc_tree.VocTree:
     return made
 
 
-def run(tree: voc_tree.VocTree, output: str = "out", workers: int = 1, **settings) -> list[dict]:
+def run(tree: voc_tree.VocTree, output: str = "out", workers: int = 1, **settings) -> list[Manifest]:
     settings = {"voc_dirs": (str(tree.root),), "output_dir": str(tree.root.parent / output), **settings}
     with Workers(workers) as pool:
-        return convert.convert(conversion_config.ConvertConfig(**settings), pool)
+        return convert.convert(ConvertConfig(**settings), pool)
 
 
 def command(*arguments) -> subprocess.CompletedProcess:
@@ -60,8 +62,8 @@ def test_command(tree, tmp_path):
     done = command(f"--voc_dir={tree.root}", "--image_set=train", f"--output_dir={out}", "--num_workers=2")
     assert done.returncode == 0, done.stderr
     assert "train: 12 images (3 without objects), 18 boxes, 8 shards" in done.stdout
-    shards = [f"train-{index:05d}-of-00008.tfrecord" for index in range(8)]
-    assert sorted(os.listdir(out)) == ["labels.txt", *shards, "train.manifest.json", "train.report.html"]
+    names = [f"train-{index:05d}-of-00008.tfrecord" for index in range(8)]
+    assert sorted(os.listdir(out)) == ["labels.txt", *names, "train.manifest.json", "train.report.html"]
     assert (out / "labels.txt").read_text() == "cat\ndog\n"
     checked = command(f"--check={out}/train-*.tfrecord")
     assert checked.returncode == 0, checked.stderr
@@ -77,32 +79,32 @@ def test_command(tree, tmp_path):
 
 def test_manifest_says_what_the_shards_hold(tree, tmp_path):
     (manifest,) = run(tree)
-    assert json.loads((tmp_path / "out" / "all.manifest.json").read_text()) == manifest
+    assert shards.read_manifest(f"{tmp_path}/out/all.manifest.json") == manifest
     paths = shards.expand_glob(f"{tmp_path}/out/all-*")
     truths = shards.read_annotations(paths)
-    assert manifest["split"] == "all"
-    assert manifest["num_images"] == len(truths) == 20
-    assert manifest["num_negatives"] == sum(not len(truth.boxes) for truth in truths) == 5
+    assert manifest.split == "all"
+    assert manifest.num_images == len(truths) == 20
+    assert manifest.num_negatives == sum(not len(truth.boxes) for truth in truths) == 5
     boxes = collections.Counter(np.concatenate([truth.classes for truth in truths]).tolist())
-    assert manifest["boxes_per_class"] == {"cat": boxes[0], "dog": boxes[1]} == {"cat": 20, "dog": 10}
-    assert manifest["num_boxes"] == 30
-    assert manifest["num_truncated"] == 30
-    assert manifest["images_per_class"] == {"cat": 15, "dog": 10}
-    assert manifest["settings"]["zero_based"] is False
-    for path, shard, count in zip(paths, manifest["shards"], shards.count_records(paths)):
+    assert manifest.boxes_per_class == {"cat": boxes[0], "dog": boxes[1]} == {"cat": 20, "dog": 10}
+    assert manifest.num_boxes == 30
+    assert manifest.num_truncated == 30
+    assert manifest.images_per_class == {"cat": 15, "dog": 10}
+    assert manifest.settings["zero_based"] is False
+    for path, shard, count in zip(paths, manifest.shards, shards.count_records(paths)):
         data = pathlib.Path(path).read_bytes()
-        assert shard == {
-            "name": os.path.basename(path),
-            "num_records": count,
-            "num_bytes": len(data),
-            "sha256": hashlib.sha256(data).hexdigest(),
-        }
-    assert set(manifest["inputs"]) == {truth.image_id for truth in truths}
+        assert shard == ShardInfo(
+            name=os.path.basename(path),
+            num_records=count,
+            num_bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+        )
+    assert set(manifest.inputs) == {truth.image_id for truth in truths}
 
 
 def test_splits_of_a_folder_without_image_sets(tree, tmp_path):
     train, val = run(tree, val_fraction=0.25, seed=3)
-    assert (train["num_images"], val["num_images"]) == (15, 5)
+    assert (train.num_images, val.num_images) == (15, 5)
     assert sorted(ids(tmp_path / "out", "train") + ids(tmp_path / "out", "val")) == [f"img{i:03d}" for i in range(20)]
     run(tree, "again", val_fraction=0.25, seed=4)
     assert set(ids(tmp_path / "again", "val")) != set(ids(tmp_path / "out", "val"))
@@ -114,7 +116,7 @@ def test_several_folders_and_overrides(tree, tmp_path):
     other.image_set("train", "2012")
     tree.image_set("train", "img000", "img001 -1", "img002.jpg")
     (manifest,) = run(tree, voc_dirs=(str(tree.root), str(other.root)), image_set="train")
-    assert set(manifest["inputs"]) == {"img000", "img001", "img002", "2012"}
+    assert set(manifest.inputs) == {"img000", "img001", "img002", "2012"}
     listed = tmp_path / "mine.txt"
     listed.write_text("img003\nimg004\n")
     (manifest,) = run(
@@ -124,7 +126,7 @@ def test_several_folders_and_overrides(tree, tmp_path):
         images_dir=str(tree.images),
         image_set_file=str(listed),
     )
-    assert (manifest["split"], set(manifest["inputs"])) == ("mine", {"img003", "img004"})
+    assert (manifest.split, set(manifest.inputs)) == ("mine", {"img003", "img004"})
 
 
 @pytest.mark.parametrize(
@@ -148,12 +150,12 @@ def test_wrong_use_is_explained(tree, settings, message):
     (tree.root / "ImageSets" / "Main" / "none.txt").write_text("\n")
     if "image_set" in settings and settings["image_set"] == "test":
         (tree.root / "ImageSets" / "Main" / "none.txt").unlink()
-    with pytest.raises(conversion_config.ConversionError, match=message):
+    with pytest.raises(ConversionError, match=message):
         run(tree, **settings)
 
 
 def test_empty_folder(tmp_path):
-    with pytest.raises(conversion_config.ConversionError, match="holds no XML file"):
+    with pytest.raises(ConversionError, match="holds no XML file"):
         run(voc_tree.VocTree(tmp_path / "voc"))
 
 
@@ -167,10 +169,8 @@ def test_labels_agree_over_splits(tree, tmp_path):
     tree.image_set("test", "cow")
     run(tree, image_set="train")
     (val,) = run(tree, image_set="val")
-    assert val["labels"] == ["cat", "dog"]
-    with pytest.raises(
-        conversion_config.ConversionError, match=r"cow\.xml: unknown_class: class 'cow' is not in the label list"
-    ):
+    assert val.labels == ("cat", "dog")
+    with pytest.raises(ConversionError, match=r"cow\.xml: unknown_class: class 'cow' is not in the label list"):
         run(tree, image_set="test")
     assert shards.read_labels([f"{tmp_path}/out/x"]) == ("cat", "dog")
 
@@ -179,7 +179,7 @@ def test_given_labels_fix_the_order(tree, tmp_path):
     labels = tmp_path / "given.txt"
     labels.write_text("dog\nzebra\ncat\n")
     (manifest,) = run(tree, labels_file=str(labels))
-    assert manifest["boxes_per_class"] == {"dog": 10, "zebra": 0, "cat": 20}
+    assert manifest.boxes_per_class == {"dog": 10, "zebra": 0, "cat": 20}
     truths = shards.read_annotations(shards.expand_glob(f"{tmp_path}/out/all-*"))
     assert {index for truth in truths for index in truth.classes} == {0, 2}
 
@@ -191,7 +191,7 @@ def test_other_labels_than_another_splits_are_refused(tree, tmp_path):
     labels = tmp_path / "given.txt"
     labels.write_text("dog\ncat\n")
     for overwrite in (False, True):
-        with pytest.raises(conversion_config.ConversionError, match=r"train\.manifest\.json was made with"):
+        with pytest.raises(ConversionError, match=r"train\.manifest\.json was made with"):
             run(tree, image_set="val", labels_file=str(labels), overwrite=overwrite)
 
 
@@ -205,13 +205,13 @@ def listed(image_id: str, num_bytes: int) -> listing.Input:
 def test_number_of_shards(tree):
     """By bytes, at least 8 where there are images enough, or as asked."""
     images = [listed(str(index), 1_000_000) for index in range(1000)]
-    config = conversion_config.ConvertConfig("out", ("voc",))
-    assert convert.num_shards(images[:5], config) == 5
-    assert convert.num_shards(images[:50], config) == 8
+    config = ConvertConfig("out", ("voc",))
+    assert staging.num_shards(images[:5], config) == 5
+    assert staging.num_shards(images[:50], config) == 8
     # 1000 MB and 2 MB of other bytes, in MiB, over 50.
-    config = conversion_config.ConvertConfig("out", ("voc",), shard_bytes=50 << 20)
-    assert convert.num_shards(images, config) == 20
-    assert convert.num_shards(images, conversion_config.ConvertConfig("out", ("voc",), num_shards=3)) == 3
+    config = ConvertConfig("out", ("voc",), shard_bytes=50 << 20)
+    assert staging.num_shards(images, config) == 20
+    assert staging.num_shards(images, ConvertConfig("out", ("voc",), num_shards=3)) == 3
 
 
 def test_every_shard_is_a_fair_sample(tmp_path):
@@ -238,25 +238,25 @@ def test_skipping_never_leaves_an_empty_shard(tree, tmp_path):
     for index in range(17):
         (tree.images / f"img{index:03d}.jpg").write_bytes(b"")
     (manifest,) = run(tree, on_error="skip")
-    assert [shard["num_records"] for shard in manifest["shards"]] == [1, 1, 1]
-    assert manifest["refused"]["counts"] == {"empty_image": 17}
-    assert len(manifest["inputs"]) == 20
+    assert [shard.num_records for shard in manifest.shards] == [1, 1, 1]
+    assert manifest.refused.counts == {"empty_image": 17}
+    assert len(manifest.inputs) == 20
     for index in range(17, 20):
         (tree.images / f"img{index:03d}.jpg").write_bytes(b"")
-    with pytest.raises(conversion_config.ConversionError, match="no image is left"):
+    with pytest.raises(ConversionError, match="no image is left"):
         run(tree, "other", on_error="skip")
 
 
 def test_all_bad_files_are_listed_and_nothing_is_published(tree, tmp_path):
     (tree.images / "img003.jpg").unlink()
     (tree.annotations / "img007.xml").write_bytes(b"")
-    with pytest.raises(conversion_config.ConversionError) as error:
+    with pytest.raises(ConversionError) as error:
         run(tree)
     for line in ("img003.xml: missing_image", "img007.xml: empty_annotation", "--on_error=skip"):
         assert line in str(error.value)
     assert [name for name in os.listdir(tmp_path / "out") if not name.startswith(".")] == []
     (skipping,) = run(tree, "skipping", on_error="skip")
-    assert (skipping["num_images"], skipping["refused"]["counts"]) == (18, {"empty_annotation": 1, "missing_image": 1})
+    assert (skipping.num_images, skipping.refused.counts) == (18, {"empty_annotation": 1, "missing_image": 1})
     # Put right, only what they touch is made again, and the outcome is as if they had never been bad.
     tree.add_many(8)
     run(tree)
@@ -300,7 +300,7 @@ def is_running(pid: int) -> bool:
 def wait_for(condition, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "the condition did not come true in time"
         time.sleep(0.002)
 
 
@@ -362,7 +362,7 @@ def test_changed_flags_are_named(tree, tmp_path, monkeypatch, settings, message)
     pathlib.Path("given.txt").write_text("dog\ncat\n")
     run(tree)
     before = contents(tmp_path / "out")
-    with pytest.raises(conversion_config.ConversionError, match=message):
+    with pytest.raises(ConversionError, match=message):
         run(tree, **settings)
     assert contents(tmp_path / "out") == before
     run(tree, **settings, overwrite=True)
@@ -375,12 +375,12 @@ def test_changed_input_is_named(tree, tmp_path):
     tree.add("img001", annotation_xml(object_xml(), object_xml("dog"), filename="img001.jpg"))
     tree.add("new")
     (tree.annotations / "img002.xml").unlink()
-    with pytest.raises(conversion_config.ConversionError) as error:
+    with pytest.raises(ConversionError) as error:
         run(tree)
     for line in ("1 new: new", "1 gone: img002", "1 changed: img001", "--overwrite starts anew"):
         assert line in str(error.value)
     (manifest,) = run(tree, overwrite=True)
-    assert manifest["num_images"] == 20
+    assert manifest.num_images == 20
     run(tree, "fresh")
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
@@ -389,21 +389,21 @@ def test_overwriting_finds_the_classes_anew(tree):
     run(tree)
     tree.add("cow", annotation_xml(object_xml("cow"), filename="cow.jpg"))
     (manifest,) = run(tree, overwrite=True)
-    assert manifest["labels"] == ["cat", "cow", "dog"]
+    assert manifest.labels == ("cat", "cow", "dog")
 
 
 def test_overwriting_keeps_labels_that_were_put_there(tree, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "labels.txt").write_text("dog\ncat\n")
     (manifest,) = run(tree, overwrite=True)
-    assert manifest["labels"] == ["dog", "cat"]
+    assert manifest.labels == ("dog", "cat")
 
 
 def test_leftovers_of_another_plan_are_removed(tree, tmp_path):
     (tree.images / "img003.jpg").unlink()
-    with pytest.raises(conversion_config.ConversionError):
+    with pytest.raises(ConversionError):
         run(tree)
-    with pytest.raises(conversion_config.ConversionError):
+    with pytest.raises(ConversionError):
         run(tree, num_shards=3)
     staged = os.listdir(tmp_path / "out" / ".all.partial")
     assert len(staged) == 6
@@ -412,31 +412,24 @@ def test_leftovers_of_another_plan_are_removed(tree, tmp_path):
 
 def test_a_manifest_of_another_version_is_named(tree, tmp_path):
     (manifest,) = run(tree)
-    (tmp_path / "out" / "all.manifest.json").write_text(json.dumps({**manifest, "version": 0}))
-    with pytest.raises(conversion_config.ConversionError, match=r"all\.manifest\.json was written by another version"):
+    (tmp_path / "out" / "all.manifest.json").write_text(dataclasses.replace(manifest, version=0).to_json())
+    with pytest.raises(ConversionError, match=r"all\.manifest\.json was written by another version"):
         run(tree)
 
 
 def test_a_damaged_manifest_is_named(tree, tmp_path):
-    """Whatever it lacks or holds in another shape, as after an edit by hand."""
+    """As after an edit by hand. What makes a manifest unsound: test_shards.py."""
     (manifest,) = run(tree)
     path = tmp_path / "out" / "all.manifest.json"
-    for key in manifest.keys() - {"version", "shards"}:
-        for damaged in ({**manifest, key: None}, {name: manifest[name] for name in manifest.keys() - {key}}):
-            path.write_text(json.dumps(damaged))
-            with pytest.raises(
-                conversion_config.ConversionError, match=rf"is damaged: look at {key}, or --overwrite starts anew"
-            ):
-                run(tree)
-    path.write_text(json.dumps({**manifest, "mended": {}}))
-    with pytest.raises(conversion_config.ConversionError, match="look at mended"):
-        run(tree)
-    (shard, *others) = manifest["shards"]
-    path.write_text(json.dumps({**manifest, "shards": [{"name": shard["name"]}, *others]}))
-    with pytest.raises(
-        conversion_config.ConversionError, match=r"all\.manifest\.json is not a manifest: --overwrite starts anew"
+    for text, wrong in (
+        ("{", "Expecting"),
+        (manifest.to_json().replace('"num_boxes": 30,', ""), "num_boxes is missing"),
     ):
-        run(tree)
+        path.write_text(text)
+        with pytest.raises(
+            ConversionError, match=rf"all\.manifest\.json is not a sound manifest \({wrong}.*--overwrite starts anew"
+        ):
+            run(tree)
     assert run(tree, overwrite=True) == [manifest]
 
 
@@ -453,13 +446,13 @@ def test_a_report_on_other_shards_is_removed(tree, tmp_path):
 def test_shards_without_a_manifest_are_not_overwritten(tree, tmp_path):
     run(tree)
     (tmp_path / "out" / "all.manifest.json").unlink()
-    with pytest.raises(conversion_config.ConversionError, match="holds shards of all but no manifest"):
+    with pytest.raises(ConversionError, match="holds shards of all but no manifest"):
         run(tree)
 
 
 def test_two_converters_on_one_folder(tree, tmp_path):
     (tmp_path / "out").mkdir()
-    busy = pytest.raises(conversion_config.ConversionError, match="another converter is at work")
+    busy = pytest.raises(ConversionError, match="another converter is at work")
     with convert.locked(str(tmp_path / "out")), busy:
         run(tree)
     run(tree)
@@ -469,18 +462,16 @@ def test_full_disk(tree, tmp_path, monkeypatch):
     """Nothing is published, nothing half-written stays, and a later run continues."""
     writes = 0
 
-    def fill_up(annotation, jpeg: bytes) -> tuple[bytes, bytes, bytes]:
+    def fill_up(data: bytes) -> bytes:
         nonlocal writes
         writes += 1
         if writes == 3:
             raise OSError(28, "No space left on device")
-        return framed(annotation, jpeg)
+        return frame(data)
 
-    framed = tfrecord.frame_example
-    monkeypatch.setattr(tfrecord, "frame_example", fill_up)
-    with pytest.raises(
-        conversion_config.ConversionError, match=r"No space left on device; .* the same command continues"
-    ):
+    frame = tfrecord.frame_record
+    monkeypatch.setattr(tfrecord, "frame_record", fill_up)
+    with pytest.raises(ConversionError, match=r"No space left on device; .* the same command continues"):
         run(tree)
     assert [path.name for path in (tmp_path / "out").rglob("*.*") if path.name.endswith((".tfrecord", ".partial"))] == [
         ".all.partial"
@@ -493,8 +484,8 @@ def test_full_disk(tree, tmp_path, monkeypatch):
 def test_a_killed_worker_is_explained(tree, monkeypatch):
     with Workers(2) as workers:
         monkeypatch.setattr(convert, "find_classes", lambda *_: workers.map(die, [0, 1], 2, "dying"))
-        config = conversion_config.ConvertConfig(str(tree.root.parent / "out"), (str(tree.root),))
-        with pytest.raises(conversion_config.ConversionError, match="a worker process was killed"):
+        config = ConvertConfig(str(tree.root.parent / "out"), (str(tree.root),))
+        with pytest.raises(ConversionError, match="a worker process was killed"):
             convert.convert(config, workers)
 
 

@@ -7,7 +7,7 @@ import functools
 from typing import Any
 
 
-class ConversionError(Exception):
+class ConversionError(ValueError):
     """The conversion cannot be done; the message says why and what to do, a line for each problem."""
 
 

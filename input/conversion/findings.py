@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from typing import NamedTuple
 
 from input import files
 
@@ -27,7 +26,7 @@ REFUSED = {
     "too_many_pixels": "the image exceeds --max_pixels",
     "unreadable": "the system cannot read the file",
 }
-MENDED = {
+REPAIRED = {
     "encoding": "bytes that are not UTF-8, outside of names, were replaced",
     "size": "<size> is absent or differs from the image; the image wins",
     "filename": "<filename> names another image; the image with the XML's name was used",
@@ -63,16 +62,7 @@ NOTED = {
 Note = Callable[[str, str], None]  # takes a reason and a detail
 
 
-KINDS = {"refused": REFUSED, "mended": MENDED, "noted": NOTED}
-
-
-class Finding(NamedTuple):
-    """One thing that was found wrong, or worth a note, in a file."""
-
-    image_id: str
-    file: str  # the file's name, without its folder
-    reason: str  # a key of REFUSED, MENDED or NOTED
-    detail: str
+KINDS = {"refused": REFUSED, "repaired": REPAIRED, "noted": NOTED}
 
 
 class Refused(Exception):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from input import files
 from input.conversion import images, voc, voc_xml
 from input.conversion.config import ConversionError, ConvertConfig
-from input.conversion.findings import Finding
+from input.shards import Finding
 
 
 # Finding the files.

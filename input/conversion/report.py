@@ -5,6 +5,7 @@ Everything is read back from the shards, so that what is shown is what was store
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import unicodedata
@@ -24,9 +25,7 @@ _MAX_CLASSES = 20  # rows of the table
 _MAX_FILES = 8  # files named
 
 
-def write_report(
-    output_dir: str, manifest: dict[str, Any], image_size: tuple[int, int], workers: Workers
-) -> tuple[str, str]:
+def write_report(output_dir: str, manifest: Any, image_size: tuple[int, int], workers: Workers) -> tuple[str, str]:
     """Writes the page; the same shards give the same bytes.
 
     Args:
@@ -41,6 +40,7 @@ def write_report(
     Raises:
       tfrecord.DamagedShardError: a shard cannot be read back.
     """
+    manifest = json.loads(manifest.to_json())
     split = manifest["split"]
     paths = [os.path.join(output_dir, shard["name"]) for shard in manifest["shards"]]
     data = survey.take_survey(paths, workers, manifest["num_images"], f"reporting {split}")

@@ -29,7 +29,7 @@ NUM_SAMPLES = 24  # random pictures
 MAX_MENDED = 100  # pictures of mended images
 _MAX_FILES = 200  # files named, of a kind of finding
 _PICTURE_SIDE = 400  # px of the longer side of a picture
-KINDS = {"refused": findings.REFUSED, "mended": findings.MENDED, "noted": findings.NOTED}
+KINDS = findings.KINDS
 
 
 class Report(NamedTuple):
@@ -331,7 +331,7 @@ def _sheets(report: Report) -> Iterator[str]:
     yield from (_figure(report, index, []) for index in samples)
     yield "</div>\n"
     remarks: dict[str, list[str]] = {}
-    for line in report.manifest["mended"]["files"]:
+    for line in report.manifest["repaired"]["files"]:
         remarks.setdefault(line["image_id"], []).append(describe_finding(line))
     mended = sorted((image_id, index) for index, image_id in enumerate(report.data.image_ids) if image_id in remarks)
     if mended:

@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 from input.conversion import images, voc_xml
 from input.conversion.config import ReadOptions
-from input.conversion.findings import Finding, Note, Refused
+from input.conversion.findings import Note, Refused
 from input.conversion.images import StoredImage
+from input.shards import Finding
 from input.tfrecord import Annotation, Box
 
 

@@ -1,0 +1,180 @@
+"""The shards of a split before they are published: planned, then written by workers into a hidden folder.
+
+Every shard carries a key of all that decides its bytes. A later run takes over the shards whose key is still the same.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from input import files, shards, tfrecord
+from input.conversion import voc
+from input.conversion.config import ConvertConfig, ReadOptions
+from input.conversion.findings import REPAIRED, Refused
+from input.conversion.listing import Input, shuffled
+from input.conversion.workers import Advance, Workers
+from input.shards import Finding
+
+_RECORD_OVERHEAD = 2048  # bytes of a record beside its image, about
+_MIN_SHARDS = 8
+
+
+class ShardTask(NamedTuple):
+    """What a worker needs to write one shard."""
+
+    inputs: Sequence[Input]
+    path: str  # of the shard and of its result, without extension
+    key: str
+    options: ReadOptions
+    strict: bool
+    drop_empty: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardResult:
+    """What was written to one shard, and what was found on the way; stored beside the shard."""
+
+    key: str
+    num_records: int
+    num_bytes: int
+    sha256: str
+    num_negatives: int
+    num_difficult: int
+    num_truncated: int
+    boxes_per_class: dict[str, int]
+    images_per_class: dict[str, int]
+    left_out: Sequence[str]  # image ids
+    findings: Sequence[Finding]
+
+
+def staging_dir(output_dir: str, split: str) -> str:
+    return os.path.join(output_dir, f".{split}.partial")
+
+
+def num_shards(inputs: Sequence[Input], config: ConvertConfig) -> int:
+    """By bytes, and never by the number of cores: the same input gives the same shards everywhere."""
+    num_bytes = sum(item.num_bytes + _RECORD_OVERHEAD for item in inputs)
+    wanted = config.num_shards or max(math.ceil(num_bytes / config.shard_bytes), _MIN_SHARDS)
+    return min(wanted, len(inputs))
+
+
+def stage(
+    split: str, inputs: Sequence[Input], labels: tuple[str, ...], config: ConvertConfig, workers: Workers
+) -> list[ShardResult]:
+    """Makes the shards of a split in its hidden folder; those that are already there are taken over."""
+    count = num_shards(inputs, config)
+    folder = staging_dir(config.output_dir, split)
+    files.make_dirs(folder)
+    names = [shards.shard_name(split, index, count) for index in range(count)]
+    paths = [os.path.join(folder, os.path.splitext(name)[0]) for name in names]
+    useful = {os.path.basename(path) + extension for path in paths for extension in (".shard", ".json")}
+    for name in set(files.names(folder)) - useful:  # half-written, or of another number of shards
+        files.remove(os.path.join(folder, name))
+    options = ReadOptions(
+        labels=labels,
+        zero_based=config.zero_based,
+        verify=config.verify,
+        max_pixels=config.max_pixels,
+        drop_unknown_classes=config.drop_unknown_classes,
+    )
+    order = shuffled(inputs, config.seed, "shards")
+    results: dict[str, ShardResult] = {}
+    tasks = []
+    for index, (name, path) in enumerate(zip(names, paths)):
+        members = order[index * len(order) // count : (index + 1) * len(order) // count]
+        decides = [shards.MANIFEST_VERSION, dataclasses.astuple(options), config.strict, config.drop_empty]
+        decides += [(item.image_id, item.fingerprint) for item in members]
+        task = ShardTask(
+            inputs=members,
+            path=path,
+            key=hashlib.sha256(json.dumps(decides).encode()).hexdigest(),
+            options=options,
+            strict=config.strict,
+            drop_empty=config.drop_empty,
+        )
+        if done := _finished(task, os.path.join(config.output_dir, name)):
+            results[path] = done
+        else:
+            tasks.append(task)
+    total = sum(len(task.inputs) for task in tasks)
+    made = workers.map(write_shard, tasks, total, f"converting {split}")
+    results.update(zip((task.path for task in tasks), made))
+    return [results[path] for path in paths]
+
+
+def _finished(task: ShardTask, final: str) -> ShardResult | None:
+    """The result of a shard that an interrupted run finished, if everything it depends on is still the same."""
+    try:
+        fields = json.loads(files.read(task.path + ".json"))
+        findings = [Finding(*finding) for finding in fields.pop("findings")]
+        result = ShardResult(findings=findings, **fields)
+    except (AttributeError, FileNotFoundError, KeyError, TypeError, ValueError):
+        return None
+    shard_is_there = any(
+        files.exists(path) and files.size(path) == result.num_bytes for path in (task.path + ".shard", final)
+    )
+    return result if result.key == task.key and shard_is_there else None
+
+
+def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
+    """Writes one shard and, last, its result beside it; tells `advance` now and then how many more images are done."""
+    counts = dict.fromkeys(("num_records", "num_bytes", "num_negatives", "num_difficult", "num_truncated"), 0)
+    boxes_per_class: collections.Counter[str] = collections.Counter()
+    images_per_class: collections.Counter[str] = collections.Counter()
+    left_out, findings = [], []
+    digest = hashlib.sha256()
+    with files.create(task.path + ".shard") as shard:
+        for count, item in enumerate(task.inputs, 1):
+            example, found = _read(item.source, task)
+            findings += found
+            if example:
+                annotation = example.annotation
+                record = tfrecord.frame_record(tfrecord.encode_example(annotation, example.jpeg))
+                shard.write(record)
+                digest.update(record)
+                boxes_per_class.update(annotation.class_names)
+                images_per_class.update(set(annotation.class_names))
+                counts["num_bytes"] += len(record)
+                counts["num_records"] += 1
+                counts["num_negatives"] += not annotation.boxes
+                counts["num_difficult"] += sum(annotation.difficult)
+                counts["num_truncated"] += sum(annotation.truncated)
+            else:
+                left_out.append(item.image_id)
+            if count % 16 == 0 or count == len(task.inputs):
+                advance((count - 1) % 16 + 1)
+    result = ShardResult(
+        key=task.key,
+        sha256=digest.hexdigest(),
+        boxes_per_class=dict(boxes_per_class),
+        images_per_class=dict(images_per_class),
+        left_out=left_out,
+        findings=findings,
+        **counts,
+    )
+    with files.create(task.path + ".json") as file:
+        file.write(json.dumps(dataclasses.asdict(result), ensure_ascii=False).encode())
+    return result
+
+
+def _read(source: voc.Source, task: ShardTask) -> tuple[voc.Example | None, list[Finding]]:
+    """What to write for one source, if anything, and what was found."""
+    try:
+        example = voc.read_annotation(source, task.options)
+    except Refused as refusal:
+        name = voc.name_key(os.path.basename(refusal.path))
+        return None, [Finding(source.image_id, name, refusal.reason, refusal.detail)]
+    findings = example.findings
+    empty = not example.annotation.boxes
+    if empty:
+        reason = "dropped_empty" if task.drop_empty else "no_objects"
+        findings.append(Finding(source.image_id, example.annotation.filename, reason, ""))
+    unwanted = (empty and task.drop_empty) or (task.strict and any(found.reason in REPAIRED for found in findings))
+    return None if unwanted else example, findings

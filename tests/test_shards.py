@@ -1,0 +1,92 @@
+"""The manifest: written, read back, and refused where it is damaged."""
+
+import dataclasses
+import json
+
+import pytest
+
+from input import shards
+from input.shards import Finding, Findings, Manifest, ShardInfo
+
+MANIFEST = Manifest(
+    version=shards.MANIFEST_VERSION,
+    split="train",
+    num_images=3,
+    num_boxes=4,
+    num_negatives=1,
+    num_difficult=1,
+    num_truncated=0,
+    labels=("cat", "dög"),
+    boxes_per_class={"cat": 4, "dög": 0},
+    images_per_class={"cat": 2, "dög": 0},
+    settings={"seed": 0, "strict": False, "val_fraction": 0.0},
+    shards=(ShardInfo(name="train-00000-of-00001.tfrecord", num_records=3, num_bytes=1234, sha256="ab"),),
+    refused=Findings(counts={}, files=()),
+    repaired=Findings(counts={"clipped_box": 1}, files=(Finding("a", "a.xml", "clipped_box", "xmax 9"),)),
+    noted=Findings(counts={}, files=()),
+    inputs={"a": "01", "b": "02", "c": "03"},
+)
+FIELDS = json.loads(MANIFEST.to_json())
+
+
+def test_a_manifest_is_read_back():
+    assert Manifest.from_json(MANIFEST.to_json()) == MANIFEST
+
+
+def test_the_keys_of_the_file():
+    assert FIELDS["labels"] == ["cat", "dög"]
+    assert FIELDS["shards"] == [
+        {"name": "train-00000-of-00001.tfrecord", "num_records": 3, "num_bytes": 1234, "sha256": "ab"}
+    ]
+    finding = {"image_id": "a", "file": "a.xml", "reason": "clipped_box", "detail": "xmax 9"}
+    assert FIELDS["repaired"] == {"counts": {"clipped_box": 1}, "files": [finding]}
+
+
+def test_a_manifest_of_version_1_is_read():
+    """Its repaired files are called mended."""
+    fields = {("mended" if key == "repaired" else key): value for key, value in FIELDS.items()}
+    assert Manifest.from_json(json.dumps({**fields, "version": 1})) == dataclasses.replace(MANIFEST, version=1)
+
+
+@pytest.mark.parametrize("key", FIELDS)
+def test_a_missing_or_wrong_field_is_named(key, tmp_path):
+    path = tmp_path / "train.manifest.json"
+    for damaged in ({name: FIELDS[name] for name in FIELDS.keys() - {key}}, {**FIELDS, key: None}):
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(
+            ValueError, match=r"train\.manifest\.json is not a sound manifest \((.*)\): delete it"
+        ) as error:
+            shards.read_manifest(str(path))
+        assert key in str(error.value) or "NoneType" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"shards": [{"name": "x"}]},
+        {"shards": [{**FIELDS["shards"][0], "num_records": "3"}]},
+        {"shards": [{**FIELDS["shards"][0], "colour": "red"}]},
+        {"repaired": {}},
+        {"repaired": {"counts": {}, "files": [{"image_id": "a"}]}},
+        {"surprise": 1},
+    ],
+)
+def test_damage_further_in_is_refused(damage):
+    with pytest.raises(ValueError, match=r"missing|argument|type"):
+        Manifest.from_json(json.dumps({**FIELDS, **damage}))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "3", '"text"', "{", b"\xff\xfe"])
+def test_what_is_no_json_object_is_refused(text):
+    with pytest.raises(ValueError, match=r"."):
+        Manifest.from_json(text)
+
+
+def test_findings_by_kind():
+    assert MANIFEST.findings("repaired") is MANIFEST.repaired
+    assert MANIFEST.findings("refused").counts == {}
+
+
+def test_a_shard_by_name():
+    assert MANIFEST.shard("train-00000-of-00001.tfrecord") is MANIFEST.shards[0]
+    assert MANIFEST.shard("other.tfrecord") is None
