@@ -70,6 +70,7 @@ def _run(
     checkpoints.require_same_run(config, model_dir)
     num_records = sum(shards.count_records(train_paths))
     last = count_steps(config, num_records)
+
     with strategy.scope():
         model = checkpoints.make_model(config)
         optimizer = optimizers.make_optimizer(
