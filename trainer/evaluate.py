@@ -43,7 +43,7 @@ def make_evaluator(
       `metrics.compute_metrics` does.
 
     Raises:
-      ValueError: the records were converted with other labels than the run's.
+      ValueError: the records were converted with other labels than the run's, or a set of shards is not whole.
     """
     strategy = strategy or tf.distribute.get_strategy()
     labels = shards.read_labels(paths)
@@ -52,6 +52,7 @@ def make_evaluator(
             f"the labels beside {paths[0]} are {', '.join(labels)}, but the model knows {', '.join(config.labels)}: "
             "convert these records with the training set's labels.txt as --labels."
         )
+    shards.require_whole_sets(paths)
     ground_truths = shards.read_annotations(paths)
     detect = inference.make_detector(model, config)
 

@@ -18,11 +18,11 @@ def main() -> None:
     from input import shards
     from trainer import distribution, train
 
-    groups = [shards.expand_glob(pattern) for pattern in FLAGS.train_records]
+    groups = [shards.expand_glob(pattern, split="train") for pattern in FLAGS.train_records]
     train_paths = [path for group in groups for path in group]
     if len(set(train_paths)) < len(train_paths):
         raise ValueError("--train_records: two patterns match the same file.")
-    val_paths = shards.expand_glob(FLAGS.val_records) if FLAGS.val_records else []
+    val_paths = shards.expand_glob(FLAGS.val_records, split="val") if FLAGS.val_records else []
     labels = shards.read_labels([*train_paths, *val_paths])
     config = flags.config_from_flags(labels, [len(group) for group in groups])
     distribution.set_up_devices(config.train)

@@ -64,6 +64,7 @@ def _run(
 ) -> RunResult:
     strategy = _set_up_tensorflow(config)
     is_chief = distribution.is_chief(config.train)
+    shards.require_whole_sets(train_paths)
     shards.check_classes(train_paths, len(config.labels))
     if config.input.data_service:
         data_service.require_running(config.input.data_service)
@@ -96,7 +97,9 @@ def _run(
     cadences = (config.train.log_every, eval_every, save_every)
     metrics: dict[str, Any] = {}
     unreported: list[LoopResult] = []
-    if current >= last:
+    if current < last:
+        log.info("compiling the first step; on a CPU this takes up to a minute, on a GPU a few")
+    else:
         log.info("nothing is left to train; for more, raise --train_steps or --epochs")
     while current < last and stop.received is None:
         target = next_stop(current, config.train.steps_per_loop, cadences, last)
