@@ -77,7 +77,7 @@ def test_boxes_and_anchors_worked_by_hand(picture, pixels):
     assert picture.classes.tolist() == CLASSES
     assert picture.states.tolist() == STATES
     np.testing.assert_array_equal(picture.levels, [3, 3, 4])
-    assert picture.owners.tolist() == [0, 2, 4]
+    assert picture.assigned_boxes.tolist() == [0, 2, 4]
     np.testing.assert_allclose(picture.ious, [1, 16 / 256, 1])
     np.testing.assert_allclose(picture.anchors[[0, 2]], [BOXES[0], BOXES[4]])
 
@@ -129,7 +129,7 @@ def test_summary_without_boxes(picture):
         states=picture.states[:0],
         anchors=picture.anchors[:0],
         levels=picture.levels[:0],
-        owners=picture.owners[:0],
+        assigned_boxes=picture.assigned_boxes[:0],
         ious=picture.ious[:0],
     )
     summary = preview.summarize([bare], CONFIG)
@@ -144,8 +144,8 @@ def test_an_anchor_is_assigned_to_the_nearest_box_of_its_class():
     classes = np.array([0, 1, 1, 1, 1])
     difficult = np.array([False, True, False, False, False])
     matched = boxes[[0, 2, 3, 4]] * np.float32(1 + 1e-6)
-    owners = preview_data.find_owners(np.array([0, 1, 1, 1]), matched, boxes, classes, difficult)
-    assert owners.tolist() == [0, 2, 3, 3]
+    assigned = preview_data.find_assigned_boxes(np.array([0, 1, 1, 1]), matched, boxes, classes, difficult)
+    assert assigned.tolist() == [0, 2, 3, 3]
 
 
 def test_a_flip_is_shown(paths, pixels):
@@ -174,7 +174,7 @@ def test_preview_shows_the_images_and_positive_anchors_of_training(tmp_path):
         np.testing.assert_array_equal(seen.boxes, boxes[: len(seen.boxes)])
         positive = class_targets >= 0
         np.testing.assert_array_equal(seen.anchors, every_anchor[positive])
-        np.testing.assert_array_equal(seen.classes[seen.owners], class_targets[positive])
+        np.testing.assert_array_equal(seen.classes[seen.assigned_boxes], class_targets[positive])
 
 
 def test_levels_are_those_of_the_anchors():

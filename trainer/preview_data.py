@@ -41,7 +41,7 @@ class Picture(NamedTuple):
     states: np.ndarray  # str [n], of STATES
     anchors: np.ndarray  # f32 [p, 4] px
     levels: np.ndarray  # i32 [p], of the pyramid
-    owners: np.ndarray  # i32 [p], the index of the box that each anchor is assigned to
+    assigned_boxes: np.ndarray  # i32 [p], the index of the box that each anchor is assigned to
     ious: np.ndarray  # f32 [p], with that box
 
 
@@ -76,13 +76,13 @@ def receive(paths: Sequence[str], config: InputConfig, num_images: int) -> Itera
                     values[row][present] for values in (batch.boxes, batch.classes, batch.difficult)
                 )
                 positive = np.flatnonzero(class_targets[row] >= 0)
-                owners = find_owners(
+                assigned = find_assigned_boxes(
                     class_targets[row, positive], matched_boxes[row, positive], own_boxes, classes, difficult
                 )
-                ious = boxes.paired_iou(own_boxes[owners], anchors[positive]).numpy()
+                ious = boxes.paired_iou(own_boxes[assigned], anchors[positive]).numpy()
                 states = np.full(len(classes), UNMATCHED, dtype="<U9")
-                states[owners] = FORCED
-                states[owners[ious >= config.match.positive_iou]] = MATCHED
+                states[assigned] = FORCED
+                states[assigned[ious >= config.match.positive_iou]] = MATCHED
                 states[difficult] = DIFFICULT
                 yield Picture(
                     record_index=int(batch.record_index[row]),
@@ -92,14 +92,14 @@ def receive(paths: Sequence[str], config: InputConfig, num_images: int) -> Itera
                     states=states,
                     anchors=anchors[positive],
                     levels=levels[positive],
-                    owners=owners,
+                    assigned_boxes=assigned,
                     ious=ious,
                 )
 
     return itertools.islice(pictures(), num_images)
 
 
-def find_owners(
+def find_assigned_boxes(
     class_targets: np.ndarray,
     matched_boxes: np.ndarray,
     boxes: np.ndarray,

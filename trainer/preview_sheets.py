@@ -88,7 +88,7 @@ def draw_picture(picture: Picture, labels: Sequence[str]) -> Image.Image:
     zoom = zoom_of((height, width))
     image = Image.fromarray(picture.pixels).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
     for box in range(len(picture.boxes)):
-        own = np.flatnonzero(picture.owners == box)
+        own = np.flatnonzero(picture.assigned_boxes == box)
         if len(own):
             best = own[picture.ious[own].argmax()]
             drawing.draw_box(image, picture.anchors[best] * zoom, LEVEL_COLOURS[picture.levels[best]], line=1)
@@ -101,7 +101,7 @@ def draw_picture(picture: Picture, labels: Sequence[str]) -> Image.Image:
     draw = ImageDraw.Draw(image)
     for (level, y, x), count in zip(dots, counts):
         _dot(draw, x * zoom, y * zoom, 1 + math.sqrt(count), LEVEL_COLOURS[level])
-    num_anchors = np.bincount(picture.owners, minlength=len(picture.boxes))
+    num_anchors = np.bincount(picture.assigned_boxes, minlength=len(picture.boxes))
     for box in order:
         text, colour = f"{labels[picture.classes[box]]} {num_anchors[box]}", STATE_COLOURS[picture.states[box]]
         drawing.draw_label(image, picture.boxes[box] * zoom, text, colour, FONT_SIZE - 2)
