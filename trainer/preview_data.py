@@ -4,8 +4,8 @@ Every box has one of four states:
 
 - matched: an anchor is assigned to it whose IoU with it reaches `--positive_iou`;
 - forced: only the anchor that overlaps it most is assigned to it, and their IoU is below the threshold;
-- unmatched: no anchor is assigned to it, since another box has taken the one that overlaps it most; the network never
-  learns this box;
+- unmatched: no anchor is assigned to it, so the network never learns it (with `--force_match`, another box has taken
+  the anchor that overlaps it most);
 - difficult: it is marked so in the data, and left out of training on purpose.
 """
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from input.config import InputConfig
 from input.palette import Colour
 from trainer import drawing
-from trainer.preview_data import DIFFICULT, FORCED, MATCHED, STATES, UNMATCHED, Picture, anchor_sizes
+from trainer.preview_data import DIFFICULT, FORCED, MATCHED, UNMATCHED, Picture, anchor_sizes
 
 GROUND: Colour = (24, 24, 24)
 TEXT: Colour = (225, 225, 225)
@@ -21,7 +21,7 @@ STATE_COLOURS: dict[str, Colour] = {
     UNMATCHED: (255, 30, 30),
     DIFFICULT: (150, 150, 150),
 }
-# None is near the red and the orange of the boxes, and none is dark.
+# These colours are bright, and far from the red and the orange of the boxes.
 LEVEL_COLOURS: dict[int, Colour] = {
     3: (255, 255, 102),
     4: (102, 255, 108),
@@ -67,11 +67,15 @@ def draw_tile(picture: Picture, image_id: str, labels: Sequence[str]) -> Image.I
     drawn = draw_picture(picture, labels)
     tile = Image.new("RGB", (drawn.width, drawn.height + CAPTION_HEIGHT), GROUND)
     tile.paste(drawn)
-    states = [(f"{state} {(picture.states == state).sum()}", STATE_COLOURS[state]) for state in STATES]
+    states = [
+        (f"{state} {count}", colour)
+        for state, colour in STATE_COLOURS.items()
+        if (count := (picture.states == state).sum())
+    ]
     levels = [(f"P{level} {(picture.levels == level).sum()}", colour) for level, colour in LEVEL_COLOURS.items()]
     lines = (
         [(image_id, TEXT)],
-        [(f"boxes: {len(picture.boxes)}", TEXT), *(words for words in states if not words[0].endswith(" 0"))],
+        [(f"boxes: {len(picture.boxes)}", TEXT), *states],
         [(f"positive anchors: {len(picture.anchors)}", TEXT), *levels],
     )
     draw = ImageDraw.Draw(tile)
