@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Callable
 
-from input import files
-
-# What may be wrong with a file -> what is done about it. A refused file yields no record; a mended one does, with
-# something changed or left out; a note is for information, and the record is what the files say.
+# Each reason, and what it means and what is done. Refused files give no record. The record of repaired files differs
+# from what they say. A note is for information only.
 REFUSED = {
     "missing_annotation": "the image set lists it, but there is no such XML file",
     "empty_annotation": "the XML file is empty",
@@ -59,34 +55,14 @@ NOTED = {
     "no_objects": "the image has no objects; it was kept as a negative",
     "dropped_empty": "the image has no objects; it was left out as asked",
 }
-Note = Callable[[str, str], None]  # takes a reason and a detail
-
-
 KINDS = {"refused": REFUSED, "repaired": REPAIRED, "noted": NOTED}
+
+Note = Callable[[str, str], None]  # records a finding: takes its reason and its detail
 
 
 class Refused(Exception):
-    """The files yield no record."""
+    """The files give no record."""
 
-    def __init__(self, path: str, reason: str, detail: str):
+    def __init__(self, path: str, reason: str, detail: str) -> None:
         super().__init__(path, reason, detail)
         self.path, self.reason, self.detail = path, reason, detail
-
-
-def read_file(path: str) -> bytes:
-    try:
-        if files.is_remote(path):
-            return files.read(path)
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe under an image's name must not stop everything
-        try:
-            status = os.fstat(handle)
-            if not stat.S_ISREG(status.st_mode):
-                raise Refused(path, "unreadable", "not a regular file")
-            data = os.read(handle, status.st_size + 1)
-            while len(data) != status.st_size and (more := os.read(handle, 1 << 24)):  # it grows, or is enormous
-                data += more
-            return data
-        finally:
-            os.close(handle)
-    except OSError as error:
-        raise Refused(path, "unreadable", error.strerror or str(error)) from error
