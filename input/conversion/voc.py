@@ -206,23 +206,29 @@ def _read_number(text: str, note: Note) -> float:
 
 
 def _fit_box(box: Box, image: StoredImage, zero_based: bool, note: Note) -> Box | None:
-    """A box as written -> edges in pixels from 0, clipped to the image; None, with the reason noted, to drop it."""
+    """A box as written -> edges in pixels from 0, clipped to the image.
+
+    Returns None, with the reason noted, if the box is dropped.
+    """
     ymin, xmin, ymax, xmax = box
     height, width = image.height, image.width
     first = 0 if zero_based else 1  # VOC counts pixels from 1 and includes the last: pixel 1 is between edges 0 and 1
-    written = f"xmin {xmin:g} ymin {ymin:g} xmax {xmax:g} ymax {ymax:g}"
     if xmax - xmin < _MIN_SIDE or ymax - ymin < _MIN_SIDE:
-        note("swapped_box" if xmax < xmin or ymax < ymin else "degenerate_box", written)
+        note("swapped_box" if xmax < xmin or ymax < ymin else "degenerate_box", _as_written(box))
         return None
     top, left, bottom, right = max(ymin - first, 0.0), max(xmin - first, 0.0), min(ymax, height), min(xmax, width)
     if bottom - top < _MIN_SIDE or right - left < _MIN_SIDE:
-        note("outside_box", f"{written} in {width}x{height}")
+        note("outside_box", f"{_as_written(box)} in {width}x{height}")
         return None
     if ymin < 0 or xmin < 0 or ymax > height or xmax > width:
-        note("clipped_box", f"{written} in {width}x{height}")
+        note("clipped_box", f"{_as_written(box)} in {width}x{height}")
     elif not zero_based and min(ymin, xmin) < 1:
-        note("zero_coordinate", written)
+        note("zero_coordinate", _as_written(box))
     return top, left, bottom, right
+
+def _as_written(box: Box) -> str:
+    ymin, xmin, ymax, xmax = box
+    return f"xmin {xmin:g} ymin {ymin:g} xmax {xmax:g} ymax {ymax:g}"
 
 
 def _dimension(text: str) -> int:
