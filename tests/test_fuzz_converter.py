@@ -112,7 +112,8 @@ class Files:
 
 def read_with_xml_etree(data: bytes) -> voc_xml.Document:
     def last(element: Element | None, tag: str) -> Element | None:
-        return None if element is None else (element.findall(tag) or [None])[-1]
+        found = [] if element is None else element.findall(tag)
+        return found[-1] if found else None
 
     def text(element: Element | None, tag: str) -> str | None:
         found = last(element, tag)
@@ -517,7 +518,7 @@ def frame_header(data: bytes) -> int:
 
 def test_damaged_frame_header(files):
     """The bytes that say how a JPEG is decoded are changed: what Pillow accepts, TensorFlow must accept as well."""
-    outcomes: collections.Counter[str] = collections.Counter()
+    outcomes = collections.Counter()
     start = frame_header(JPEG)
     values = (*range(0, 5), 8, 0x11, 0x21, 0x22, 0x7F, 0x80, *range(0xC0, 0xD0), 0xD9, 0xFF)
     for at, value in itertools.product(range(start, start + 19), values):
@@ -528,7 +529,7 @@ def test_damaged_frame_header(files):
 
 def test_odd_colour_sampling(files):
     """Sampling factors that cannot be decoded at full size, though perhaps as grey or at an eighth of the size."""
-    outcomes: collections.Counter[str] = collections.Counter()
+    outcomes = collections.Counter()
     data, start = bytearray(JPEG), frame_header(JPEG)
     for data[start + 11], data[start + 14], data[start + 17] in itertools.product(
         (0x11, 0x21, 0x12, 0x22, 0x31, 0x13, 0x41), repeat=3

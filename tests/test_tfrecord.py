@@ -93,7 +93,7 @@ def test_values():
 
 
 @st.composite
-def annotations(draw):
+def random_annotations(draw):
     height, width = draw(st.integers(1, 70_000)), draw(st.integers(1, 70_000))
     share = st.floats(0, 1, width=32)
     boxes = draw(st.lists(st.tuples(share, share, share, share), max_size=200))
@@ -115,7 +115,7 @@ def annotations(draw):
 
 
 @settings(max_examples=60, deadline=None)
-@given(annotations(), st.binary(max_size=20_000))
+@given(random_annotations(), st.binary(max_size=20_000))
 def test_encoding_and_decoding_agree_with_tensorflow(annotation, jpeg):
     serialized = tfrecord.encode_example(annotation, jpeg)
     read = tensorflow_reads(serialized)

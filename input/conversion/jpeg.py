@@ -38,7 +38,8 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 def plain_shape(data: bytes) -> tuple[int, int, int] | None:
     """(height, width, channels) of a JPEG that every decoder takes as it is: 8 bits, one or three components, no Exif.
 
-    The answer for any other file is None, and Pillow examines that file.
+    The answer for any other file is None, and Pillow examines that file. Doing so for every file would make the
+    conversion with --verify=header a tenth slower.
     """
     if not data.startswith(_START_OF_IMAGE):
         return None

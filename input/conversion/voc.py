@@ -226,6 +226,7 @@ def _fit_box(box: Box, image: StoredImage, zero_based: bool, note: Note) -> Box 
         note("zero_coordinate", _as_written(box))
     return top, left, bottom, right
 
+
 def _as_written(box: Box) -> str:
     ymin, xmin, ymax, xmax = box
     return f"xmin {xmin:g} ymin {ymin:g} xmax {xmax:g} ymax {ymax:g}"
