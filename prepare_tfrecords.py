@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from input import files, shards
 from input.config import parse_image_size
-from input.conversion import beam, convert, report
+from input.conversion import beam, convert, listing, report
 from input.conversion.config import ConvertConfig
 from input.conversion.workers import Workers, available_cores
 from trainer import command
@@ -27,14 +27,15 @@ from trainer import command
 FLAGS = flags.FLAGS
 _default = ConvertConfig(output_dir="", voc_dirs=("VOC",))
 
-flags.DEFINE_multi_string("voc_dir", [], "Folder with Annotations/, JPEGImages/ and ImageSets/Main/; may be repeated.")
-flags.DEFINE_string("output_dir", "", "Folder for the shards, labels.txt, the manifest and the report.")
-flags.DEFINE_string(
-    "image_set", "", "Name of a list in ImageSets/Main, without .txt; also names the split. None: all annotations."
+flags.DEFINE_multi_string(
+    "voc_dir", [], "Folder of a data set, whose annotations and images are found by what is in it; may be repeated."
 )
+flags.DEFINE_string("output_dir", "", "Folder for the shards, labels.txt, the manifest and the report.")
+flags.DEFINE_string("image_set", "", "Name of a list in ImageSets/Main, without .txt. Default: all annotations.")
+flags.DEFINE_string("split", _default.split, "Name of the split. Default: that of the image set or folder, else `all`.")
 flags.DEFINE_string("image_set_file", "", "Path of the image set, in place of one in ImageSets/Main.")
-flags.DEFINE_string("annotations_dir", "", "Folder of the XML files, in place of VOCDIR/Annotations.")
-flags.DEFINE_string("images_dir", "", "Folder of the images, in place of VOCDIR/JPEGImages.")
+flags.DEFINE_string("annotations_dir", "", "Folder of the XML files, where it cannot be found in --voc_dir.")
+flags.DEFINE_string("images_dir", "", "Folder of the images, where it cannot be found in --voc_dir.")
 flags.DEFINE_float(
     "val_fraction",
     _default.val_fraction,
@@ -110,6 +111,8 @@ def check(patterns: str) -> list[str]:
 
 def convert_and_report(config: ConvertConfig, image_size: tuple[int, int], workers: Workers) -> None:
     """Converts, and prints the report of each split, whose page lies beside the shards."""
+    for line in listing.describe_folders(config):
+        print(line, flush=True)
     manifests = convert.convert(config, workers)
     with convert.locked(config.output_dir):
         for manifest in manifests:

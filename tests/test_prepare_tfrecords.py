@@ -129,11 +129,39 @@ def test_several_folders_and_overrides(tree, tmp_path):
     assert (manifest.split, set(manifest.inputs)) == ("mine", {"img003", "img004"})
 
 
+def test_folders_of_splits_are_converted_by_one_command(tree, tmp_path):
+    """As Roboflow writes them: train/, valid/ and test/ with the XML beside the images."""
+    for split, first in (("train", 0), ("valid", 10), ("test", 15)):
+        folder = tmp_path / "set" / split
+        folder.mkdir(parents=True)
+        for index in range(first, first + 5):
+            (tree.annotations / f"img{index:03d}.xml").rename(folder / f"img{index:03d}.xml")
+            (tree.images / f"img{index:03d}.jpg").rename(folder / f"img{index:03d}.jpg")
+    out = tmp_path / "out"
+    done = command(f"--voc_dir={tmp_path}/set", f"--output_dir={out}", "--num_workers=1")
+    assert done.returncode == 0, done.stderr
+    assert f"val: annotations from {tmp_path}/set/valid, images from {tmp_path}/set/valid" in done.stdout
+    for split, first in (("train", 0), ("val", 10), ("test", 15)):
+        assert sorted(ids(out, split)) == [f"img{index:03d}" for index in range(first, first + 5)]
+    for settings in ({"split": "x"}, {"image_set": "x"}, {"val_fraction": 0.5}):
+        with pytest.raises(ConversionError, match="train"):
+            run(tree, "again", voc_dirs=(f"{tmp_path}/set",), **settings)
+
+
+def test_a_split_is_named(tree, tmp_path):
+    (tree.annotations).rename(tree.root / "annots")
+    (tree.images).rename(tree.root / "images")
+    (manifest,) = run(tree, split="val")
+    assert (manifest.split, manifest.num_images) == ("val", 20)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"voc_dirs": ()}, "--voc_dir"),
-        ({"voc_dirs": ("/nowhere",)}, "/nowhere/Annotations: No such file"),
+        ({"voc_dirs": ("/nowhere",)}, "--voc_dir=/nowhere: there is no such folder"),
+        ({"split": "../x"}, "names files"),
+        ({"split": "x", "val_fraction": 0.5}, "leave out --split"),
         ({"image_set": "test"}, r"test\.txt is missing; image sets there: some"),
         ({"image_set": "none"}, "lists no image"),
         ({"val_fraction": 1.5}, "--val_fraction=1.5"),
@@ -157,6 +185,8 @@ def test_wrong_use_is_explained(tree, settings, message):
 def test_empty_folder(tmp_path):
     with pytest.raises(ConversionError, match="holds no XML file"):
         run(voc_tree.VocTree(tmp_path / "voc"))
+    with pytest.raises(ConversionError, match="neither it nor a folder in it holds an XML file"):
+        run(voc_tree.VocTree(tmp_path / "other"), voc_dirs=(str(tmp_path),))
 
 
 # Labels.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from typing import Any
 
 
@@ -13,12 +14,13 @@ class ConversionError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class ConvertConfig:
-    """What to convert, and how. Folders left empty follow from `voc_dirs`."""
+    """What to convert, and how. Folders left empty are found in `voc_dirs`, see `layout.find_folders`."""
 
     output_dir: str
-    voc_dirs: tuple[str, ...] = ()  # each holds Annotations/, JPEGImages/, ImageSets/Main/*.txt
+    voc_dirs: tuple[str, ...] = ()  # each holds annotations, images and perhaps ImageSets/Main/*.txt
     annotations_dir: str = ""
     images_dir: str = ""
+    split: str = ""  # its name; empty: that of the image set or of the folder, otherwise "all"
     image_set: str = ""
     image_set_file: str = ""
     val_fraction: float = 0.0
@@ -42,6 +44,10 @@ class ConvertConfig:
             raise ConversionError("--annotations_dir, --images_dir and --image_set_file go with one --voc_dir only.")
         if self.val_fraction and (self.image_set or self.image_set_file):
             raise ConversionError("--val_fraction divides a folder without image sets: leave out --image_set.")
+        if self.val_fraction and self.split:
+            raise ConversionError("--val_fraction names its splits train and val: leave out --split.")
+        if re.search(r"[^\w.-]|^\.", self.split):
+            raise ConversionError(f"--split={self.split} names files: use letters, digits, '-', '_' and '.'.")
         if not 0 <= self.val_fraction < 1:
             raise ConversionError(f"--val_fraction={self.val_fraction} must be at least 0 and below 1.")
         if self.on_error not in ("fail", "skip"):

@@ -6,12 +6,13 @@ import collections
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from input import files
 from input.conversion import images, voc, voc_xml
 from input.conversion.config import ConversionError, ConvertConfig
+from input.conversion.layout import Folders, find_folders
 from input.shards import Finding
 
 
@@ -49,16 +50,21 @@ def list_inputs(config: ConvertConfig) -> dict[str, Listing]:
     Raises:
       ConversionError: a folder or image set is missing or empty.
     """
-    inputs: dict[str, Input] = {}
-    findings: list[Finding] = []
-    for voc_dir in config.voc_dirs or ("",):
-        _list_voc_dir(voc_dir, config, inputs, findings)
-    if not inputs:
-        raise ConversionError(f"{config.annotations_dir or ', '.join(config.voc_dirs)} holds no XML file.")
-    listed = _with_stats([inputs[image_id] for image_id in sorted(inputs)])
+    inputs: dict[str, dict[str, Input]] = {}
+    findings: dict[str, list[Finding]] = {}
+    for voc_dir, folders in _all_folders(config):
+        split = folders.split or _split_name(config)
+        _list_data_set(voc_dir, folders, config, inputs.setdefault(split, {}), findings.setdefault(split, []))
+    listings = {}
+    for split, by_id in inputs.items():
+        if not by_id:
+            raise ConversionError(f"{config.annotations_dir or ', '.join(config.voc_dirs)} holds no XML file.")
+        listings[split] = Listing(_with_stats([by_id[image_id] for image_id in sorted(by_id)]), findings[split])
     if not config.val_fraction:
-        name = config.image_set or os.path.splitext(os.path.basename(config.image_set_file))[0] or "all"
-        return {name: Listing(listed, findings)}
+        return listings
+    if len(listings) > 1:
+        raise ConversionError(f"--val_fraction divides a folder without splits, but there are {', '.join(listings)}.")
+    ((listed, found),) = listings.values()
     num_val = round(config.val_fraction * len(listed))
     if not 0 < num_val < len(listed):
         raise ConversionError(f"--val_fraction={config.val_fraction} of {len(listed)} images leaves a split empty.")
@@ -66,16 +72,48 @@ def list_inputs(config: ConvertConfig) -> dict[str, Listing]:
     return {
         name: Listing(
             inputs=[item for item in listed if (item.image_id in val_ids) == (name == "val")],
-            findings=[finding for finding in findings if (finding.image_id in val_ids) == (name == "val")],
+            findings=[finding for finding in found if (finding.image_id in val_ids) == (name == "val")],
         )
         for name in ("train", "val")
     }
 
 
-def _list_voc_dir(voc_dir: str, config: ConvertConfig, inputs: dict[str, Input], findings: list[Finding]) -> None:
-    """Adds what one VOC folder holds to `inputs`, by image id, and what is wrong with its lists to `findings`."""
-    xml_dir = os.path.join(config.annotations_dir or os.path.join(voc_dir, "Annotations"), "")
-    image_dir = os.path.join(config.images_dir or os.path.join(voc_dir, "JPEGImages"), "")
+def describe_folders(config: ConvertConfig) -> list[str]:
+    """Where the files were found, a line for each data set whose folders are not those of Pascal VOC.
+
+    Raises:
+      ConversionError: they were not found.
+    """
+    lines = []
+    for voc_dir, folders in _all_folders(config):
+        of_voc = os.path.join(voc_dir, "Annotations"), os.path.join(voc_dir, "JPEGImages")
+        if (folders.annotations, folders.images) != of_voc and not (config.annotations_dir and config.images_dir):
+            split = f"{folders.split}: " if folders.split else ""
+            lines.append(f"{split}annotations from {folders.annotations}, images from {folders.images}")
+    return lines
+
+
+def _all_folders(config: ConvertConfig) -> Iterator[tuple[str, Folders]]:
+    """Each `voc_dir` with the folders of its data set, several times where it has folders of splits."""
+    for voc_dir in config.voc_dirs or ("",):
+        found = find_folders(voc_dir, config.annotations_dir, config.images_dir)
+        if found[0].split and (config.split or config.image_set or config.image_set_file):
+            splits = ", ".join(folders.split for folders in found)
+            raise ConversionError(f"{voc_dir} has folders of its splits ({splits}): leave out --split and --image_set.")
+        yield from ((voc_dir, folders) for folders in found)
+
+
+def _split_name(config: ConvertConfig) -> str:
+    """The name of the split where no folder gives it."""
+    set_file = os.path.splitext(os.path.basename(config.image_set_file))[0]
+    return config.split or config.image_set or set_file or "all"
+
+
+def _list_data_set(
+    voc_dir: str, folders: Folders, config: ConvertConfig, inputs: dict[str, Input], findings: list[Finding]
+) -> None:
+    """Adds what one data set holds to `inputs`, by image id, and what is wrong with its lists to `findings`."""
+    xml_dir, image_dir = os.path.join(folders.annotations, ""), os.path.join(folders.images, "")
     xml_files = _list_folder(os.path.dirname(xml_dir), (".xml",))
     image_files = _list_folder(os.path.dirname(image_dir), images.IMAGE_EXTENSIONS)
     set_file = config.image_set_file
