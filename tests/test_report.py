@@ -184,6 +184,8 @@ def test_no_suggestion_without_gain():
     rng = np.random.default_rng(5)
     fitting = random_boxes(rng, 300, (30, 200), (256, 256))
     assert survey.suggest_anchors(fitting, np.zeros(300, int), 1, (256, 256)) is None
+    few_small = np.concatenate([fitting, random_boxes(rng, 8, (15, 16), (256, 256))])  # 2.6% of them
+    assert survey.suggest_anchors(few_small, np.zeros(308, int), 1, (256, 256)) is None
     dots = random_boxes(rng, 300, (1, 1.5), (256, 256))
     assert survey.suggest_anchors(dots, np.zeros(300, int), 1, (256, 256)) is None
 
@@ -239,6 +241,19 @@ def test_text_suggests_anchors_where_the_default_ones_fit_poorly(tree):
     assert made.words(".//x:code") == [lines[at + 2]]
     tiny = Made(tree, image_size=(4, 4), name="tiny").text
     assert "Half of the boxes that even the default anchors do not match have a side below 1.1 px; try a larger" in tiny
+
+
+def test_anchors_are_suggested_when_a_class_that_fits_well_gains_three_points(tree):
+    """Ten squares of 44 px and one of 20 px, in images of the size at which the anchors are judged."""
+    for index, side in enumerate([44] * 10 + [20]):
+        xml = annotation_xml(object_xml("cat", (41, 41, 40 + side, 40 + side)), filename=f"{index}.jpg", size=(128, 128))
+        tree.add(str(index), xml, encoded(voc_tree.picture(128, 128, seed=index)))
+    lines = Made(tree, image_size=(128, 128)).text.splitlines()
+    at = lines.index(
+        "At 128x128 the default anchors match 90.9% of the boxes, of the worst class cat 90.9% (IoU >= 0.5)."
+    )
+    assert lines[at + 1] == "These would match 100.0% of the boxes, of the worst class cat 100.0%:"
+    assert lines[at + 2].startswith("--anchor_sizes=24,48,96,192,384 ")
 
 
 def label_file(tree: voc_tree.VocTree, *labels: str) -> str:

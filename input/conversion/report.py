@@ -46,11 +46,7 @@ def write_report(
     paths = [os.path.join(output_dir, shard.name) for shard in manifest.shards]
     data = survey.take_survey(paths, workers, manifest.num_images, f"reporting {split}")
     boxes, num_classes = survey.input_boxes(data, image_size), len(manifest.labels)
-    fits = [survey.measure_fit(boxes, data.classes, num_classes, AnchorConfig(), image_size)]
-    if fits[0].per_class[fits[0].worst] < report_words.POOR:
-        suggested = survey.suggest_anchors(boxes, data.classes, num_classes, image_size)
-        if suggested:
-            fits.append(survey.measure_fit(boxes, data.classes, num_classes, suggested, image_size))
+    fits = survey.measure_fits(boxes, data.classes, num_classes, image_size)
     report = Report(manifest=manifest, data=data, boxes=boxes, fits=fits, image_size=image_size, shard_paths=paths)
     path = shards.report_path(output_dir, split)
     with files.create(path, os.path.join(output_dir, f".{split}.report.html.partial")) as file:
