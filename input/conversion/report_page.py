@@ -24,7 +24,7 @@ from input.conversion.report_words import Report
 from input.shards import Manifest
 
 NUM_SAMPLES = 24  # random pictures
-MAX_REPAIRED = 100  # pictures of repaired images
+MAX_REPAIRED = 100  # pictures of images with repairs or dropped objects
 _MAX_FILES = 200  # files named for each kind of finding
 _PICTURE_SIDE = 400  # px of the longer side of a picture
 _MATCHED, _UNMATCHED, _SUGGESTED = "#4c78a8", "#d64545", "#2e8b57"
@@ -55,6 +55,8 @@ def make_page(report: Report) -> Iterator[str]:
     yield '<!DOCTYPE html>\n<html xmlns="http://www.w3.org/1999/xhtml" lang="en"><head><meta charset="utf-8"/>'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
     yield f"<title>{split}: report</title><style>{_STYLE}</style></head>\n<body><h1>{split}</h1>\n"
+    for flaw in report_words.shared_flaws(manifest):
+        yield f'<p class="poor">{html.escape(flaw)}</p>\n'
     num_bytes = sum(shard.num_bytes for shard in manifest.shards)
     facts = [
         f"{manifest.num_images:,} images, {manifest.num_negatives:,} of them without objects",
@@ -65,13 +67,16 @@ def make_page(report: Report) -> Iterator[str]:
     yield f"<p>{'; '.join(facts)}.</p>\n<h2>Classes</h2>\n"
     yield from _class_table(report)
     yield "<h2>Do anchors fit?</h2>\n"
-    for line in report_words.verdict(report):
+    for line in filter(None, [report_words.too_many_boxes(report), *report_words.verdict(report)]):
         yield f"<p><code>{line}</code></p>\n" if line.startswith("--") else f"<p>{_escape(line)}</p>\n"
     if manifest.num_boxes:
         yield from _plots(report)
-    yield "<h2>Refused, repaired, noted</h2>\n"
+    yield f"<h2>{', '.join(KINDS).capitalize()}</h2>\n"
     yield from _findings(manifest)
     yield from _sheets(report)
+    sentence, command = map(_escape, report.training)
+    if command:
+        yield f"<h2>Training</h2>\n<p>{sentence}</p>\n<p><code>{command}</code></p>\n"
     yield "</body></html>\n"
 
 
@@ -179,7 +184,7 @@ def _histogram(
 def _findings(manifest: Manifest) -> Iterator[str]:
     rows = report_words.finding_rows(manifest)
     if not rows:
-        yield "<p>Nothing was refused, repaired or noted.</p>\n"
+        yield "<p>Nothing was found.</p>\n"
         return
     yield '<table><tr><th></th><th>reason</th><th class="number">times</th><th>meaning</th></tr>\n'
     for kind, reason, count, meaning in rows:
@@ -204,12 +209,12 @@ def _sheets(report: Report) -> Iterator[str]:
     yield from (_figure(report, index, []) for index in samples)
     yield "</div>\n"
     remarks: dict[str, list[str]] = {}
-    for finding in report.manifest.repaired.files:
+    for finding in report_words.changed_files(report.manifest):
         remarks.setdefault(finding.image_id, []).append(report_words.describe_finding(finding))
     repaired = sorted((image_id, index) for index, image_id in enumerate(image_ids) if image_id in remarks)
     if repaired:
         only = f", the first {MAX_REPAIRED} of them" if len(repaired) > MAX_REPAIRED else ""
-        yield f'<h2>{len(repaired):,} repaired images{only}</h2>\n<div class="sheet">\n'
+        yield f'<h2>{len(repaired):,} images with repairs or dropped objects{only}</h2>\n<div class="sheet">\n'
         yield from (_figure(report, index, remarks[image_id]) for image_id, index in repaired[:MAX_REPAIRED])
         yield "</div>\n"
 

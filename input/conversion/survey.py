@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 THRESHOLD = MatchConfig().positive_iou  # an anchor is positive from this IoU with a box on
 GAIN = 0.03  # anchors that match this much more of some class's boxes are worth a suggestion
+SIDES = (320, 512, 640, 800, 1024)  # px, of the longer side of the network's input, to choose from
+SMALL = 16.0  # px, two cells of P3: below this side objects are hard to find
 _SMALLEST_SIZES = (32, 24, 48, 16, 64, 12, 96, 8, 6, 4)  # px, to try on P3; those nearest to the default come first
 
 
@@ -79,6 +81,23 @@ def input_boxes(survey: Survey, image_size: tuple[int, int]) -> np.ndarray:
     return survey.boxes * np.repeat(np.tile(resized / sizes, 2), survey.num_boxes, axis=0)
 
 
+def choose_image_size(survey: Survey, num_classes: int) -> tuple[int, int]:
+    """A size (height, width) of the network's input for this data; there must be boxes.
+
+    Its shape is that of the images: the geometric mean of width / height. It is the smallest of `SIDES` at which nine
+    in ten boxes of every class have a side of at least `SMALL`, or else the largest.
+    """
+    aspect = math.exp(np.log(survey.sizes[:, 1] / survey.sizes[:, 0]).mean())
+    size = (0, 0)
+    for side in SIDES:
+        height, width = (max(round(side * min(share, 1) / 32) * 32, 32) for share in (1 / aspect, aspect))
+        size = height, width
+        sides = by_class(box_sides(input_boxes(survey, size)), survey.classes, num_classes)
+        if all(np.quantile(each, 0.1) >= SMALL for each in sides if len(each)):
+            break
+    return size
+
+
 def _heights_and_widths(boxes: np.ndarray) -> np.ndarray:
     return np.maximum(boxes[:, 2:] - boxes[:, :2], 2.0**-10).T  # a tiny box may round to nothing in float32
 
@@ -126,9 +145,7 @@ def measure_fit(
     return Fit(anchor, matched, np.divide(hits, totals, out=np.full(num_classes, np.nan), where=totals > 0))
 
 
-def measure_fits(
-    boxes: np.ndarray, classes: np.ndarray, num_classes: int, image_size: tuple[int, int]
-) -> list[Fit]:
+def measure_fits(boxes: np.ndarray, classes: np.ndarray, num_classes: int, image_size: tuple[int, int]) -> list[Fit]:
     """The fit of the default anchors and, where others match clearly more boxes of some class, of those too."""
     fits = [measure_fit(boxes, classes, num_classes, AnchorConfig(), image_size)]
     if suggested := suggest_anchors(boxes, classes, num_classes, image_size) if len(boxes) else None:
