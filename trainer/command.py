@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from absl import app, flags, logging
+from absl import app, flags
 
 
 def run(main: Callable[[], None]) -> None:
@@ -23,6 +23,6 @@ def run(main: Callable[[], None]) -> None:
         except (ValueError, OSError, FloatingPointError) as error:
             sys.exit(f"error: {error}")
 
-    # Counts as given, unless --verbosity is: app.run would raise it to INFO, at which TensorFlow names what it writes.
-    flags.FLAGS.verbosity = logging.WARNING
+    # Otherwise app.run would raise it from WARNING to INFO, at which TensorFlow names all that it writes.
+    flags.FLAGS["verbosity"].using_default_value = False
     app.run(checked_main)
