@@ -9,7 +9,6 @@ import base64
 import hashlib
 import html
 import io
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -261,8 +260,7 @@ class _Picture(NamedTuple):
 def _read_picture(report: Report, index: int) -> _Picture:
     """The image with this index in the survey."""
     shard, position = report.data.locate(index)
-    records = tfrecord.read_records(report.shard_paths[shard])
-    record = next(itertools.islice(records, position, None))
+    record = next(tfrecord.read_records(report.shard_paths[shard], start=position))
     encoded = tfrecord.decode_example(record, frozenset(["image/encoded"]))["image/encoded"][0]
     height, width = report.data.sizes[index].tolist()
     scale = min(1.0, _PICTURE_SIDE / max(height, width))
