@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+import toy_shards
 
 from input import shards, tfrecord
 from input.shards import Finding, Findings, Manifest, ShardInfo
@@ -90,6 +91,15 @@ def test_findings_by_kind():
 def test_a_shard_by_name():
     assert MANIFEST.shard("train-00000-of-00001.tfrecord") is MANIFEST.shards[0]
     assert MANIFEST.shard("other.tfrecord") is None
+
+
+def test_records_are_named_by_their_index_over_several_shards(tmp_path):
+    paths = toy_shards.write_shards(tmp_path)  # images 0 3 6 9, 1 4 7, 2 5 8
+    assert shards.name_records(paths, [9, 0, 4, 4]) == [
+        f"image-0 (record 0 of {paths[0]})",
+        f"image-1 (record 0 of {paths[1]})",
+        f"image-8 (record 2 of {paths[2]})",
+    ]
 
 
 def test_counting_trusts_the_manifest_only_for_the_same_size(tmp_path):
