@@ -87,14 +87,12 @@ def read_regular(path: str) -> bytes:
     """As `read`, but raises an OSError for a pipe or a device, for whose end `read` could wait for ever."""
     if is_remote(path):
         return read(path)
-    with builtins.open(path, "rb", buffering=0, opener=_open_without_waiting) as file:
+    with builtins.open(
+        path, "rb", buffering=0, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)
+    ) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", path)
         return file.read()
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def exists(path: str) -> bool:

@@ -118,13 +118,13 @@ def encode_example(annotation: Annotation, jpeg: bytes) -> bytes:
         "image/object/truncated": annotation.truncated,
     }
     example = _Example()
-    features = example.features
+    features = example.features.feature
     for key, strings in byte_lists.items():
-        features.feature[key].bytes_list.value.extend(strings)
+        features[key].bytes_list.value.extend(strings)
     for key, floats in float_lists.items():
-        features.feature[key].float_list.value.extend(floats)
+        features[key].float_list.value.extend(floats)
     for key, ints in int_lists.items():
-        features.feature[key].int64_list.value.extend(ints)
+        features[key].int64_list.value.extend(ints)
     return example.SerializeToString(deterministic=True)
 
 
