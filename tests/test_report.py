@@ -322,7 +322,7 @@ def test_page_is_whole_and_needs_nothing_else(tree):
 
 def test_names_are_shown_as_they_are(tree):
     painted(tree, 3)
-    tree.add("a&b <i>", annotation_xml(object_xml("dog"), filename="a&amp;b &lt;i>.jpg", size=(9, 9)))
+    tree.add("a&b <i>", annotation_xml(object_xml("dog"), filename="a&amp;b &lt;i>.jpg"))
     made = Made(tree)
     assert NASTY in made.words(".//x:td")
     assert f"{NASTY} 1" in made.words(".//x:figcaption")[0] + made.words(".//x:figcaption")[1]
