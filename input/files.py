@@ -1,5 +1,7 @@
-"""Files of this machine by the system's own calls, and those of a `SCHEME://` path (gs://, hdfs://, ...) through
-`tf.io.gfile`, for which alone TensorFlow is imported. Whatever goes wrong is an `OSError`.
+"""Files of this machine and of other file systems.
+
+A `SCHEME://` path (gs://, hdfs://, ...) goes through `tf.io.gfile`; TensorFlow is imported for such paths only. Every
+error is an `OSError`, with the path in `filename` and the reason in `strerror`.
 """
 
 from __future__ import annotations
@@ -12,10 +14,11 @@ import glob as local_glob
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
-_REQUESTS = 64  # that wait for a remote file system at a time
+_MAX_REQUESTS = 64  # to a remote file system at one time
 
 
 def is_remote(path: str) -> bool:
@@ -23,12 +26,11 @@ def is_remote(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def _remote(path: str) -> Iterator:
-    """`tf.io.gfile`, whose errors become those of the system."""
+def _errors_of_the_system(path: str) -> Iterator[None]:
     import tensorflow as tf
 
     try:
-        yield tf.io.gfile
+        yield
     except tf.errors.OpError as error:
         kinds = {tf.errors.NotFoundError: errno.ENOENT, tf.errors.PermissionDeniedError: errno.EACCES}
         number = kinds.get(type(error), errno.EIO)
@@ -36,20 +38,32 @@ def _remote(path: str) -> Iterator:
         raise OSError(number, reason, path) from error
 
 
+def _gfile(function: str, path: str, *arguments: Any) -> Any:
+    """The result of a function of `tf.io.gfile`."""
+    import tensorflow as tf
+
+    with _errors_of_the_system(path):
+        return getattr(tf.io.gfile, function)(path, *arguments)
+
+
 @contextlib.contextmanager
 def open(path: str, mode: str = "rb") -> Iterator[BinaryIO]:
     """A binary file, closed at the end of the block."""
     if not is_remote(path):
         with builtins.open(path, mode, buffering=1 << 20 if "w" in mode else -1) as file:
-            yield file
+            yield cast(BinaryIO, file)
         return
-    with _remote(path) as gfile, gfile.GFile(path, mode) as file:
+    with _errors_of_the_system(path), _gfile("GFile", path, mode) as file:
         yield file
 
 
 @contextlib.contextmanager
 def create(path: str, partial: str = "") -> Iterator[BinaryIO]:
-    """A binary file that bears another name until the block has ended without an error, and all of it is stored."""
+    """A new binary file; it gets its name only when the block has ended without an error and all of it is stored.
+
+    Args:
+      partial: the name until then; by default a random one beside `path`.
+    """
     partial = partial or f"{path}.{secrets.token_hex(4)}.partial"
     try:
         with open(partial, "wb") as file:
@@ -69,91 +83,71 @@ def read(path: str) -> bytes:
         return file.read()
 
 
+def read_regular(path: str) -> bytes:
+    """As `read`, but raises an OSError for a pipe or a device, for whose end `read` could wait for ever."""
+    if is_remote(path):
+        return read(path)
+    with builtins.open(
+        path, "rb", buffering=0, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)
+    ) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        return file.read()
+
+
 def exists(path: str) -> bool:
-    if not is_remote(path):
-        return os.path.exists(path)
-    with _remote(path) as gfile:
-        return gfile.exists(path)
+    return _gfile("exists", path) if is_remote(path) else os.path.exists(path)
 
 
 def is_dir(path: str) -> bool:
-    if not is_remote(path):
-        return os.path.isdir(path)
-    with _remote(path) as gfile:
-        return gfile.isdir(path)
+    return _gfile("isdir", path) if is_remote(path) else os.path.isdir(path)
 
 
 def size(path: str) -> int:
-    if not is_remote(path):
-        return os.path.getsize(path)
-    with _remote(path) as gfile:
-        return gfile.stat(path).length
+    return _gfile("stat", path).length if is_remote(path) else os.path.getsize(path)
+
+
+def stats(paths: Sequence[str]) -> list[tuple[int, int]]:
+    """The size and the time of modification (in ns) of each file; zeros where there is none, or only a broken link."""
+    if not any(map(is_remote, paths)):
+        return list(map(_stat, paths))
+    with concurrent.futures.ThreadPoolExecutor(_MAX_REQUESTS) as threads:
+        return list(threads.map(_stat, paths))
 
 
 def _stat(path: str) -> tuple[int, int]:
     try:
-        if not is_remote(path):
-            status = os.stat(path)
-            return status.st_size, status.st_mtime_ns
-        with _remote(path) as gfile:
-            status = gfile.stat(path)
-            return status.length, status.mtime_nsec
+        if is_remote(path):
+            remote = _gfile("stat", path)
+            return remote.length, remote.mtime_nsec
+        local = os.stat(path)
+        return local.st_size, local.st_mtime_ns
     except OSError:
         return 0, 0
 
 
-def stats(paths: Sequence[str]) -> list[tuple[int, int]]:
-    """Size and time of modification, in ns, of each; zeros where there is none, or a broken link or a loop of links."""
-    if not any(map(is_remote, paths)):
-        return list(map(_stat, paths))
-    with concurrent.futures.ThreadPoolExecutor(_REQUESTS) as threads:
-        return list(threads.map(_stat, paths))
-
-
 def names(folder: str) -> list[str]:
-    """What a folder holds."""
-    if not is_remote(folder):
-        return os.listdir(folder)
-    with _remote(folder) as gfile:
-        return [name.rstrip("/") for name in gfile.listdir(folder)]
+    """The names of a folder's files and folders."""
+    return [name.rstrip("/") for name in (_gfile("listdir", folder) if is_remote(folder) else os.listdir(folder))]
 
 
 def glob(pattern: str) -> list[str]:
-    if not is_remote(pattern):
-        return local_glob.glob(pattern)
-    with _remote(pattern) as gfile:
-        return gfile.glob(pattern)
+    return _gfile("glob", pattern) if is_remote(pattern) else local_glob.glob(pattern)
 
 
 def make_dirs(folder: str) -> None:
-    if not is_remote(folder):
-        os.makedirs(folder, exist_ok=True)
-        return
-    with _remote(folder) as gfile:
-        gfile.makedirs(folder)
+    _gfile("makedirs", folder) if is_remote(folder) else os.makedirs(folder, exist_ok=True)
 
 
 def replace(source: str, target: str) -> None:
-    if not is_remote(source):
-        os.replace(source, target)
-        return
-    with _remote(source) as gfile:
-        gfile.rename(source, target, overwrite=True)
+    _gfile("rename", source, target, True) if is_remote(source) else os.replace(source, target)
 
 
 def remove(path: str) -> None:
-    if not is_remote(path):
-        os.unlink(path)
-        return
-    with _remote(path) as gfile:
-        gfile.remove(path)
+    _gfile("remove", path) if is_remote(path) else os.unlink(path)
 
 
 def remove_tree(folder: str) -> None:
-    """Nothing is said where there is no such folder."""
-    if not is_remote(folder):
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(folder)
-        return
-    with contextlib.suppress(FileNotFoundError), _remote(folder) as gfile:
-        gfile.rmtree(folder)
+    """Removes a folder with all that it holds, if there is such a folder."""
+    with contextlib.suppress(FileNotFoundError):
+        _gfile("rmtree", folder) if is_remote(folder) else shutil.rmtree(folder)

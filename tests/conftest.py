@@ -1,9 +1,11 @@
-"""Two logical CPU devices for the whole test process, before TensorFlow starts."""
+"""Gives the test process two logical CPU devices, before TensorFlow starts."""
+
+from __future__ import annotations
 
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Expected values are a CPU's, and two test processes cannot share a GPU's memory.
+# The expected values are those of a CPU, and two test processes cannot share a GPU's memory.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import pytest
@@ -15,5 +17,5 @@ tf.config.set_logical_device_configuration(_cpu, [tf.config.LogicalDeviceConfigu
 
 @pytest.fixture(scope="session")
 def two_replicas():
-    """A MirroredStrategy over two CPU devices; reducing on one device so that a process may hold several."""
+    """A MirroredStrategy over two CPU devices; it reduces on one, so that a process may have several strategies."""
     return tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"], cross_device_ops=tf.distribute.ReductionToOneDevice())

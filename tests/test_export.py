@@ -1,4 +1,6 @@
-"""The SavedModel: the same answers as the model's, in the original pixels, for every kind of file."""
+"""The SavedModel returns what the model does, in the original pixels, for every kind of file."""
+
+from __future__ import annotations
 
 import dataclasses
 import io
@@ -12,11 +14,11 @@ from PIL import Image
 
 from input import augment, shards
 from model.config import DetectConfig
-from trainer import checkpoints, evaluate, export
+from trainer import checkpoints, export, inference
 from trainer.config import Config, TrainConfig
 
-# Everything an untrained network says, so that there is something to compare.
-TALKATIVE = dataclasses.replace(
+# Keeps every detection of an untrained network, so that there is something to compare.
+ALL_DETECTIONS = dataclasses.replace(
     painted.CONFIG,
     detect=DetectConfig(score_threshold=0.0, max_detections=10),
     train=TrainConfig(precision="mixed_float16"),
@@ -51,13 +53,13 @@ def half_precision_export(tmp_path_factory):
     model_dir, export_dir = str(folder / "run"), str(folder / "deep" / "export")
     tf.keras.mixed_precision.set_global_policy("mixed_float16")
     try:
-        model = checkpoints.make_model(TALKATIVE)
+        model = checkpoints.make_model(ALL_DETECTIONS)
     finally:
         tf.keras.mixed_precision.set_global_policy("float32")
-    checkpoints.save_config(TALKATIVE, model_dir)
+    checkpoints.save_config(ALL_DETECTIONS, model_dir)
     prefix = tf.train.Checkpoint(model=model).save(f"{model_dir}/checkpoints/ckpt")
     assert export.export_run(model_dir, f"{export_dir}/") == prefix
-    same_model = checkpoints.make_model(TALKATIVE)
+    same_model = checkpoints.make_model(ALL_DETECTIONS)
     same_model.set_weights(model.get_weights())
     return export_dir, same_model
 
@@ -69,7 +71,9 @@ def test_the_export_returns_what_the_model_returns(half_precision_export):
     decoded = [augment.decode(file) for file in files]
     images, transforms = zip(*(augment.letterbox(image, painted.IMAGE_SIZE) for image in decoded))
     sizes = [image.shape[:2] for image in decoded]
-    expected = evaluate.make_detector(model, TALKATIVE)(tf.stack(images), tf.stack(transforms), tf.constant(sizes))
+    expected = inference.make_detector(model, ALL_DETECTIONS)(
+        tf.stack(images), tf.stack(transforms), tf.constant(sizes)
+    )
 
     exported = tf.saved_model.load(export_dir)
     found = exported.signatures["serving_default"](image_bytes=tf.constant(files))
@@ -93,12 +97,12 @@ def test_the_export_returns_what_the_model_returns(half_precision_export):
         assert tf.float16.as_datatype_enum not in types
 
 
-def test_what_lies_beside_the_saved_model(half_precision_export):
+def test_the_files_of_an_export(half_precision_export):
     export_dir = pathlib.Path(half_precision_export[0])
     assert {path.name for path in export_dir.iterdir()} >= {"saved_model.pb", "variables", "labels.txt", "config.json"}
     assert [path.name for path in export_dir.parent.iterdir()] == ["export"]
     assert shards.parse_labels(str(export_dir / "labels.txt")) == painted.LABELS
-    assert Config.from_json((export_dir / "config.json").read_text()) == TALKATIVE
+    assert Config.from_json((export_dir / "config.json").read_text()) == ALL_DETECTIONS
 
 
 def test_only_an_export_is_replaced(tmp_path):
@@ -120,8 +124,8 @@ def test_only_an_export_is_replaced(tmp_path):
     assert [path.name for path in precious.iterdir()] == ["thesis.txt"]
 
 
-def test_pixels_to_original_coordinates(painted_export):
-    """Wide, tall, tiny and larger pictures in one batch; each box is found where it was painted."""
+def test_boxes_are_in_the_pixels_of_each_file(painted_export):
+    """Wide, tall, tiny and larger pictures in one batch."""
     files = tf.constant([encode(painting.pixels, "PNG") for painting in painted.PAINTINGS])
     found = painted_export.signatures["serving_default"](image_bytes=files)
     for row, painting in enumerate(painted.PAINTINGS):
@@ -134,8 +138,8 @@ def test_pixels_to_original_coordinates(painted_export):
 
 
 @pytest.mark.parametrize("size", [(32, 1000), (1000, 32), (3, 2), (64, 96), (97, 61)])
-def test_the_whole_picture_comes_back_as_the_whole_picture(painted_export, size):
-    """A box over all pixels goes to the network's input and back to exactly the picture's edges."""
+def test_a_box_over_the_whole_picture_comes_back_exactly(painted_export, size):
+    """Its edges go to the network's input and back."""
     painting = painted.Painting(*size, (0, 0, *size))
     found = painted_export.signatures["serving_images"](images=painting.pixels[np.newaxis])
     np.testing.assert_allclose(found["boxes"][0, 0], [0, 0, *size], rtol=1e-5, atol=1e-4)
@@ -156,7 +160,7 @@ def test_the_whole_picture_comes_back_as_the_whole_picture(painted_export, size)
 def test_every_format_and_colour_mode(painted_export, image_format, mode, options):
     painting = painted.Painting(80, 120, (16, 24, 64, 96), 1)
     image = Image.fromarray(painting.pixels).convert(mode)
-    if image_format == "GIF":  # a film; its first frame counts
+    if image_format == "GIF":  # an animation, of which the first frame counts
         options = {"save_all": True, "append_images": [Image.fromarray(painted.EMPTY.pixels).resize((120, 80))]}
     found = painted_export.signatures["serving_default"](
         image_bytes=tf.constant([encode(image, image_format, **options)])
@@ -170,7 +174,7 @@ def test_every_format_and_colour_mode(painted_export, image_format, mode, option
 def test_grayscale_becomes_three_channels(painted_export, image_format):
     white = Image.fromarray(painted.LARGER.pixels).convert("L").point(lambda value: 255 if value else 0)
     found = painted_export.signatures["serving_default"](image_bytes=tf.constant([encode(white, image_format)]))
-    assert found["classes"][0, 0] == 1  # white holds green
+    assert found["classes"][0, 0] == 1  # white contains green
     np.testing.assert_allclose(found["boxes"][0, 0], painted.LARGER.box, atol=painted.LARGER.tolerance)
 
 

@@ -1,4 +1,6 @@
-"""Average precision against cases worked by hand, a plain reference, and pycocotools used as its manual says."""
+"""Average precision against cases worked by hand, a plain reference, and pycocotools used as its demo does."""
+
+from __future__ import annotations
 
 import json
 from fractions import Fraction
@@ -67,10 +69,10 @@ def test_voc12_by_hand():
 
 
 @pytest.mark.parametrize("average_precision", [metrics.voc07_ap, metrics.voc12_ap])
-def test_edges_of_average_precision(average_precision):
+def test_average_precision_of_none_and_of_all(average_precision):
     nothing = np.zeros(0, bool)
-    assert np.isnan(average_precision(nothing, 0))
-    assert np.isnan(average_precision(np.array([False]), 0))
+    assert average_precision(nothing, 0) is None
+    assert average_precision(np.array([False]), 0) is None
     assert average_precision(nothing, 3) == 0.0
     assert average_precision(np.array([True] * 3), 3) == 1.0
 
@@ -107,7 +109,7 @@ def test_an_iou_of_exactly_the_threshold_is_a_hit():
     assert matches.true_positives.tolist() == [True]
 
 
-def test_a_detection_goes_to_the_object_it_overlaps_most_even_if_that_one_is_taken():
+def test_a_detection_is_matched_to_the_object_it_overlaps_most_even_if_that_has_a_match():
     truths = [ground_truth([[0, 0, 10, 10], [0, 2, 10, 12]], [0, 0])]
     detections = [found([[0, 0, 10, 10], [0, 0.5, 10, 10.5]], [0.9, 0.8], [0, 0])]
     assert metrics.match_voc(truths, detections).true_positives.tolist() == [True, False]
@@ -153,7 +155,7 @@ def reference_voc(truths, detections, category):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_voc_equals_the_definitions(seed):
+def test_voc_equals_its_definitions(seed):
     truths, detections = random_case(seed)
     result = metrics.compute_metrics(truths, detections, LABELS)
     for category, label in enumerate(LABELS):
@@ -218,7 +220,7 @@ def test_coco_equals_pycocotools(seed, tmp_path, capsys):
 
 
 def test_voc_equals_pycocotools_where_the_two_agree_on_matches(tmp_path):
-    """Isolated objects leave nothing to argue about; then VOC's recalls put into COCO's tool give VOC's numbers."""
+    """For isolated objects both match alike; then COCO's tool with VOC's recalls gives VOC's numbers."""
     truths, detections = random_case(7, share_difficult=0.0, isolated=True)
     result = metrics.compute_metrics(truths, detections, LABELS)
     for index, label in enumerate(LABELS):
@@ -234,7 +236,7 @@ def test_voc_equals_pycocotools_where_the_two_agree_on_matches(tmp_path):
             assert result["per_class"][label][key] == pytest.approx(expected, abs=1e-12)
 
 
-def test_nothing_found():
+def test_metrics_without_detections():
     result = metrics.compute_metrics([ground_truth([[0, 0, 10, 10]], [1])], [found([], [], [])], LABELS)
     assert (result["voc07_ap50"], result["voc12_ap50"], result["coco_ap"], result["coco_ap50"]) == (0, 0, 0, 0)
     assert result["per_class"]["dog"]["num_objects"] == 1
@@ -262,6 +264,6 @@ def test_no_objects_at_all(num_images):
     assert result["num_images"] == num_images
 
 
-def test_images_must_pair_up():
+def test_ground_truths_and_detections_must_be_of_the_same_images():
     with pytest.raises(ValueError, match="1 images have ground truth but 0"):
         metrics.compute_metrics([ground_truth([], [])], [], LABELS)

@@ -1,5 +1,7 @@
 """One update, worked by hand: decay, clipping, loss scaling."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,7 +11,7 @@ from trainer.config import OptimizerConfig
 
 
 def update(gradients, steps=1, loss_scaling=False, **settings):
-    """Kernel and bias, both [3, 4] at first, after `steps` updates with the same gradients."""
+    """Kernel and bias, both (3, 4) at first, after `steps` updates with the same gradients."""
     config = OptimizerConfig(**{"learning_rate": 0.1, "lr_schedule": "constant", "warmup_steps": 0, **settings})
     optimizer = optimizers.make_optimizer(config, train_steps=100, loss_scaling=loss_scaling)
     variables = [tf.Variable([3.0, 4.0], name=name) for name in ("kernel", "bias")]
@@ -19,7 +21,7 @@ def update(gradients, steps=1, loss_scaling=False, **settings):
 
 
 def test_sgd_decays_kernels_as_an_l2_term_would_and_leaves_biases():
-    """Momentum m gathers an L2 gradient up to 1 / (1 - m) times: 3 - 0.1 * (0.02 / (1 - 0.5)) * 3 = 2.988."""
+    """Momentum m sums an L2 gradient up to 1 / (1 - m) times: 3 - 0.1 * (0.02 / (1 - 0.5)) * 3 = 2.988."""
     kernel, bias = update([[0.0, 0.0], [0.0, 0.0]], optimizer="sgd", momentum=0.5, weight_decay=0.02)
     np.testing.assert_allclose(kernel, [2.988, 3.984], rtol=1e-6)
     np.testing.assert_array_equal(bias, [3, 4])

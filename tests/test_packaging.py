@@ -1,4 +1,6 @@
-"""The wheel holds every module, and they import outside the repository."""
+"""The wheel holds every module, and each can be imported outside the repository."""
+
+from __future__ import annotations
 
 import pathlib
 import shutil
@@ -21,7 +23,7 @@ def test_wheel_imports_outside_the_repository(tmp_path):
             else {"__pycache__"}
         ),
     )
-    # The build backend itself, with the setuptools installed here: no download, and nothing left in the repository.
+    # Calls the build backend directly: nothing is downloaded, and nothing is left in the repository.
     build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
     built = subprocess.run([sys.executable, "-c", build, tmp_path], cwd=source, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
@@ -45,7 +47,7 @@ for name in modules:
     path = importlib.import_module(name).__file__
     assert path.startswith(unpacked), f"{name} comes from {path}"
 """
-    # Two commands may have a flag of the same name, so that they do not share a process.
+    # The converter has its own process, since two commands may define a flag of the same name.
     for names in ([name for name in modules if name != "prepare_tfrecords"], ["prepare_tfrecords"]):
         # -I: neither the current folder nor PYTHONPATH leads back to the repository.
         imported = subprocess.run(

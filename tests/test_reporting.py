@@ -1,4 +1,6 @@
-"""Logs by day, metrics by step."""
+"""A log file for each day, metrics for each step."""
+
+from __future__ import annotations
 
 import json
 import logging
@@ -8,7 +10,7 @@ import pytest
 from trainer import reporting
 
 
-def test_each_day_has_its_file(tmp_path):
+def test_each_day_has_its_log_file(tmp_path):
     handler = reporting.DailyFileHandler(str(tmp_path))
     for created, text in ((1_700_000_000, "first"), (1_700_000_060, "second"), (1_700_172_800, "two days on")):
         record = logging.makeLogRecord({"msg": text, "levelname": "INFO", "created": created})
@@ -21,7 +23,7 @@ def test_each_day_has_its_file(tmp_path):
     assert "two days on" in (tmp_path / days[1]).read_text()
 
 
-def test_log_lines_reach_the_file_until_it_is_closed(tmp_path):
+def test_the_log_file_holds_what_is_logged_until_it_is_closed(tmp_path):
     handler = reporting.log_to(str(tmp_path))
     reporting.log.info("to be found")
     reporting.stop_logging(handler)
@@ -46,7 +48,7 @@ def test_a_resume_drops_the_lines_after_its_step(tmp_path):
     assert [line["step"] for line in lines(tmp_path)] == [10, 20, 25]
 
 
-def test_what_a_step_reports(tmp_path, monkeypatch):
+def test_the_report_of_a_step(tmp_path, monkeypatch):
     """10 steps of 4 images in 8 s, 2 s of them waiting; 10 steps left."""
     clock = iter([100.0, 108.0])
     monkeypatch.setattr(reporting.time, "monotonic", lambda: next(clock))

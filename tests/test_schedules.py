@@ -1,4 +1,6 @@
-"""Learning rates at hand-worked steps."""
+"""Learning rates at steps worked by hand."""
+
+from __future__ import annotations
 
 import numpy as np
 import pytest
@@ -37,11 +39,11 @@ def test_each_warms_up_linearly_to_the_full_rate(name):
         ("exponential", {}, 1000, 0.008),
     ],
 )
-def test_golden(name, settings, step, expected):
+def test_rates_worked_by_hand(name, settings, step, expected):
     np.testing.assert_allclose(schedule(name, **settings)(step), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_in_a_graph_as_eagerly():
+def test_a_graph_gives_the_rates_of_eager_execution():
     for name in ("cosine", "step"):
         rate = schedule(name)
         steps = tf.range(0, STEPS, 37)

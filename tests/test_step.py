@@ -1,4 +1,6 @@
-"""One training step: two replicas do what one does; every precision and place of assignment works."""
+"""One training step: two replicas do what one does, in every precision, with assignment on the device or the host."""
+
+from __future__ import annotations
 
 import dataclasses
 
@@ -71,14 +73,14 @@ def test_a_step_learns(on_one_device):
     assert result.num_positives >= BATCH_SIZE
     assert result.losses.loss > 0
     np.testing.assert_allclose(result.losses.loss, result.losses.class_loss + result.losses.box_loss, rtol=1e-6)
-    # All move but the convolutions behind a last gamma of 0, where a residual branch starts as nothing.
+    # Only convolutions before a zero gamma do not move: it makes their residual branch output zeros at first.
     still = [move.ndim for move in moves if not np.any(move)]
     assert len(still) < len(moves) / 2
     assert all(np.any(move) for move in moves[-8:])  # the heads
 
 
 def test_two_replicas_gradients_equal_ones(paths, two_replicas, on_one_device):
-    """With the rate at 1 the moves are the gradients. Each replica has other images and other numbers of positives."""
+    """At a rate of 1 the moves are the gradients. The replicas have different images and numbers of positives."""
     assert_same_step(on_one_device, one_step(two_replicas, paths), atol=2e-5)
 
 

@@ -1,5 +1,7 @@
 """Whole runs: stopped and resumed, mirrored, diverged, and as a user starts them."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import os
@@ -16,9 +18,9 @@ import tensorflow as tf
 import tiny
 import toy_shards
 
-from input import tfrecord
+from input import shards, tfrecord
 from input.config import AugmentConfig
-from trainer import checkpoints, reporting, train
+from trainer import checkpoints, inference, reporting, train
 
 CHECKOUT = pathlib.Path(__file__).parent.parent
 RATES = ("images_per_s", "data_wait")
@@ -60,7 +62,7 @@ def uninterrupted(records, tmp_path_factory):
     return model_dir, run(records, model_dir)
 
 
-def test_what_a_run_leaves(uninterrupted):
+def test_the_files_that_a_run_writes(uninterrupted):
     model_dir, result = uninterrupted
     assert (result.step, result.stopped_by) == (6, None)
     assert 0 <= result.metrics["coco_ap"] <= 1
@@ -76,7 +78,7 @@ def test_what_a_run_leaves(uninterrupted):
     assert "step 6/6  loss" in log.read_text()
     assert "starting at step 0 of 6: 10 images, 2 classes" in log.read_text()
     assert list((model_dir / "events").iterdir())
-    assert checkpoints.load_for_inference(str(model_dir))[0] == tiny.CONFIG
+    assert inference.load_for_inference(str(model_dir)).config == tiny.CONFIG
 
 
 def test_stopped_and_resumed_equals_uninterrupted(records, uninterrupted, tmp_path, monkeypatch):
@@ -101,7 +103,7 @@ def test_stopped_and_resumed_equals_uninterrupted(records, uninterrupted, tmp_pa
         np.testing.assert_array_equal(values, theirs[name], err_msg=name)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(records, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(records, tmp_path):
     settings = dataclasses.replace(tiny.CONFIG.train.optimizer, learning_rate=1e20, clip_norm=0.0)
     config = tiny.config(train={"optimizer": settings, "steps_per_loop": 6, "eval_every": 6})
     with pytest.raises(
@@ -114,7 +116,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(records, tm
     assert "not a finite number" in log.read_text()
 
 
-def test_damaged_and_crowded_images_are_named_and_counted(tmp_path):
+def test_damaged_images_and_images_with_dropped_boxes_are_reported(tmp_path):
     paths = toy_shards.write_shards(tmp_path / "records", 8, num_shards=1)
     serialized = list(tfrecord.read_records(paths[0]))
     example = tf.train.Example.FromString(serialized[3])
@@ -129,11 +131,11 @@ def test_damaged_and_crowded_images_are_named_and_counted(tmp_path):
     lines = log.read_text().splitlines()
     (skipped,) = [line for line in lines if "skipped" in line]
     assert skipped.endswith(f"skipped an image that cannot be decoded: image-3 (record 3 of {paths[0]})")
-    (crowded,) = [line for line in lines if "--max_boxes=1" in line]
-    assert " W 3 images" in crowded  # of the odd ones, which hold two, all but the damaged
+    (dropped,) = [line for line in lines if "--max_boxes=1" in line]
+    assert " W 3 images" in dropped  # the odd images hold two boxes each; one of the four is damaged
     assert [line for line in lines if "left out of the evaluation" in line]
     (metrics,) = metrics_of(tmp_path / "run")
-    assert (metrics["damaged_images"], metrics["crowded_images"]) == (1, 3)
+    assert (metrics["damaged_images"], metrics["images_with_dropped_boxes"]) == (1, 3)
     assert np.isfinite(metrics["loss"])
 
     none = tiny.config(input=dataclasses.replace(data, max_damaged=0))
@@ -145,56 +147,40 @@ def test_a_damaged_shard_is_named(tmp_path):
     paths = toy_shards.write_shards(tmp_path / "records", 8, num_shards=2)
     content = bytearray(pathlib.Path(paths[1]).read_bytes())
     content[len(content) // 2] ^= 1
-    # Of the right size, with the labels vouched for: noticed when it is read.
-    manifest = {"labels": toy_shards.LABELS, "shards": []}
-    for path in paths:
-        size = os.path.getsize(path)
-        manifest["shards"].append({"name": os.path.basename(path), "num_bytes": size, "num_records": 4, "sha256": ""})
-    (tmp_path / "records" / "train.manifest.json").write_text(json.dumps(manifest))
+    # The manifest vouches for the labels and the size is right, so only reading the records shows the damage.
+    infos = tuple(
+        shards.ShardInfo(name=os.path.basename(path), num_records=4, num_bytes=os.path.getsize(path), sha256="")
+        for path in paths
+    )
+    nothing = shards.Findings(counts={}, files=())
+    manifest = shards.Manifest(
+        version=shards.MANIFEST_VERSION,
+        split="train",
+        labels=toy_shards.LABELS,
+        shards=infos,
+        **dict.fromkeys(("num_images", "num_boxes", "num_negatives", "num_difficult", "num_truncated"), 0),
+        **{key: {} for key in ("boxes_per_class", "images_per_class", "settings", "inputs")},
+        **dict.fromkeys(("refused", "repaired", "noted"), nothing),
+    )
+    (tmp_path / "records" / "train.manifest.json").write_text(manifest.to_json())
     pathlib.Path(paths[1]).write_bytes(content)
     with pytest.raises(
-        tfrecord.DamagedShardError, match=r"train-00001-of-00002\.tfrecord: damaged at record \d.*goes on"
+        tfrecord.DamagedShardError, match=r"train-00001-of-00002\.tfrecord: damaged at record \d.*resumes from the last"
     ):
         run({"train": paths, "val": []}, tmp_path / "run")
 
 
-def test_a_label_beyond_the_list_is_refused_at_the_start(tmp_path):
+def test_a_label_beyond_the_list_is_refused_before_training(tmp_path):
     paths = toy_shards.write_shards(tmp_path / "records", 8)
     with pytest.raises(ValueError, match=r"tfrecord: record \d has the label 2, but labels.txt names 1 classes"):
         run({"train": paths, "val": []}, tmp_path / "run", tiny.config(labels=("round",)))
 
 
 @pytest.mark.parametrize("address", ["grpc://localhost:1", "localhost:5050", "grpc://localhost"])
-def test_a_data_service_that_does_not_answer_is_named(records, tmp_path, address):
+def test_a_data_service_that_does_not_answer_is_refused(records, tmp_path, address):
     config = tiny.config(input=dataclasses.replace(tiny.CONFIG.input, data_service=address))
     with pytest.raises(ValueError, match=f"--data_service={address} does not answer .*: write grpc://HOST:PORT"):
         run(records, tmp_path, config)
-
-
-@pytest.mark.parametrize(
-    ("jobs", "kind", "index", "writes"),
-    [(["worker"], "worker", 0, True), (["worker"], "worker", 1, False), (["chief", "worker"], "chief", 0, True),
-     (["chief", "worker"], "worker", 0, False)],
-)  # fmt: skip
-def test_one_of_several_workers_writes(monkeypatch, jobs, kind, index, writes):
-    cluster = {job: ["a:1", "b:1"][: 1 if job == "chief" else 2] for job in jobs}
-    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}}))
-    assert train.is_chief(dataclasses.replace(tiny.CONFIG.train, distribution="multi_worker")) == writes
-    assert train.is_chief(tiny.CONFIG.train)
-
-
-def test_a_batch_that_replicas_cannot_share_is_refused(records, tmp_path):
-    config = tiny.config(train={"distribution": "mirrored"}, input=dataclasses.replace(tiny.CONFIG.input, batch_size=3))
-    with pytest.raises(ValueError, match=r"--batch_size=3 .* cannot be shared by 2 replicas: use a multiple of 2"):
-        run(records, tmp_path, config)
-
-
-@pytest.mark.parametrize(
-    ("step", "cadences", "stop"),
-    [(0, [100], 10), (0, [4, 100], 4), (4, [4, 100], 8), (95, [100], 100), (8, [9, 12], 9), (9, [9, 12], 12)],
-)
-def test_the_loop_returns_at_the_next_cadence(step, cadences, stop):
-    assert train.next_stop(step, 10, cadences) == stop
 
 
 @pytest.mark.parametrize(
@@ -205,12 +191,7 @@ def test_epochs_become_steps(settings, steps):
     assert train.count_steps(tiny.config(train=settings), 10) == steps
 
 
-def test_more_gpus_than_there_are():
-    with pytest.raises(ValueError, match="--num_gpus=99, but TensorFlow sees"):
-        train.set_up_devices(tiny.config(train={"num_gpus": 99}).train)
-
-
-# As a user starts it: in a process of its own.
+# From here on as a user starts it: in a process of its own.
 
 FLAGS = (
     "--backbone=resnet18",
@@ -242,7 +223,7 @@ def task(records, model_dir, *flags, check=True):
 
 
 def test_two_logical_cpus_train_as_one_device(records, uninterrupted, tmp_path):
-    """The same images in the same order, augmented alike: the losses agree to rounding."""
+    """The images, their order and their augmentation are the same, so the losses agree to rounding."""
     result = task(records, tmp_path, "--logical_cpus=2")
     assert "batch 2 on 2 x CPU" in result.stderr
     model_dir, _ = uninterrupted
@@ -262,6 +243,13 @@ def test_a_mistake_is_one_clear_line(records, tmp_path):
         assert "Traceback" not in result.stderr
 
 
+def test_missing_flags_are_named():
+    done = subprocess.run([sys.executable, "-m", "trainer.task"], capture_output=True, text=True, cwd=CHECKOUT)
+    assert done.returncode == 1
+    for name in ("train_records", "model_dir"):
+        assert f"Flag --{name} must have a value" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "flag", ["--eager", "--xla", "--target_assignment=host", "--precision=mixed_bfloat16", "--precision=mixed_float16"]
@@ -275,7 +263,7 @@ def test_other_ways_to_train_agree(records, uninterrupted, tmp_path, flag):
 
 @pytest.mark.slow
 def test_two_workers(records, uninterrupted, tmp_path):
-    """Two processes on this machine; the chief alone writes."""
+    """Two processes on this machine; only the chief writes."""
     with socket.socket() as first, socket.socket() as second:
         for each in (first, second):
             each.bind(("127.0.0.1", 0))
@@ -298,4 +286,4 @@ def test_two_workers(records, uninterrupted, tmp_path):
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert [line["step"] for line in metrics_of(tmp_path)] == [2, 4, 6]
     assert not list(tmp_path.glob("worker-*"))
-    assert checkpoints.find_checkpoint(str(tmp_path)).endswith("ckpt-6")
+    assert inference.find_checkpoint(str(tmp_path)).endswith("ckpt-6")

@@ -1,7 +1,8 @@
-"""Training, evaluation, export and prediction: composes `input` and `model`."""
+"""Training, evaluation, export and prediction, composed of `input` and `model`."""
 
 import os
 
-# Read when TensorFlow starts, and every command passes here first: no start-up chatter, and no hold on all GPU memory.
+# TensorFlow reads these when it starts, and every command imports this package first. The first hides start-up
+# messages; the second keeps TensorFlow from taking all memory of a GPU.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")

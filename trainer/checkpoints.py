@@ -1,16 +1,18 @@
-"""Saving, resuming, keeping the best, and loading for inference.
+"""Saving a run, resuming it, and keeping its best checkpoint.
 
-`RUN/checkpoints/` holds the latest few, `RUN/best/` the one with the best evaluation beside its `metrics.json`.
+`RUN/checkpoints/` holds the latest few checkpoints, `RUN/best/` the one with the best evaluation and `metrics.json`.
 """
+
+from __future__ import annotations
 
 import json
 import os
 import shutil
-from typing import Optional
+from typing import Any
 
 import tensorflow as tf
 
-from input import anchors, files
+from input import files
 from model import retinanet
 from trainer.config import Config
 
@@ -27,7 +29,7 @@ def write_file(path: str, text: str) -> None:
 
 
 def require_same_run(config: Config, model_dir: str) -> None:
-    """Refuses to resume a run with another network, label list or optimizer; a folder without a run is fine.
+    """Refuses to resume a run with other labels, or another network or optimizer; a folder without a run is fine.
 
     Raises:
       ValueError: naming what differs.
@@ -58,7 +60,7 @@ def read_config(model_dir: str) -> Config:
     """The settings of the run in `model_dir`.
 
     Raises:
-      FileNotFoundError: there is no run.
+      FileNotFoundError: `model_dir` holds no run.
     """
     path = config_path(model_dir)
     if not os.path.exists(path):
@@ -77,13 +79,8 @@ def make_model(config: Config) -> tf.keras.Model:
     )
 
 
-def make_anchors(config: Config):
-    """f32 [a, 4] px of the network's input."""
-    return anchors.make_anchors(config.input.anchor, config.input.image_size)
-
-
 class Checkpoints:
-    """The checkpoints of one run: model, optimizer (its `iterations` is the step) and nothing else.
+    """The checkpoints of one run. They hold the model and the optimizer, whose `iterations` is the step.
 
     The position in the data follows from the step, so no iterator is saved.
 
@@ -91,10 +88,19 @@ class Checkpoints:
       model_dir: RUN.
       model, optimizer: what is saved; their variables exist already.
       keep: how many of the latest to keep.
-      is_chief: false in a worker whose files nobody reads; it saves, because saving is collective, and throws away.
+      is_chief: false in a worker whose files nobody reads. It saves too, because saving is collective, and then
+        deletes what it wrote.
     """
 
-    def __init__(self, model_dir: str, model, optimizer, *, keep: int, is_chief: bool = True):
+    def __init__(
+        self,
+        model_dir: str,
+        model: tf.keras.Model,
+        optimizer: tf.keras.optimizers.Optimizer,
+        *,
+        keep: int,
+        is_chief: bool = True,
+    ) -> None:
         self._checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer)
         self._is_chief = is_chief
         self._root = model_dir if is_chief else os.path.join(model_dir, f"worker-{os.getpid()}.partial")
@@ -105,7 +111,7 @@ class Checkpoints:
         self._best = tf.train.CheckpointManager(self._checkpoint, os.path.join(self._root, "best"), max_to_keep=1)
 
     def restore(self) -> bool:
-        """Restores the latest checkpoint; false where there is none."""
+        """Restores the latest checkpoint and returns true; false where there is none."""
         path = tf.train.latest_checkpoint(os.path.join(self._model_dir, "checkpoints"))
         if path is None:
             return False
@@ -117,8 +123,8 @@ class Checkpoints:
         self._latest.save(checkpoint_number=step)
         self._discard()
 
-    def save_if_best(self, step: int, metrics: dict, key: str) -> bool:
-        """Saves to `RUN/best/` if `metrics[key]` is the highest of the run so far."""
+    def save_if_best(self, step: int, metrics: dict[str, Any], key: str) -> bool:
+        """Saves to `RUN/best/` if `metrics[key]` is the highest of the run so far; returns whether it is."""
         path = os.path.join(self._model_dir, "best", "metrics.json")
         if os.path.exists(path):
             with open(path, encoding="utf-8") as file:
@@ -131,55 +137,6 @@ class Checkpoints:
             write_file(path, json.dumps({"step": step, **metrics}, indent=2) + "\n")
         return True
 
-    def _discard(self):
+    def _discard(self) -> None:
         if not self._is_chief:
             shutil.rmtree(self._root, ignore_errors=True)
-
-
-def find_checkpoint(model_dir: str, checkpoint: Optional[str] = None) -> str:
-    """The path prefix of the checkpoint asked for, else the best one, else the latest.
-
-    Raises:
-      FileNotFoundError: there is none.
-    """
-    if checkpoint:
-        if tf.io.gfile.isdir(checkpoint):
-            checkpoint = tf.train.latest_checkpoint(checkpoint) or checkpoint
-        checkpoint = checkpoint[: -len(".index")] if checkpoint.endswith(".index") else checkpoint
-        if not os.path.exists(f"{checkpoint}.index"):
-            raise FileNotFoundError(
-                f"--checkpoint={checkpoint}: there is no {checkpoint}.index; give a folder of checkpoints or a path "
-                "such as RUN/checkpoints/ckpt-500."
-            )
-        return checkpoint
-    for folder in ("best", "checkpoints"):
-        path = tf.train.latest_checkpoint(os.path.join(model_dir, folder))
-        if path:
-            return path
-    raise FileNotFoundError(f"{model_dir} holds no checkpoint yet: train first, or wait for the first evaluation.")
-
-
-def load_for_inference(model_dir: str, checkpoint: Optional[str] = None):
-    """The trained network of a run.
-
-    Args:
-      model_dir: RUN.
-      checkpoint: a path prefix or a folder; None for the best, else the latest.
-
-    Returns:
-      (config, model, step, path) with float32 computation, whatever the run trained with.
-
-    Raises:
-      FileNotFoundError: no run or no checkpoint.
-      ValueError: a checkpoint of another network.
-    """
-    config = read_config(model_dir)
-    path = find_checkpoint(model_dir, checkpoint)
-    model = make_model(config)
-    try:
-        tf.train.Checkpoint(model=model).restore(path).assert_existing_objects_matched().expect_partial()
-    except (AssertionError, ValueError) as error:
-        raise ValueError(
-            f"{path} does not fit the network of {config_path(model_dir)}: give a --checkpoint of this run. ({error})"
-        ) from error
-    return config, model, int(path.rsplit("-", 1)[1]), path

@@ -1,8 +1,12 @@
-"""Settings of a training run, and the whole of them as one value. No TensorFlow import here."""
+"""Settings of a training run, and all settings as one value. No TensorFlow import here."""
+
+from __future__ import annotations
 
 import dataclasses
 import json
 import typing
+from collections.abc import Sequence
+from typing import Any
 
 from input.config import InputConfig
 from model.config import DetectConfig, LossConfig, ModelConfig
@@ -13,7 +17,7 @@ PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 DISTRIBUTIONS = ("auto", "one_device", "mirrored", "multi_worker")
 
 
-def _require(flag, value, choices):
+def _require(flag: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"--{flag}={value}: choose one of {', '.join(choices)}.")
 
@@ -24,36 +28,45 @@ class OptimizerConfig:
 
     optimizer: str = "sgd"
     momentum: float = 0.9
-    weight_decay: float = 1e-4  # of kernels only
+    weight_decay: float = 1e-4  # kernels only
     clip_norm: float = 10.0  # global norm of the gradients; 0: no clipping
     learning_rate: float = 0.01  # at batch 16
     lr_schedule: str = "cosine"
-    lr_steps: tuple[float, ...] = (0.67, 0.89)  # step schedule: shares of the run at which the rate falls tenfold
-    lr_end: float = 0.0  # polynomial and cosine: final rate as a share of the first
-    lr_power: float = 0.9  # polynomial
-    lr_decay: float = 0.01  # exponential: what remains of the rate at the end
+    lr_steps: tuple[float, ...] = (0.67, 0.89)  # step: shares of the run after which the rate falls tenfold
+    lr_end: float = 0.0  # polynomial and cosine: the final rate as a share of the peak
+    lr_power: float = 0.9  # polynomial: the exponent
+    lr_decay: float = 0.01  # exponential: the final rate as a share of the peak
     warmup_steps: int = 500
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _require("optimizer", self.optimizer, OPTIMIZERS)
         _require("lr_schedule", self.lr_schedule, SCHEDULES)
         if self.learning_rate <= 0:
             raise ValueError(f"--learning_rate must be positive; got {self.learning_rate}.")
+        bounds = (0.0, *self.lr_steps, 1.0)
+        if not self.lr_steps or any(first >= second for first, second in zip(bounds, bounds[1:])):
+            raise ValueError(f"--lr_steps needs shares of the run between 0 and 1, in order; got {self.lr_steps}.")
+        if not 0 <= self.lr_end <= 1:
+            raise ValueError(f"--lr_end is a share of the peak rate, from 0 to 1; got {self.lr_end}.")
+        if not 0 < self.lr_decay <= 1:
+            raise ValueError(f"--lr_decay is a share of the peak rate, above 0 and at most 1; got {self.lr_decay}.")
+        if self.lr_power <= 0:
+            raise ValueError(f"--lr_power must be positive; got {self.lr_power}.")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How long to train, on what, and what to write when."""
+    """How long to train, on which devices, and when to write what."""
 
-    epochs: float = 50.0  # used where train_steps is 0
+    epochs: float = 50.0  # used if train_steps is 0
     train_steps: int = 0
     precision: str = "float32"
     distribution: str = "auto"
     num_gpus: int = -1  # -1: all
-    logical_cpus: int = 1  # split the CPU, to try replicas without GPUs
+    logical_cpus: int = 1  # devices to split the CPU into, to try replicas without GPUs
     steps_per_loop: int = 20
     log_every: int = 0  # 0: every loop
-    eval_every: int = 0  # steps; 0: ten times a run
+    eval_every: int = 0  # steps; 0: ten times in a run
     checkpoint_every: int = 0  # steps; 0: with every evaluation
     keep_checkpoints: int = 3
     best_metric: str = "coco_ap"  # a key of the evaluation's result
@@ -61,7 +74,7 @@ class TrainConfig:
     eager: bool = False
     optimizer: OptimizerConfig = OptimizerConfig()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _require("precision", self.precision, PRECISIONS)
         _require("distribution", self.distribution, DISTRIBUTIONS)
         if self.steps_per_loop < 1:
@@ -72,7 +85,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything that a run depends on; `RUN/config.json` holds it."""
+    """Every setting of a run; `RUN/config.json` holds them."""
 
     labels: tuple[str, ...] = ()
     input: InputConfig = InputConfig()
@@ -81,7 +94,7 @@ class Config:
     detect: DetectConfig = DetectConfig()
     train: TrainConfig = TrainConfig()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         levels = self.input.anchor.levels
         if levels != range(3, 8):
             raise ValueError(f"the neck makes the levels P3-P7, not P{levels.start}-P{levels.stop - 1}.")
@@ -90,13 +103,13 @@ class Config:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "Config":
-        """The config that `to_json` wrote. A setting it lacks takes its default; an unknown one is an error."""
+    def from_json(cls, text: str) -> Config:
+        """The config that `to_json` wrote. A setting that is missing takes its default; an unknown one is an error."""
         return _build(cls, json.loads(text))
 
 
-def _build(kind, values):
-    """A dataclass from nested dicts; JSON's lists become tuples."""
+def _build(kind: type, values: dict[str, Any]) -> Any:
+    """A dataclass of the given kind from nested dicts; JSON's lists become tuples."""
     types = typing.get_type_hints(kind)
     unknown = set(values) - set(types)
     if unknown:

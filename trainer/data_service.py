@@ -1,24 +1,31 @@
-"""Machines without GPUs that decode for one whose cores cannot feed its GPUs: tf.data's service.
+"""Servers of tf.data's service: machines without GPUs that decode for a trainer whose own cores are too few.
 
-`python -m trainer.data_service --role=dispatcher --port=5050` on one machine, then, on as many as help,
-`python -m trainer.data_service --role=worker --dispatcher=HOST:5050 --host=OWN_NAME`, and train with
-`--data_service=grpc://HOST:5050`. All of them need this project, and the records under the same path.
+Start `python -m trainer.data_service --role=dispatcher --port=5050` on one machine, then
+`python -m trainer.data_service --role=worker --dispatcher=HOST:5050 --host=OWN_NAME` on as many as are to help, and
+train with `--data_service=grpc://HOST:5050`. Each machine needs this project, and the records under the same path.
 """
 
-import sys
+from __future__ import annotations
 
-from absl import app
+import socket
+from typing import Any
+
 from absl import flags as absl_flags
 
+from trainer import command
 
-def start(role: str, *, port: int = 0, dispatcher: str = "", host: str = "localhost"):
-    """Starts a server in this process; it ends with the object that is returned.
+
+def start(role: str, *, port: int = 0, dispatcher: str = "", host: str = "localhost") -> Any:
+    """Starts a server in this process; it stops when the object returned is deleted.
 
     Args:
       role: dispatcher, which shares out the work, or worker.
-      port: to listen at; 0: any that is free.
-      dispatcher: a worker's dispatcher, as HOST:PORT.
+      port: the port to listen at; 0: any that is free.
+      dispatcher: the address of a worker's dispatcher, as HOST:PORT.
       host: a worker's own name, as trainers reach it.
+
+    Returns:
+      A `DispatchServer` or a `WorkerServer` of `tf.data.experimental.service`.
 
     Raises:
       ValueError: a worker without a dispatcher.
@@ -27,24 +34,34 @@ def start(role: str, *, port: int = 0, dispatcher: str = "", host: str = "localh
 
     service = tf.data.experimental.service
     if role == "dispatcher":
-        # Without fault tolerance: when it ends, the trainer ends too, and goes on from its checkpoint.
+        # Not fault-tolerant: when the dispatcher ends, the trainer ends too, and resumes from its checkpoint.
         return service.DispatchServer(service.DispatcherConfig(port=port))
     if not dispatcher:
         raise ValueError("--role=worker needs --dispatcher=HOST:PORT.")
-    # TensorFlow puts in the port that it has got.
+    # TensorFlow replaces %port% by the port that it was given.
     return service.WorkerServer(
         service.WorkerConfig(dispatcher_address=dispatcher, worker_address=f"{host}:%port%", port=port)
     )
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}; flags are written --name=value.")
-    flags = absl_flags.FLAGS
+def require_running(address: str) -> None:
+    """Refuses a service that does not answer; TensorFlow would wait for it forever, without a message.
+
+    Raises:
+      ValueError: nothing answers at the address.
+    """
+    host, _, port = address.partition("://")[2].rpartition(":")
     try:
-        server = start(flags.role, port=flags.port, dispatcher=flags.dispatcher, host=flags.host)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--data_service={address} does not answer ({error}): write grpc://HOST:PORT, as the dispatcher prints it."
+        ) from error
+
+
+def main() -> None:
+    flags = absl_flags.FLAGS
+    server = start(flags.role, port=flags.port, dispatcher=flags.dispatcher, host=flags.host)
     if flags.role == "dispatcher":
         print(f"train with --data_service={server.target}, with this machine's name in place of localhost", flush=True)
     server.join()
@@ -52,7 +69,7 @@ def main(argv):
 
 if __name__ == "__main__":
     absl_flags.DEFINE_enum("role", None, ["dispatcher", "worker"], "What this process is.", required=True)
-    absl_flags.DEFINE_integer("port", 0, "Port to listen at; 0: any that is free.", lower_bound=0)
-    absl_flags.DEFINE_string("dispatcher", "", "A worker's dispatcher, as HOST:PORT.")
+    absl_flags.DEFINE_integer("port", 0, "The port to listen at; 0: any that is free.", lower_bound=0)
+    absl_flags.DEFINE_string("dispatcher", "", "The address of a worker's dispatcher, as HOST:PORT.")
     absl_flags.DEFINE_string("host", "localhost", "A worker's own name, as the trainer reaches it.")
-    app.run(main)
+    command.run(main)

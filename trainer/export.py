@@ -1,36 +1,36 @@
-"""A trained model as a SavedModel that takes image files and answers in their own pixels.
+"""Exports a trained model as a SavedModel that takes image files and returns boxes in their own pixels.
 
 `python -m trainer.export --model_dir=RUN --output_dir=EXPORT [--checkpoint=PATH]`
 
-EXPORT holds the SavedModel, `labels.txt` (a class index is its line, from 0) and `config.json`. Both signatures return
+EXPORT holds the SavedModel, `labels.txt` (class 0 is its first line) and `config.json`. Both signatures return
 `boxes` f32 [b, d, 4] (ymin, xmin, ymax, xmax in pixels of each original image), `scores` f32 [b, d], `classes` i32
 [b, d] and `num_detections` i32 [b]; later rows are zeros with class -1.
 
-- `serving_default`: `image_bytes`, string [b]: JPEG, PNG, BMP or GIF (its first frame) files, of any sizes.
-- `serving_images`: `images`, u8 [b, h, w, 3]: RGB pixels, of any one size.
+- `serving_default` takes `image_bytes`, string [b]: JPEG, PNG, BMP or GIF (the first frame) files of any sizes.
+- `serving_images` takes `images`, u8 [b, h, w, 3]: RGB pixels, all images of the same size.
 
 An EXIF orientation is not applied: boxes are in the pixels as stored.
 """
 
+from __future__ import annotations
+
 import os
-import sys
-from typing import Optional
+from collections.abc import Callable
 
 import tensorflow as tf
-from absl import app
 from absl import flags as absl_flags
 
 from input import augment
-from trainer import checkpoints, evaluate
+from trainer import command, inference
 from trainer.config import Config
 
 
 def make_serving_module(model: tf.keras.Model, config: Config) -> tf.Module:
-    """What is exported: the functions `serve_bytes` and `serve_images`, and the variables they need."""
-    detect = evaluate.make_detector(model, config)
+    """The module to export: the functions `serve_bytes` and `serve_images`, and the variables they need."""
+    detect = inference.make_detector(model, config)
     image_size = config.input.image_size
 
-    def detect_each(load, inputs):
+    def detect_each(load: Callable[[tf.Tensor], tuple], inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         signature = (
             tf.TensorSpec([*image_size, 3], tf.uint8),
             tf.TensorSpec([4], tf.float32),
@@ -38,11 +38,11 @@ def make_serving_module(model: tf.keras.Model, config: Config) -> tf.Module:
         )
         return detect(*tf.map_fn(load, inputs, fn_output_signature=signature))._asdict()
 
-    def letterbox(image):
+    def letterbox(image: tf.Tensor) -> tuple:
         return *augment.letterbox(image, image_size), tf.shape(image)[:2]
 
     module = tf.Module()
-    # The variables alone: with the Keras model as an attribute, each layer's own functions would be saved as well.
+    # Only the variables: with the Keras model as an attribute, the functions of each layer would be saved too.
     module.model_variables = model.variables
     module.serve_bytes = tf.function(
         lambda image_bytes: detect_each(lambda item: augment.load_and_letterbox(item, image_size), image_bytes),
@@ -62,7 +62,8 @@ def export(model: tf.keras.Model, config: Config, output_dir: str) -> None:
       ValueError: `output_dir` holds something other than an export.
     """
     output_dir = output_dir.rstrip("/")
-    if tf.io.gfile.exists(output_dir) and tf.io.gfile.listdir(output_dir) and not _is_export(output_dir):
+    is_export = tf.io.gfile.exists(os.path.join(output_dir, "saved_model.pb"))
+    if not is_export and tf.io.gfile.exists(output_dir) and tf.io.gfile.listdir(output_dir):
         raise ValueError(f"{output_dir} is not empty and holds no export to replace: choose another --output_dir.")
     partial = f"{output_dir}.partial"
     module = make_serving_module(model, config)
@@ -80,12 +81,8 @@ def export(model: tf.keras.Model, config: Config, output_dir: str) -> None:
     tf.io.gfile.rename(partial, output_dir)
 
 
-def _is_export(folder):
-    return tf.io.gfile.exists(os.path.join(folder, "saved_model.pb"))
-
-
-def export_run(model_dir: str, output_dir: str, checkpoint: Optional[str] = None) -> str:
-    """Exports a run's checkpoint, in float32 whatever the run trained with; returns the checkpoint's path.
+def export_run(model_dir: str, output_dir: str, checkpoint: str | None = None) -> str:
+    """Exports a run's checkpoint in float32, whatever the run trained with, and returns the checkpoint's path.
 
     Args:
       model_dir: RUN.
@@ -93,27 +90,22 @@ def export_run(model_dir: str, output_dir: str, checkpoint: Optional[str] = None
       checkpoint: a path; None for the best, else the latest.
 
     Raises:
-      FileNotFoundError: no such run or checkpoint.
+      FileNotFoundError: there is no such run or checkpoint.
       ValueError: `output_dir` holds something other than an export.
     """
-    config, model, _, path = checkpoints.load_for_inference(model_dir, checkpoint)
-    export(model, config, output_dir)
-    return path
+    run = inference.load_for_inference(model_dir, checkpoint)
+    export(run.model, run.config, output_dir)
+    return run.path
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}; flags are written --name=value.")
+def main() -> None:
     flags = absl_flags.FLAGS
-    try:
-        path = export_run(flags.model_dir, flags.output_dir, flags.checkpoint)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    path = export_run(flags.model_dir, flags.output_dir, flags.checkpoint)
     print(f"exported {path} to {flags.output_dir}")
 
 
 if __name__ == "__main__":
     absl_flags.DEFINE_string("model_dir", None, "The run's folder.", required=True)
-    absl_flags.DEFINE_string("output_dir", None, "Where the SavedModel goes.", required=True)
-    absl_flags.DEFINE_string("checkpoint", None, "A checkpoint; default: the best, else the latest.")
-    app.run(main)
+    absl_flags.DEFINE_string("output_dir", None, "Where the SavedModel is written.", required=True)
+    absl_flags.DEFINE_string("checkpoint", None, "The checkpoint to use; default: the best, else the latest.")
+    command.run(main)

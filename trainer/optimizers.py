@@ -1,23 +1,25 @@
-"""Optimizers: Keras's own, set up for detection."""
+"""Keras's optimizers, set up for detection."""
+
+from __future__ import annotations
 
 import tensorflow as tf
 
 from trainer import schedules
 from trainer.config import OptimizerConfig
 
-_NOT_DECAYED = ("bias", "gamma", "beta")  # decay pulls batch norm and biases away from what they measure
+_NOT_DECAYED = ("bias", "gamma", "beta")  # decay would pull biases and batch norm away from the values they estimate
 
 
 def make_optimizer(config: OptimizerConfig, *, train_steps: int, loss_scaling: bool) -> tf.keras.optimizers.Optimizer:
-    """SGD with momentum or AdamW; gradients are clipped after aggregation over replicas and unscaling.
+    """SGD with momentum, or AdamW. Gradients are clipped after they are summed over replicas and unscaled.
 
-    Keras's weight decay is decoupled: each step takes `rate * decay` of a weight. The L2 term of the papers enters the
-    momentum instead, where it adds up to 1 / (1 - momentum) times as much; SGD's decay is scaled to match.
+    Keras's weight decay is decoupled: each step subtracts `rate * decay` of a weight from it. The L2 term of the papers
+    goes through the momentum, where it adds up to 1 / (1 - momentum) times as much, so SGD's decay is scaled to match.
 
     Args:
-      config: kind, rates, decay, clipping.
+      config: the optimizer, its rates, decay and clipping.
       train_steps: the length of the run, for the schedule.
-      loss_scaling: wrap in a dynamic `LossScaleOptimizer`, for float16.
+      loss_scaling: wraps the optimizer in a dynamic `LossScaleOptimizer`, for float16.
     """
     settings = {
         "learning_rate": schedules.make_schedule(config, train_steps),

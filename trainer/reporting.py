@@ -1,11 +1,13 @@
-"""What a run tells: a log file a day, `metrics.jsonl`, TensorBoard and a progress line."""
+"""What a run reports: a log file for each day, `metrics.jsonl`, TensorBoard and a progress line."""
+
+from __future__ import annotations
 
 import datetime
 import json
 import logging
 import os
 import time
-from typing import Optional
+from typing import Any
 
 import tensorflow as tf
 
@@ -15,26 +17,30 @@ _FORMAT = logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%Y-%m-%d
 
 
 class DailyFileHandler(logging.Handler):
-    """Appends each record to `FOLDER/YYYY-MM-DD.log`, by the day of the record."""
+    """Appends each log record to `FOLDER/YYYY-MM-DD.log`, by the day of the record."""
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str) -> None:
         super().__init__()
         self._folder = folder
         os.makedirs(folder, exist_ok=True)
         self.setFormatter(_FORMAT)
 
-    def emit(self, record):
+    def emit(self, record: logging.LogRecord) -> None:
         try:
             day = datetime.date.fromtimestamp(record.created).isoformat()
-            # Opened anew each time: lines are seconds apart, and nothing is lost however the run ends.
+            # The file is opened for each line: lines are seconds apart, and no line is lost however the run ends.
             with open(os.path.join(self._folder, f"{day}.log"), "a", encoding="utf-8") as file:
                 file.write(self.format(record) + "\n")
         except OSError:
             self.handleError(record)
 
 
-def log_to(model_dir: Optional[str]) -> logging.Handler:
-    """Sends the project's log to the terminal and, unless None, to `RUN/logs/`; give the result to `stop_logging`."""
+def log_to(model_dir: str | None) -> logging.Handler:
+    """Sends the project's log to the terminal and, unless `model_dir` is None, to `RUN/logs/`.
+
+    Returns:
+      The handler to give to `stop_logging`.
+    """
     log.setLevel(logging.DEBUG)
     log.propagate = False
     if not log.handlers:
@@ -53,12 +59,12 @@ def stop_logging(handler: logging.Handler) -> None:
 
 
 class MetricsFile:
-    """`RUN/metrics.jsonl`: one flushed JSON object a line.
+    """`RUN/metrics.jsonl`: one JSON object a line, written at once.
 
-    On a resume the lines after the restored step are dropped, so that each step stands there once.
+    A resumed run drops the lines after the restored step, so that no step appears twice.
     """
 
-    def __init__(self, model_dir: str, step: int):
+    def __init__(self, model_dir: str, step: int) -> None:
         self._path = os.path.join(model_dir, "metrics.jsonl")
         kept = []
         if os.path.exists(self._path):
@@ -67,7 +73,7 @@ class MetricsFile:
         with open(self._path, "w", encoding="utf-8") as file:
             file.writelines(kept)
 
-    def write(self, values: dict) -> None:
+    def write(self, values: dict[str, Any]) -> None:
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
@@ -76,20 +82,20 @@ def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError):
-        return float("inf")  # cut off by a kill
+        return float("inf")  # the line was cut off when the run was killed
 
 
 class Reporter:
-    """Writes each logged step everywhere, with speed and time left.
+    """Reports to the log, `metrics.jsonl` and TensorBoard, with the speed and the time left.
 
     Args:
-      model_dir: RUN; None: only the terminal is told.
-      step: the step that the run starts from.
-      train_steps: where it ends.
-      batch_size: images a step.
+      model_dir: RUN; None: only the log is written.
+      step: the step at which the run starts.
+      train_steps: the step at which it ends.
+      batch_size: images in a step.
     """
 
-    def __init__(self, model_dir: Optional[str], *, step: int, train_steps: int, batch_size: int):
+    def __init__(self, model_dir: str | None, *, step: int, train_steps: int, batch_size: int) -> None:
         self._metrics = MetricsFile(model_dir, step) if model_dir else None
         events = os.path.join(model_dir, "events") if model_dir else None
         self._writer = tf.summary.create_file_writer(events) if events else tf.summary.create_noop_writer()
@@ -98,14 +104,14 @@ class Reporter:
         self._step = step
         self._time = time.monotonic()
 
-    def training(self, step: int, values: dict, *, data_wait_s: float, extra: dict) -> None:
+    def training(self, step: int, losses: dict[str, float], *, data_wait_s: float, extra: dict[str, float]) -> None:
         """Reports the mean losses of the steps since the last call.
 
         Args:
           step: steps done.
-          values: loss, class_loss, box_loss.
-          data_wait_s: seconds of that time that the step waited for its batch.
-          extra: learning rate, loss scale and the like.
+          losses: `loss`, `class_loss` and `box_loss`.
+          data_wait_s: seconds of that time spent waiting for batches.
+          extra: further values, such as the learning rate.
         """
         now = time.monotonic()
         steps, seconds = step - self._step, max(now - self._time, 1e-9)
@@ -114,22 +120,22 @@ class Reporter:
         left = datetime.timedelta(seconds=round((self._train_steps - step) * seconds / max(steps, 1)))
         log.info(
             "step %d/%d  loss %.4f (class %.4f, box %.4f)  %.1f images/s  waiting for data %.0f%%  left %s",
-            *(step, self._train_steps, values["loss"], values["class_loss"], values["box_loss"], speed),
+            *(step, self._train_steps, losses["loss"], losses["class_loss"], losses["box_loss"], speed),
             *(100 * wait, left),
         )
-        line = {**values, **extra, "images_per_s": speed, "data_wait": wait}
+        line = {**losses, **extra, "images_per_s": speed, "data_wait": wait}
         if self._metrics:
             self._metrics.write({"step": step, **line})
         self._summaries("train", step, line)
 
-    def evaluation(self, step: int, metrics: dict) -> None:
-        """Reports an evaluation; its time does not count as training."""
+    def evaluation(self, step: int, metrics: dict[str, Any]) -> None:
+        """Reports an evaluation. Its time does not count as training time."""
         numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
         log.info("step %d  evaluation: %s", step, "  ".join(f"{name} {value:.4f}" for name, value in numbers.items()))
         self._summaries("eval", step, numbers)
         self._time = time.monotonic()
 
-    def _summaries(self, group: str, step: int, values: dict) -> None:
+    def _summaries(self, group: str, step: int, values: dict[str, float]) -> None:
         with self._writer.as_default(step=step):
             for name, value in values.items():
                 tf.summary.scalar(f"{group}/{name}", value)

@@ -1,5 +1,8 @@
 """One training step, in replica context."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -18,24 +21,26 @@ class StepResult(NamedTuple):
     num_positives: tf.Tensor  # f32 scalar: positive anchors in the global batch
 
 
-def make_train_step(model: tf.keras.Model, optimizer: tf.keras.optimizers.Optimizer, config: Config, *, method: str):
+def make_train_step(
+    model: tf.keras.Model, optimizer: tf.keras.optimizers.Optimizer, config: Config, *, method: str
+) -> Callable[..., StepResult]:
     """The function that `strategy.run` calls with a replica's batch.
 
     The loss is divided by the number of positive anchors of the *global* batch, and gradients are summed over replicas,
-    so that N replicas do exactly what one with the whole batch would.
+    so N replicas do exactly what one replica with the whole batch would do.
 
     Args:
       model: the network.
-      optimizer: possibly a `LossScaleOptimizer`.
+      optimizer: may be a `LossScaleOptimizer`.
       config: augmentation, anchors and losses.
       method: of `targets.assign_targets`: dense on a GPU, sparse on a CPU.
 
     Returns:
-      `train_step(batch, targets=None) -> StepResult`; `targets` where the host has assigned them.
+      `train_step(batch, targets=None) -> StepResult`; `targets` are given where the host has assigned them.
     """
     scales_loss = isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
 
-    def train_step(batch: types.Batch, targets: types.Targets = None) -> StepResult:
+    def train_step(batch: types.Batch, targets: types.Targets | None = None) -> StepResult:
         replicas = tf.distribute.get_replica_context()
         if targets is None:
             batch = batch_augment.augment(batch, config.input.augment)
@@ -52,6 +57,7 @@ def make_train_step(model: tf.keras.Model, optimizer: tf.keras.optimizers.Optimi
         if scales_loss:
             gradients = optimizer.get_unscaled_gradients(gradients)
         optimizer.apply_gradients(zip(gradients, model.trainable_variables))
-        return StepResult(Losses(*(replicas.all_reduce("sum", value) for value in local)), num_positives)
+        global_losses = tf.nest.map_structure(lambda value: replicas.all_reduce("sum", value), local)
+        return StepResult(losses=global_losses, num_positives=num_positives)
 
     return train_step

@@ -1,255 +1,27 @@
-"""The training run: strategy, restore, compiled inner loop, log, save, evaluate."""
+"""A training run: restore, then train, report, save and evaluate until the last step."""
 
-import contextlib
+from __future__ import annotations
+
 import os
-import signal
-import socket
-from typing import NamedTuple, Optional
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from input import pipeline, shards, tfrecord
-from input.config import InputConfig
+from input import shards
 from model.types import Losses
-from trainer import checkpoints, evaluate, optimizers, reporting, step
-from trainer.config import Config, TrainConfig
+from trainer import checkpoints, data_service, distribution, evaluate, optimizers, reporting, watch
+from trainer.config import Config
+from trainer.loop import LoopResult, is_due, make_train_loop, next_stop
 from trainer.reporting import log
-
-
-class LoopResult(NamedTuple):
-    """Over the steps of one call of the compiled loop."""
-
-    losses: Losses  # f32 scalars, sums of the steps' losses
-    num_positives: tf.Tensor  # f32 scalar, sum
-    data_wait: tf.Tensor  # f64 scalar, seconds spent waiting for a batch
-    bad_records: tf.Tensor  # i64 [b]: this worker's batch of the first non-finite loss; -1 while there is none
-    damaged: tf.Tensor  # i64 [b]: at each place of the batch, the last record that could not be decoded; -1: none
-    num_damaged: tf.Tensor  # f32 scalar: images that could not be decoded
-    num_crowded: tf.Tensor  # f32 scalar: images with more boxes than are kept
-
-
-def set_up_devices(config: TrainConfig) -> None:
-    """Memory growth, visible GPUs, logical CPUs. Call before TensorFlow touches a device."""
-    gpus = tf.config.list_physical_devices("GPU")
-    if config.num_gpus >= 0:
-        if config.num_gpus > len(gpus):
-            raise ValueError(f"--num_gpus={config.num_gpus}, but TensorFlow sees {len(gpus)}: check nvidia-smi.")
-        gpus = gpus[: config.num_gpus]
-        tf.config.set_visible_devices(gpus, "GPU")
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
-    if config.logical_cpus > 1:
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        parts = [tf.config.LogicalDeviceConfiguration()] * config.logical_cpus
-        tf.config.set_logical_device_configuration(cpu, parts)
-
-
-def is_chief(config: TrainConfig) -> bool:
-    """Whether this process is the one of several workers that writes the run's files."""
-    if config.distribution != "multi_worker":
-        return True
-    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
-    chief = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
-    return resolver.task_type in (None, chief) and not resolver.task_id
-
-
-def make_strategy(config: TrainConfig) -> tf.distribute.Strategy:
-    """The strategy of `--distribution`; auto is mirrored over all GPUs, or over the logical CPUs if several.
-
-    A process makes one: a second MirroredStrategy fails in the collectives.
-    """
-    if config.distribution == "multi_worker":
-        if "TF_CONFIG" not in os.environ:
-            raise ValueError("--distribution=multi_worker needs TF_CONFIG in the environment: see docs/MULTI_GPU.md.")
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    gpus = tf.config.list_logical_devices("GPU")
-    devices = [device.name for device in gpus or tf.config.list_logical_devices("CPU")]
-    if config.distribution == "mirrored" or (config.distribution == "auto" and len(devices) > 1):
-        return tf.distribute.MirroredStrategy(devices)
-    return tf.distribute.OneDeviceStrategy(devices[0])
-
-
-def make_train_loop(strategy: tf.distribute.Strategy, train_step, batch_size: int):
-    """Compiles many steps into one call, so that Python is out of the way between them.
-
-    Args:
-      strategy: runs `train_step` on each replica.
-      train_step: as `step.make_train_step` makes it.
-      batch_size: global.
-
-    Returns:
-      `loop(iterator, num_steps) -> LoopResult`; `num_steps` is an i32 tensor, so that it never compiles anew.
-    """
-
-    # Of several workers each sees its own part of the batch.
-    local_size = batch_size * len(strategy.extended.worker_devices) // strategy.num_replicas_in_sync
-
-    @tf.function
-    def train_loop(iterator, num_steps):
-        totals = Losses(0.0, 0.0, 0.0)
-        positives, data_wait = 0.0, tf.constant(0.0, tf.float64)
-        num_damaged, num_crowded = 0.0, 0.0
-        bad_records = damaged = tf.fill([local_size], tf.constant(-1, tf.int64))
-        for _ in tf.range(num_steps):
-            # The clock is read after the step before, and again once the batch is there.
-            with tf.control_dependencies([totals.loss]):
-                started = tf.timestamp()
-            with tf.control_dependencies([started]):
-                arguments = next(iterator)
-            record_index, valid, num_dropped = (
-                tf.concat(strategy.experimental_local_results(value), axis=0)
-                for value in (arguments[0].record_index, arguments[0].valid, arguments[0].num_dropped)
-            )
-            with tf.control_dependencies([record_index]):
-                data_wait += tf.timestamp() - started
-            result = strategy.run(train_step, args=arguments)
-            result = tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], result)
-            totals = Losses(*(total + value for total, value in zip(totals, result.losses)))
-            positives += result.num_positives
-            first_bad = ~tf.math.is_finite(result.losses.loss) & (bad_records[0] < 0)
-            bad_records = tf.where(first_bad, record_index, bad_records)
-            damaged = tf.where(valid, damaged, record_index)
-            num_damaged += tf.reduce_sum(tf.cast(~valid, tf.float32))
-            num_crowded += tf.reduce_sum(tf.cast(num_dropped > 0, tf.float32))
-        return LoopResult(totals, positives, data_wait, bad_records, damaged, num_damaged, num_crowded)
-
-    return train_loop
-
-
-def next_stop(step: int, steps_per_loop: int, cadences) -> int:
-    """The step at which the loop returns: after `steps_per_loop`, or earlier at a multiple of one of `cadences`."""
-    return min(step + steps_per_loop, *(step - step % every + every for every in cadences))
-
-
-class StopSignal:
-    """Remembers SIGTERM (a preempted machine) and SIGINT, to stop between two loops with everything saved."""
-
-    def __init__(self):
-        self.received: Optional[int] = None
-
-    def __enter__(self):
-        self._before = {}
-        # Only the main thread may set handlers; elsewhere (a test, a notebook's thread) signals stay as they are.
-        with contextlib.suppress(ValueError):
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._remember)
-        return self
-
-    def _remember(self, number, frame):
-        if self.received is not None:
-            raise KeyboardInterrupt  # the second time: at once
-        self.received = number
-        log.warning("%s: saving after this loop; once more to stop at once", signal.Signals(number).name)
-
-    def __exit__(self, *exception):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 class RunResult(NamedTuple):
     """How a run ended."""
 
     step: int
-    metrics: dict  # of the last evaluation; empty if there was none
-    stopped_by: Optional[int]  # the signal that ended it early
-
-
-def _make_iterator(strategy, config: Config, train_paths, first_step: int):
-    def per_pipeline(context: tf.distribute.InputContext):
-        consumed = first_step * config.input.batch_size // context.num_input_pipelines
-        dataset = pipeline.make_dataset(
-            train_paths,
-            config.input,
-            training=True,
-            batch_size=context.get_per_replica_batch_size(config.input.batch_size),
-            first_record=consumed,
-            num_pipelines=context.num_input_pipelines,
-            pipeline_id=context.input_pipeline_id,
-        )
-        if config.input.target_assignment == "host":
-            return pipeline.assign_on_host(dataset, config.input)
-        return dataset.map(lambda batch: (batch,))  # the arguments of a train step
-
-    return iter(strategy.distribute_datasets_from_function(per_pipeline))
-
-
-def _check_finite(result: LoopResult, first_step: int, last_step: int, train_paths) -> None:
-    """Stops the run on a loss that is not a number, with the names of the images.
-
-    Raises:
-      FloatingPointError: nothing has been saved since the loop began.
-    """
-    bad = [int(index) for index in result.bad_records.numpy() if index >= 0]
-    if bad:
-        names = shards.name_records(train_paths, bad)
-        raise FloatingPointError(
-            f"the loss was not a finite number between steps {first_step + 1} and {last_step}, first for the batch of "
-            f"images {', '.join(names)}. Look at these; or lower --learning_rate, lengthen "
-            "--warmup_steps, or use --precision=float32. The last checkpoint is from before: the same command goes on."
-        )
-
-
-class DataWatch:
-    """Names what is wrong with the records that a run reads, each image once.
-
-    Args:
-      paths: the training shards.
-      config: `max_damaged` and `max_boxes`.
-    """
-
-    def __init__(self, paths, config: InputConfig):
-        self._paths, self._config = paths, config
-        self._damaged: set[int] = set()
-        self._crowded = False
-
-    def look(self, result: LoopResult) -> None:
-        """Logs what a loop has found.
-
-        Raises:
-          ValueError: more damaged images than `max_damaged`.
-        """
-        found = {int(index) for index in result.damaged.numpy() if index >= 0} - self._damaged
-        for name in shards.name_records(self._paths, found):
-            log.warning("skipped an image that cannot be decoded: %s", name)
-        self._damaged |= found
-        if len(self._damaged) > self._config.max_damaged:
-            raise ValueError(
-                f"{len(self._damaged)} images cannot be decoded, and --max_damaged={self._config.max_damaged}: convert "
-                "the data again; the log names them."
-            )
-        if result.num_crowded and not self._crowded:
-            self._crowded = True
-            log.warning(
-                "%d images of this loop hold more boxes than --max_boxes=%d, of which the largest are kept; "
-                "metrics.jsonl goes on counting them",
-                *(int(result.num_crowded), self._config.max_boxes),
-            )
-
-
-def _name_damage(paths, error: Exception) -> Exception:
-    """What to raise where TensorFlow found a shard damaged: its message names no file."""
-    for path in paths:
-        try:
-            for _ in tfrecord.read_records(path):
-                pass
-        except tfrecord.DamagedShardError as damage:
-            return tfrecord.DamagedShardError(f"{damage} The same command then goes on from the last checkpoint.")
-    return error
-
-
-def _require_service(address: str) -> None:
-    """TensorFlow itself would wait for the service without end and without a word.
-
-    Raises:
-      ValueError: nothing answers there.
-    """
-    host, _, port = address.partition("://")[2].rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"--data_service={address} does not answer ({error}): write grpc://HOST:PORT, as the dispatcher prints it."
-        ) from error
+    metrics: dict[str, Any]  # of the last evaluation; empty if there was none
+    stopped_by: int | None  # the signal that ended it early
 
 
 def count_steps(config: Config, num_records: int) -> int:
@@ -257,140 +29,139 @@ def count_steps(config: Config, num_records: int) -> int:
     return config.train.train_steps or max(1, round(config.train.epochs * num_records / config.input.batch_size))
 
 
-def train_and_evaluate(config: Config, *, train_paths, val_paths=(), model_dir: str) -> RunResult:
+def train_and_evaluate(
+    config: Config, *, train_paths: Sequence[str], val_paths: Sequence[str] = (), model_dir: str
+) -> RunResult:
     """A whole run: from scratch, or from where `model_dir` stopped.
 
-    Call `set_up_devices(config.train)` first, in a process that has not used TensorFlow.
+    Call `distribution.set_up_devices(config.train)` first, in a process that has not used TensorFlow.
 
     Args:
-      config: everything; `labels` filled in.
+      config: every setting, with `labels` filled in.
       train_paths: shards to train on.
       val_paths: shards to evaluate on; none: no evaluation, and no best checkpoint.
-      model_dir: RUN; resumed where it holds checkpoints.
+      model_dir: RUN; the run is resumed where it holds checkpoints.
 
     Raises:
       ValueError: settings that do not fit together, or data without records.
       FloatingPointError: the loss was not a finite number.
     """
     os.makedirs(model_dir, exist_ok=True)
-    handler = reporting.log_to(model_dir if is_chief(config.train) else None)
+    handler = reporting.log_to(model_dir if distribution.is_chief(config.train) else None)
     try:
-        with StopSignal() as stop:
+        with watch.StopSignal() as stop:
             return _run(config, train_paths, val_paths, model_dir, stop)
     except Exception as error:
         log.error("%s", error)
-        log.debug("where:", exc_info=True)  # for the log file; on a terminal it would bury the sentence
+        log.debug("where:", exc_info=True)  # goes to the log file only; on a terminal it would bury the message
         raise
     finally:
         reporting.stop_logging(handler)
 
 
-def _run(config: Config, train_paths, val_paths, model_dir, stop: StopSignal) -> RunResult:
-    strategy = make_strategy(config.train)
-    replicas = strategy.num_replicas_in_sync
-    if config.input.batch_size % replicas:
-        raise ValueError(
-            f"--batch_size={config.input.batch_size} (the global one) cannot be shared by {replicas} replicas: "
-            f"use a multiple of {replicas}."
-        )
-    if config.input.augment.mixes and config.input.batch_size // replicas < 4:
-        log.warning(
-            "mosaic, mixup and cutmix have few partners: only %d images a replica", config.input.batch_size // replicas
-        )
-    if config.train.xla and replicas > 1:
-        raise ValueError("--xla works with one replica: add --distribution=one_device, or leave it out.")
-    writes = is_chief(config.train)
-    tf.config.run_functions_eagerly(config.train.eager)
-    tf.keras.mixed_precision.set_global_policy(config.train.precision)
-    tf.keras.utils.set_random_seed(config.input.seed)
-
+def _run(
+    config: Config, train_paths: Sequence[str], val_paths: Sequence[str], model_dir: str, stop: watch.StopSignal
+) -> RunResult:
+    strategy = _set_up_tensorflow(config)
+    is_chief = distribution.is_chief(config.train)
     shards.check_classes(train_paths, len(config.labels))
     if config.input.data_service:
-        _require_service(config.input.data_service)
-    num_records = sum(shards.count_records(train_paths))
-    train_steps = count_steps(config, num_records)
+        data_service.require_running(config.input.data_service)
     checkpoints.require_same_run(config, model_dir)
+    num_records = sum(shards.count_records(train_paths))
+    last = count_steps(config, num_records)
+
     with strategy.scope():
         model = checkpoints.make_model(config)
         optimizer = optimizers.make_optimizer(
-            config.train.optimizer,
-            train_steps=train_steps,
-            loss_scaling=config.train.precision == "mixed_float16",
+            config.train.optimizer, train_steps=last, loss_scaling=config.train.precision == "mixed_float16"
         )
         optimizer.build(model.trainable_variables)
-    saved = checkpoints.Checkpoints(model_dir, model, optimizer, keep=config.train.keep_checkpoints, is_chief=writes)
-    resumed = saved.restore()
-    if writes:
+    saved = checkpoints.Checkpoints(model_dir, model, optimizer, keep=config.train.keep_checkpoints, is_chief=is_chief)
+    start = "resuming" if saved.restore() else "starting"
+    if is_chief:
         checkpoints.save_config(config, model_dir)
     current = int(optimizer.iterations.numpy())
-    devices = f"{replicas} x {strategy.extended.worker_devices[0].rsplit(':', 2)[-2]}"
-    log.info(
-        "%s at step %d of %d: %d images, %d classes, %s-%s %dx%d, batch %d on %s, %s",
-        *("resuming" if resumed else "starting", current, train_steps, num_records, len(config.labels)),
-        *(config.model.backbone, config.model.neck, *config.input.image_size, config.input.batch_size, devices),
-        config.train.precision,
-    )
+    log.info("%s at step %d of %d: %d images, %s", start, current, last, num_records, _describe(config, strategy))
 
-    on_cpu = "GPU" not in strategy.extended.worker_devices[0]
-    # Sparse assignment has dynamic shapes: right for a CPU, not for XLA or a GPU.
-    method = "sparse" if on_cpu and not config.train.xla else "dense"
-    train_step = step.make_train_step(model, optimizer, config, method=method)
-    if config.train.xla:
-        train_step = tf.function(train_step, jit_compile=True)
-    train_loop = make_train_loop(strategy, train_step, config.input.batch_size)
-    iterator = _make_iterator(strategy, config, train_paths, current)
+    train_loop = make_train_loop(strategy, model, optimizer, config)
+    iterator = distribution.make_iterator(strategy, config, train_paths, first_step=current)
     evaluator = evaluate.make_evaluator(model, config, val_paths, strategy=strategy) if val_paths else None
-
-    log_every = config.train.log_every
-    eval_every = config.train.eval_every or max(1, train_steps // 10)
-    save_every = config.train.checkpoint_every or eval_every
-    cadences = [every for every in (log_every, eval_every, save_every, train_steps) if every]
     reporter = reporting.Reporter(
-        model_dir if writes else None, step=current, train_steps=train_steps, batch_size=config.input.batch_size
+        model_dir if is_chief else None, step=current, train_steps=last, batch_size=config.input.batch_size
     )
-    if current >= train_steps:
-        log.info("nothing left to train; for more, raise --train_steps or --epochs")
-    watch = DataWatch(train_paths, config.input)
-    metrics, since_log = {}, []
-    while current < train_steps and stop.received is None:
-        target = next_stop(current, config.train.steps_per_loop, cadences)
-        try:
+    data_watch = watch.DataWatch(train_paths, config.input)
+    eval_every = config.train.eval_every or max(1, last // 10)
+    save_every = config.train.checkpoint_every or eval_every
+    cadences = (config.train.log_every, eval_every, save_every)
+    metrics: dict[str, Any] = {}
+    unreported: list[LoopResult] = []
+    if current >= last:
+        log.info("nothing is left to train; for more, raise --train_steps or --epochs")
+    while current < last and stop.received is None:
+        target = next_stop(current, config.train.steps_per_loop, cadences, last)
+        with watch.naming_damaged_shard(train_paths):
             result = train_loop(iterator, tf.constant(target - current))
-        except tf.errors.DataLossError as error:
-            raise _name_damage(train_paths, error) from error
-        watch.look(result)
-        _check_finite(result, current, target, train_paths)
-        since_log.append((target - current, result))
         current = target
-        if not log_every or current % log_every == 0 or current == train_steps:
-            _report(reporter, current, since_log, optimizer)
-            since_log = []
-        if current % save_every == 0 or current == train_steps:
+        data_watch.look(result)
+        watch.check_finite(result, current, train_paths)
+        unreported.append(result)
+        if is_due(current, config.train.log_every, last):
+            _report(reporter, current, unreported, optimizer)
+            unreported = []
+        if is_due(current, save_every, last):
             saved.save(current)
-        if evaluator and (current % eval_every == 0 or current == train_steps):
+        if evaluator and is_due(current, eval_every, last):
             metrics = evaluator()
             reporter.evaluation(current, metrics)
             if saved.save_if_best(current, metrics, config.train.best_metric):
                 log.info("step %d  best %s so far", current, config.train.best_metric)
     reporter.close()
-    if stop.received is not None and current < train_steps:
+    if stop.received is not None and current < last:
         saved.save(current)
-        log.info("stopped at step %d of %d; the same command resumes here", current, train_steps)
+        log.info("stopped at step %d of %d; the same command resumes here", current, last)
     return RunResult(step=current, metrics=metrics, stopped_by=stop.received)
 
 
-def _report(reporter, current, since_log, optimizer):
-    """Logs the means over the loops since the last report."""
-    steps = sum(count for count, _ in since_log)
-    results = [result for _, result in since_log]
-    means = {name: float(sum(getattr(result.losses, name) for result in results)) / steps for name in Losses._fields}
+def _set_up_tensorflow(config: Config) -> tf.distribute.Strategy:
+    """Makes the strategy and applies the settings that TensorFlow keeps for the whole process."""
+    strategy = distribution.make_strategy(config.train)
+    distribution.check_replicas(config, strategy.num_replicas_in_sync)
+    tf.config.run_functions_eagerly(config.train.eager)
+    tf.keras.mixed_precision.set_global_policy(config.train.precision)
+    tf.keras.utils.set_random_seed(config.input.seed)
+    return strategy
+
+
+def _describe(config: Config, strategy: tf.distribute.Strategy) -> str:
+    """What is trained on what, for the log."""
+    height, width = config.input.image_size
+    return (
+        f"{len(config.labels)} classes, {config.model.backbone}-{config.model.neck} {height}x{width}, "
+        f"batch {config.input.batch_size} on {strategy.num_replicas_in_sync} x {distribution.device_type(strategy)}, "
+        f"{config.train.precision}"
+    )
+
+
+def _report(
+    reporter: reporting.Reporter,
+    current: int,
+    results: Sequence[LoopResult],
+    optimizer: tf.keras.optimizers.Optimizer,
+) -> None:
+    """Reports the means over the loops since the last report."""
+    num_steps = sum(int(result.num_steps) for result in results)
+    means = {
+        name: float(sum(getattr(result.losses, name) for result in results)) / num_steps for name in Losses._fields
+    }
     extra = {
         "learning_rate": float(optimizer.learning_rate.numpy()),
-        "positives": float(sum(result.num_positives for result in results)) / steps,
+        "positives": float(sum(result.num_positives for result in results)) / num_steps,
     }
-    for name in ("damaged", "crowded"):
-        if count := sum(int(getattr(result, f"num_{name}")) for result in results):
-            extra[f"{name}_images"] = count
+    if num_damaged := sum(int(result.num_damaged) for result in results):
+        extra["damaged_images"] = num_damaged
+    if num_with_dropped_boxes := sum(int(result.num_with_dropped_boxes) for result in results):
+        extra["images_with_dropped_boxes"] = num_with_dropped_boxes
     if isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
         extra["loss_scale"] = float(optimizer.loss_scale)
         if extra["loss_scale"] <= 1.0:

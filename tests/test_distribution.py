@@ -1,0 +1,50 @@
+"""Devices, the chief of several workers, and settings that do not fit the replicas."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import tiny
+
+from input.config import AugmentConfig
+from trainer import distribution
+
+
+@pytest.mark.parametrize(
+    ("jobs", "kind", "index", "is_chief"),
+    [(["worker"], "worker", 0, True), (["worker"], "worker", 1, False), (["chief", "worker"], "chief", 0, True),
+     (["chief", "worker"], "worker", 0, False)],
+)  # fmt: skip
+def test_one_worker_is_the_chief(monkeypatch, jobs, kind, index, is_chief):
+    cluster = {job: ["a:1", "b:1"][: 1 if job == "chief" else 2] for job in jobs}
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}}))
+    assert distribution.is_chief(dataclasses.replace(tiny.CONFIG.train, distribution="multi_worker")) == is_chief
+    assert distribution.is_chief(tiny.CONFIG.train)
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_replicas", "message"),
+    [
+        ({"batch_size": 3}, 2, "--batch_size=3, the global one, cannot be split over 2 replicas: use a multiple of 2"),
+        ({"batch_size": 4}, 2, "--xla works with one replica only: add --distribution=one_device"),
+    ],
+)
+def test_settings_that_do_not_fit_the_replicas_are_refused(settings, num_replicas, message):
+    config = tiny.config(train={"xla": True}, input=dataclasses.replace(tiny.CONFIG.input, **settings))
+    with pytest.raises(ValueError, match=message):
+        distribution.check_replicas(config, num_replicas)
+
+
+@pytest.mark.parametrize(("num_replicas", "num_warnings"), [(1, 0), (2, 1)])
+def test_few_images_to_mix_are_warned_of(caplog, monkeypatch, num_replicas, num_warnings):
+    monkeypatch.setattr(distribution.log, "propagate", True)
+    settings = dataclasses.replace(tiny.CONFIG.input, batch_size=4, augment=AugmentConfig(mosaic=0.5))
+    distribution.check_replicas(tiny.config(input=settings), num_replicas)
+    assert ["each replica gets only 2" in message for message in caplog.messages] == [True] * num_warnings
+
+
+def test_more_gpus_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="--num_gpus=99, but TensorFlow sees"):
+        distribution.set_up_devices(tiny.config(train={"num_gpus": 99}).train)

@@ -1,0 +1,107 @@
+"""Devices, the strategy that spreads a run over them, and what each worker reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+import tensorflow as tf
+
+from input import pipeline
+from trainer.config import Config, TrainConfig
+from trainer.reporting import log
+
+
+def set_up_devices(config: TrainConfig) -> None:
+    """Sets memory growth, the visible GPUs and the logical CPUs. Call it before TensorFlow touches a device.
+
+    Raises:
+      ValueError: there are fewer GPUs than `num_gpus`.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if config.num_gpus >= 0:
+        if config.num_gpus > len(gpus):
+            raise ValueError(f"--num_gpus={config.num_gpus}, but TensorFlow sees {len(gpus)}: check nvidia-smi.")
+        gpus = gpus[: config.num_gpus]
+        tf.config.set_visible_devices(gpus, "GPU")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    if config.logical_cpus > 1:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        parts = [tf.config.LogicalDeviceConfiguration()] * config.logical_cpus
+        tf.config.set_logical_device_configuration(cpu, parts)
+
+
+def is_chief(config: TrainConfig) -> bool:
+    """Whether this process writes the run's files; of several workers one does."""
+    if config.distribution != "multi_worker":
+        return True
+    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    chief = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
+    return resolver.task_type in (None, chief) and not resolver.task_id
+
+
+def make_strategy(config: TrainConfig) -> tf.distribute.Strategy:
+    """The strategy of `--distribution`; auto is mirrored over all GPUs, or over the logical CPUs if there are several.
+
+    Call it once in a process: a second MirroredStrategy fails in the collectives.
+
+    Raises:
+      ValueError: several workers without a TF_CONFIG.
+    """
+    if config.distribution == "multi_worker":
+        if "TF_CONFIG" not in os.environ:
+            raise ValueError("--distribution=multi_worker needs TF_CONFIG in the environment: see docs/MULTI_GPU.md.")
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    gpus = tf.config.list_logical_devices("GPU")
+    devices = [device.name for device in gpus or tf.config.list_logical_devices("CPU")]
+    if config.distribution == "mirrored" or (config.distribution == "auto" and len(devices) > 1):
+        return tf.distribute.MirroredStrategy(devices)
+    return tf.distribute.OneDeviceStrategy(devices[0])
+
+
+def device_type(strategy: tf.distribute.Strategy) -> str:
+    """GPU or CPU: what the replicas run on."""
+    return tf.DeviceSpec.from_string(strategy.extended.worker_devices[0]).device_type
+
+
+def check_replicas(config: Config, num_replicas: int) -> None:
+    """Refuses settings that so many replicas cannot follow.
+
+    Raises:
+      ValueError: naming the flag.
+    """
+    batch_size = config.input.batch_size
+    if batch_size % num_replicas:
+        raise ValueError(
+            f"--batch_size={batch_size}, the global one, cannot be split over {num_replicas} replicas: "
+            f"use a multiple of {num_replicas}."
+        )
+    if config.input.augment.mixes and batch_size // num_replicas < 4:
+        log.warning(
+            "mosaic, mixup and cutmix have few images to mix: each replica gets only %d", batch_size // num_replicas
+        )
+    if config.train.xla and num_replicas > 1:
+        raise ValueError("--xla works with one replica only: add --distribution=one_device, or leave --xla out.")
+
+
+def make_iterator(
+    strategy: tf.distribute.Strategy, config: Config, train_paths: Sequence[str], *, first_step: int
+) -> Iterator:
+    """The arguments of one train step after the other, from those of step `first_step` on."""
+
+    def per_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        dataset = pipeline.make_dataset(
+            train_paths,
+            config.input,
+            training=True,
+            batch_size=context.get_per_replica_batch_size(config.input.batch_size),
+            first_record=first_step * config.input.batch_size // context.num_input_pipelines,
+            num_pipelines=context.num_input_pipelines,
+            pipeline_id=context.input_pipeline_id,
+        )
+        if config.input.target_assignment == "host":
+            return pipeline.assign_on_host(dataset, config.input)
+        return dataset.map(lambda batch: (batch,))
+
+    return iter(strategy.distribute_datasets_from_function(per_worker))

@@ -1,0 +1,96 @@
+"""From a run's weights to a detector, for evaluation and export alike."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from input import anchors, batch_augment, boxes
+from model import postprocess
+from model.types import Detections
+from trainer import checkpoints
+from trainer.config import Config
+
+
+class TrainedRun(NamedTuple):
+    """A run's network with the weights of one checkpoint; it computes in float32 whatever the run trained with."""
+
+    config: Config
+    model: tf.keras.Model
+    step: int
+    path: str  # the checkpoint's path prefix
+
+
+def find_checkpoint(model_dir: str, checkpoint: str | None = None) -> str:
+    """The path prefix of the checkpoint asked for, else of the best one, else of the latest.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    if checkpoint:
+        if tf.io.gfile.isdir(checkpoint):
+            checkpoint = tf.train.latest_checkpoint(checkpoint) or checkpoint
+        checkpoint = checkpoint[: -len(".index")] if checkpoint.endswith(".index") else checkpoint
+        if not os.path.exists(f"{checkpoint}.index"):
+            raise FileNotFoundError(
+                f"--checkpoint={checkpoint}: there is no {checkpoint}.index; give a folder of checkpoints or a path "
+                "such as RUN/checkpoints/ckpt-500."
+            )
+        return checkpoint
+    for folder in ("best", "checkpoints"):
+        path = tf.train.latest_checkpoint(os.path.join(model_dir, folder))
+        if path:
+            return path
+    raise FileNotFoundError(f"{model_dir} holds no checkpoint yet: train first, or wait for the first evaluation.")
+
+
+def load_for_inference(model_dir: str, checkpoint: str | None = None) -> TrainedRun:
+    """The trained network of a run.
+
+    Args:
+      model_dir: RUN.
+      checkpoint: a path prefix or a folder; None for the best, else the latest.
+
+    Raises:
+      FileNotFoundError: there is no run or no checkpoint.
+      ValueError: the checkpoint is of another network.
+    """
+    config = checkpoints.read_config(model_dir)
+    path = find_checkpoint(model_dir, checkpoint)
+    model = checkpoints.make_model(config)
+    try:
+        tf.train.Checkpoint(model=model).restore(path).assert_existing_objects_matched().expect_partial()
+    except (AssertionError, ValueError) as error:
+        raise ValueError(
+            f"{path} does not fit the network of {checkpoints.config_path(model_dir)}: give a --checkpoint of this "
+            f"run. ({error})"
+        ) from error
+    return TrainedRun(config=config, model=model, step=int(path.rsplit("-", 1)[1]), path=path)
+
+
+def make_detector(model: tf.keras.Model, config: Config) -> Callable[..., Detections]:
+    """The whole way from letterboxed pixels to detections in the original images.
+
+    Returns:
+      `detect(images u8 [b, h, w, 3], transforms f32 [b, 4], original_sizes i32 [b, 2]) -> Detections`, whose boxes are
+      in pixels of the original images and clipped to them. Detections that lie in the padding alone are dropped.
+    """
+    all_anchors = anchors.make_anchors(config.input.anchor, config.input.image_size)
+
+    def detect(images: tf.Tensor, transforms: tf.Tensor, original_sizes: tf.Tensor) -> Detections:
+        predictions = model(batch_augment.normalize(images), training=False)
+        found = postprocess.detect(predictions, all_anchors, config.detect, config.input.image_size)
+        original_boxes = boxes.to_original(found.boxes, transforms, original_sizes)
+        kept = boxes.area(original_boxes) > 0  # false in the padding rows of `found` too
+        order = tf.argsort(tf.cast(~kept, tf.int32), axis=-1, stable=True)
+        return Detections(
+            boxes=tf.gather(tf.where(kept[..., tf.newaxis], original_boxes, 0.0), order, batch_dims=1),
+            scores=tf.gather(tf.where(kept, found.scores, 0.0), order, batch_dims=1),
+            classes=tf.gather(tf.where(kept, found.classes, -1), order, batch_dims=1),
+            num_detections=tf.reduce_sum(tf.cast(kept, tf.int32), axis=-1),
+        )
+
+    return detect

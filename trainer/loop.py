@@ -1,0 +1,104 @@
+"""The compiled training loop, and the steps at which it returns to Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from model.types import Losses
+from trainer import distribution, step
+from trainer.config import Config
+
+
+class LoopResult(NamedTuple):
+    """What happened in the steps of one call of the loop. b is this worker's part of the batch."""
+
+    num_steps: tf.Tensor  # i32 scalar
+    losses: Losses  # f32 scalars: sums over the steps
+    num_positives: tf.Tensor  # f32 scalar: sum over the steps
+    data_wait: tf.Tensor  # f64 scalar: seconds spent waiting for batches
+    bad_records: tf.Tensor  # i64 [b]: record indexes of the first batch with a non-finite loss; -1: there was none
+    damaged: tf.Tensor  # i64 [b]: for each row of the batch the last record that could not be decoded; -1: none
+    num_damaged: tf.Tensor  # f32 scalar: images that could not be decoded
+    num_with_dropped_boxes: tf.Tensor  # f32 scalar: images with more boxes than `max_boxes`
+
+
+def make_train_loop(
+    strategy: tf.distribute.Strategy,
+    model: tf.keras.Model,
+    optimizer: tf.keras.optimizers.Optimizer,
+    config: Config,
+) -> Callable[[Iterator, tf.Tensor], LoopResult]:
+    """Compiles many steps into one call, so that Python costs no time between them.
+
+    Returns:
+      `loop(iterator, num_steps) -> LoopResult`. `num_steps` is an i32 tensor, so another number compiles nothing anew.
+    """
+    # Sparse assignment has dynamic shapes, which suit a CPU but neither a GPU nor XLA.
+    on_cpu = distribution.device_type(strategy) == "CPU"
+    method = "sparse" if on_cpu and not config.train.xla else "dense"
+    train_step = step.make_train_step(model, optimizer, config, method=method)
+    if config.train.xla:
+        train_step = tf.function(train_step, jit_compile=True)
+    num_workers = strategy.num_replicas_in_sync // len(strategy.extended.worker_devices)
+    local_size = config.input.batch_size // num_workers
+
+    @tf.function
+    def train_loop(iterator: Iterator, num_steps: tf.Tensor) -> LoopResult:
+        losses = Losses(0.0, 0.0, 0.0)
+        num_positives, num_damaged, num_with_dropped_boxes = 0.0, 0.0, 0.0
+        data_wait = tf.constant(0.0, tf.float64)
+        bad_records = damaged = tf.fill([local_size], tf.constant(-1, tf.int64))
+        for _ in tf.range(num_steps):
+            # The dependencies make the clock run from the end of the step before until the batch is there.
+            with tf.control_dependencies([losses.loss]):
+                started = tf.timestamp()
+            with tf.control_dependencies([started]):
+                arguments = next(iterator)
+            batch = arguments[0]
+            record_index, valid, num_dropped = (
+                tf.concat(strategy.experimental_local_results(values), axis=0)
+                for values in (batch.record_index, batch.valid, batch.num_dropped)
+            )
+            with tf.control_dependencies([record_index]):
+                data_wait += tf.timestamp() - started
+            result = strategy.run(train_step, args=arguments)
+            result = tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], result)
+            losses = tf.nest.map_structure(tf.add, losses, result.losses)
+            num_positives += result.num_positives
+            first_bad = ~tf.math.is_finite(result.losses.loss) & (bad_records[0] < 0)
+            bad_records = tf.where(first_bad, record_index, bad_records)
+            damaged = tf.where(valid, damaged, record_index)
+            num_damaged += tf.reduce_sum(tf.cast(~valid, tf.float32))
+            num_with_dropped_boxes += tf.reduce_sum(tf.cast(num_dropped > 0, tf.float32))
+        return LoopResult(
+            num_steps=num_steps,
+            losses=losses,
+            num_positives=num_positives,
+            data_wait=data_wait,
+            bad_records=bad_records,
+            damaged=damaged,
+            num_damaged=num_damaged,
+            num_with_dropped_boxes=num_with_dropped_boxes,
+        )
+
+    return train_loop
+
+
+def is_due(step: int, every: int, last: int) -> bool:
+    """Whether what happens every `every` steps, and at the last one, happens after `step`; 0: after every loop."""
+    return every == 0 or step % every == 0 or step == last
+
+
+def next_stop(step: int, steps_per_loop: int, cadences: Iterable[int], last: int) -> int:
+    """The step at which a loop that starts at `step` returns.
+
+    Args:
+      step: steps done.
+      steps_per_loop: at most so many steps in one loop.
+      cadences: the loop returns at the next step at which one of them `is_due`; 0 asks for no stop of its own.
+      last: where the run ends.
+    """
+    return min(step + steps_per_loop, last, *(step - step % every + every for every in cadences if every))
