@@ -1,12 +1,14 @@
-"""What assigning targets costs on one core, against comparing every box with every anchor.
+"""Measures the cost of assigning targets on one core, against comparing every box with every anchor.
 
     python benchmarks/targets.py
 
-Batches padded to 100 boxes an image, 512 x 512, default anchors; 15 of the boxes are real, or all (`_full`). `speedup`
-is over brute force in its usual form, `speedup_over_dense` over the dense method, which is leaner. The methods
-alternate, and what counts is the processor time of one thread, so that other programs disturb little. The last line
-is JSON, of medians.
+Images of 512 x 512 are padded to 100 boxes, of which 15 are real, or all (`_full`); the anchors are the default ones.
+`speedup` is against brute force in its usual form, `speedup_over_dense` against the dense method, which does less work.
+The methods alternate, and the processor time of one thread is measured, so that other programs disturb it little. The
+last line printed is JSON, of medians.
 """
+
+from __future__ import annotations
 
 import functools
 import json
@@ -27,19 +29,20 @@ from input import targets
 from input.anchors import make_anchors
 from input.boxes import area, encode
 from input.config import AnchorConfig, MatchConfig
+from input.types import BACKGROUND, IGNORED, Targets
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("batch_size", 16, "Images in a batch.")
-flags.DEFINE_integer("boxes", 15, "Real boxes in each image, of 100.")
-flags.DEFINE_integer("rounds", 5, "Times that each method has its turn.")
-flags.DEFINE_integer("repeats", 5, "Batches in a turn; by brute force, one.")
+flags.DEFINE_integer("batch_size", 16, "Number of images in a batch.")
+flags.DEFINE_integer("boxes", 15, "Number of real boxes in each image, of 100.")
+flags.DEFINE_integer("rounds", 5, "Number of turns of each method.")
+flags.DEFINE_integer("repeats", 5, "Number of batches in a turn of the sparse method; the others have one.")
 
 MAX_BOXES = 100
 IMAGE_SIZE = (512, 512)
 
 
-def make_batch(batch_size, num_boxes, seed=0):
-    """Boxes of 16 to 256 px, as objects in photographs are."""
+def make_batch(batch_size: int, num_boxes: int, seed: int = 0) -> tuple[tf.Tensor, ...]:
+    """Boxes, classes, difficult and weights of a batch; boxes of 16 to 256 px, like objects in photographs."""
     rng = np.random.default_rng(seed)
     shape = (batch_size, MAX_BOXES)
     sides = np.exp(rng.uniform(np.log(16), np.log(256), (*shape, 1)) + rng.normal(0, 0.3, (*shape, 2)))
@@ -54,12 +57,12 @@ def make_batch(batch_size, num_boxes, seed=0):
     )
 
 
-def brute_force(boxes, classes, difficult, box_weights):
-    """Image by image, corners against corners, the maxima of the IoUs, and a gather: what one writes at first."""
+def brute_force(boxes: tf.Tensor, classes: tf.Tensor, difficult: tf.Tensor, box_weights: tf.Tensor) -> Targets:
+    """The usual form: image by image, the matrix of all IoUs, its maxima, and a gather."""
     anchors = tf.constant(make_anchors(AnchorConfig(), IMAGE_SIZE))
     config = MatchConfig()
 
-    def one_image(image):
+    def one_image(image: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
         boxes, classes, difficult, box_weights = image
         low = tf.maximum(boxes[:, tf.newaxis, :2], anchors[:, :2])
         high = tf.minimum(boxes[:, tf.newaxis, 2:], anchors[:, 2:])
@@ -71,31 +74,30 @@ def brute_force(boxes, classes, difficult, box_weights):
         best_box = tf.argmax(ious, axis=0, output_type=tf.int32)
         best_iou = tf.reduce_max(ious, axis=0)
         best_anchor = tf.argmax(ious, axis=1)
-        claims = tf.where(tf.reduce_max(ious, axis=1) > 0.0)[:, 0]
-        places = tf.gather(best_anchor, claims)[:, tf.newaxis]
-        best_box = tf.tensor_scatter_nd_update(best_box, places, tf.cast(claims, tf.int32))
-        best_iou = tf.tensor_scatter_nd_update(best_iou, places, tf.ones(tf.shape(claims)))
+        low_quality = tf.where(tf.reduce_max(ious, axis=1) > 0.0)[:, 0]
+        their_anchors = tf.gather(best_anchor, low_quality)[:, tf.newaxis]
+        best_box = tf.tensor_scatter_nd_update(best_box, their_anchors, tf.cast(low_quality, tf.int32))
+        best_iou = tf.tensor_scatter_nd_update(best_iou, their_anchors, tf.ones(tf.shape(low_quality)))
         positive = best_iou >= config.positive_iou
         ignored = tf.reduce_max(tf.where((classes < 0)[:, tf.newaxis], 0.0, all_ious), axis=0) >= config.negative_iou
         return (
-            tf.where(positive, tf.gather(classes, best_box), tf.where(ignored, targets.IGNORED, targets.BACKGROUND)),
+            tf.where(positive, tf.gather(classes, best_box), tf.where(ignored, IGNORED, BACKGROUND)),
             tf.where(positive[:, tf.newaxis], encode(tf.gather(boxes, best_box), anchors), 0.0),
             tf.where(positive, tf.gather(box_weights, best_box), 1.0),
         )
 
     signature = (tf.int32, tf.float32, tf.float32)
-    return targets.Targets(
-        *tf.map_fn(one_image, (boxes, classes, difficult, box_weights), fn_output_signature=signature)
+    return Targets(*tf.map_fn(one_image, (boxes, classes, difficult, box_weights), fn_output_signature=signature))
+
+
+def assign(*batch: tf.Tensor, method: str) -> Targets:
+    return targets.assign_targets(
+        *batch, anchor_config=AnchorConfig(), match_config=MatchConfig(), image_size=IMAGE_SIZE, method=method
     )
 
 
-def assign(*batch, method):
-    settings = {"anchor_config": AnchorConfig(), "match_config": MatchConfig(), "image_size": IMAGE_SIZE}
-    return targets.assign_targets(*batch, **settings, method=method)
-
-
-def measure(num_boxes):
-    """Median ms per image of each method, after checking that they give the same targets."""
+def measure(num_boxes: int) -> dict[str, float]:
+    """Median ms per image of each method, after checking that all give the same targets."""
     batch = make_batch(FLAGS.batch_size, num_boxes)
     methods = {
         "sparse": tf.function(functools.partial(assign, method="sparse")),
@@ -103,10 +105,12 @@ def measure(num_boxes):
         "brute": tf.function(brute_force),
     }
     classes = {name: run(*batch).class_targets.numpy() for name, run in methods.items()}
-    differing = np.mean(classes["brute"] != classes["dense"])  # it leaves ties and rival claims to chance
+    differing = np.mean(
+        classes["brute"] != classes["dense"]
+    )  # it decides ties and shared low-quality matches differently
     if (classes["sparse"] != classes["dense"]).any() or differing > 1e-3:
-        raise AssertionError(f"the methods disagree: brute force on a share {differing} of the anchors")
-    times = {name: [] for name in methods}
+        raise AssertionError(f"the methods disagree; brute force and dense on the share {differing} of the anchors.")
+    times: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(FLAGS.rounds):
         for name, run in methods.items():
             repeats = FLAGS.repeats if name == "sparse" else 1
@@ -117,7 +121,7 @@ def measure(num_boxes):
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def main(_):
+def main(_: list[str]) -> None:
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     some, full = measure(FLAGS.boxes), measure(MAX_BOXES)
