@@ -60,30 +60,21 @@ def assign_targets(boxes, classes, difficult, box_weights, *, anchor_config, mat
 
 
 def _assign_dense(boxes, classes, difficult, box_weights, takes_part, anchors, config):
-    def match(image):
-        """One image: index of the anchor's box i32 [a], whether it is matched, and whether to ignore it if not."""
-        boxes, difficult = image
-        ious = box_ops.iou(boxes, anchors)  # [m, a]
-        scores = tf.where(difficult[:, tf.newaxis], 0.0, ious)
-        if config.force_match:
-            best_of_box = tf.reduce_max(scores, axis=1, keepdims=True)
-            claimable = (scores > 0.0) & (scores >= best_of_box - NEAR_TIE)
-            claimed = _first(claimable, axis=1)[:, tf.newaxis]
-            scores = tf.where(tf.range(tf.shape(anchors)[0]) == claimed, best_of_box + FORCED, scores)
-        best_of_anchor = tf.reduce_max(scores, axis=0)
-        return (
-            _first(scores == best_of_anchor, axis=0),
-            best_of_anchor >= config.positive_iou,
-            tf.reduce_max(ious, axis=0) >= config.negative_iou,
-        )
-
+    # [b, m, a] of these are hundreds of megabytes: XLA fuses them away, so a GPU should run this compiled.
     boxes = tf.where(takes_part[..., tf.newaxis], boxes, 0.0)  # an empty box overlaps nothing
-    index, matched, ignored = tf.map_fn(
-        match,
-        (boxes, difficult),
-        fn_output_signature=(tf.int32, tf.bool, tf.bool),
-        parallel_iterations=1,  # the IoUs of one image take megabytes
-    )
+    ious = box_ops.iou(boxes, anchors)
+    scores = tf.where(difficult[..., tf.newaxis], 0.0, ious)
+    if config.force_match:
+        best_of_box = tf.reduce_max(scores, axis=2, keepdims=True)
+        near_best = (scores > 0.0) & (scores >= best_of_box - NEAR_TIE)
+        # Indexes are floats, which hold them exactly below 2**24: TensorFlow compares and reduces int32 on the host.
+        indexes = tf.range(anchors.shape[0], dtype=tf.float32)
+        anchor_of_box = tf.reduce_min(tf.where(near_best, indexes, np.inf), axis=2, keepdims=True)
+        scores = tf.where(indexes == anchor_of_box, best_of_box + FORCED, scores)
+    matched = tf.reduce_max(scores, axis=1) >= config.positive_iou
+    ignored = tf.reduce_max(ious, axis=1) >= config.negative_iou
+    # XLA and the CPU's kernel give the lowest of several indexes.
+    index = tf.argmax(scores, axis=1, output_type=tf.int32)
     matched_boxes = tf.where(matched[..., tf.newaxis], tf.gather(boxes, index, batch_dims=1), anchors)
     return Targets(
         class_targets=tf.where(
@@ -92,13 +83,6 @@ def _assign_dense(boxes, classes, difficult, box_weights, takes_part, anchors, c
         box_targets=box_ops.encode(matched_boxes, anchors),
         weights=tf.where(matched, tf.gather(box_weights, index, batch_dims=1), 1.0),
     )
-
-
-def _first(mask, axis):
-    """Lowest index along `axis` where `mask` [n, m] is true, its size if nowhere; `argmax` promises none of several."""
-    size = tf.shape(mask)[axis]
-    positions = tf.expand_dims(tf.range(size), 1 - axis)
-    return tf.reduce_min(tf.where(mask, positions, size), axis=axis)
 
 
 def _assign_sparse(boxes, classes, difficult, box_weights, takes_part, anchor_config, config, image_size):
