@@ -6,6 +6,7 @@ Only the commands read this module. `config_from_flags` turns the flags into fro
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,9 +18,22 @@ from trainer.config import DISTRIBUTIONS, OPTIMIZERS, PRECISIONS, SCHEDULES, Con
 
 FLAGS = flags.FLAGS
 
-_input, _anchor, _match = InputConfig(), AnchorConfig(), MatchConfig()
-_model, _loss, _detect = ModelConfig(), LossConfig(), DetectConfig()
-_train, _optimizer = TrainConfig(), OptimizerConfig()
+
+def _define(config: type, name: str, text: str, *, choices: Sequence[str] = (), **bounds: Any) -> None:
+    """Defines the flag of a setting, with the type and the default of its field in a dataclass."""
+    default, kind = getattr(config, name), typing.get_type_hints(config)[name]
+    if choices:
+        flags.DEFINE_enum(name, default, choices, text)
+    elif kind is bool:
+        flags.DEFINE_bool(name, default, text)
+    elif kind is int:
+        flags.DEFINE_integer(name, default, text, **bounds)
+    elif kind is float:
+        flags.DEFINE_float(name, default, text, **bounds)
+    elif kind is str:
+        flags.DEFINE_string(name, default, text)
+    else:
+        flags.DEFINE_list(name, list(map(str, default)), text)
 
 
 # Data and output
@@ -38,14 +52,12 @@ flags.DEFINE_string("model_dir", None, "The run's folder. Where it holds checkpo
 # Input
 flags.DEFINE_string(
     "image_size",
-    "x".join(map(str, _input.image_size)),
+    "x".join(map(str, InputConfig.image_size)),
     "The size of the network's input in pixels: N, or HxW for height and width; padded up to a multiple of 32.",
 )
-flags.DEFINE_integer("batch_size", _input.batch_size, "Images in a step, over all replicas.", lower_bound=1)
-flags.DEFINE_integer(
-    "max_boxes", _input.max_boxes, "Largest number of boxes in an image; the smallest boxes are dropped.", lower_bound=1
-)
-flags.DEFINE_integer("shuffle_buffer", _input.shuffle_buffer, "Encoded records in the shuffle buffer.", lower_bound=1)
+_define(InputConfig, "batch_size", "Images in a step, over all replicas.", lower_bound=1)
+_define(InputConfig, "max_boxes", "Largest number of boxes in an image; the smallest are dropped.", lower_bound=1)
+_define(InputConfig, "shuffle_buffer", "Encoded records in the shuffle buffer.", lower_bound=1)
 flags.DEFINE_enum("augment", "default", ["none", "paper", "default", "strong"], "Preset of the augmentation.")
 for _name, _help in {
     "iou_crop": "Probability of SSD's crop, which shows an object with a random IoU.",
@@ -73,131 +85,99 @@ for _name, _help in {
 flags.DEFINE_integer(
     "randaugment", None, "Number of RandAugment's operations for an image, 0 to 3. Default: that of --augment."
 )
-flags.DEFINE_enum(
-    "target_assignment", _input.target_assignment, ["device", "host"], "Where anchors are assigned to boxes."
-)
-flags.DEFINE_bool(
+_define(InputConfig, "target_assignment", "Where anchors are assigned to boxes.", choices=["device", "host"])
+_define(
+    InputConfig,
     "deterministic_input",
-    _input.deterministic_input,
     "Give the same batches for the same seed. --nodeterministic_input: a slow image does not delay others.",
 )
-flags.DEFINE_bool("cache_records", _input.cache_records, "Keep the encoded records in memory after the first epoch.")
-flags.DEFINE_integer(
+_define(InputConfig, "cache_records", "Keep the encoded records in memory after the first epoch.")
+_define(
+    InputConfig,
     "max_damaged",
-    _input.max_damaged,
-    "How many images that cannot be decoded are skipped; one more ends the run.",
+    "Images that cannot be decoded are skipped, unless there are more than this.",
     lower_bound=0,
 )
-flags.DEFINE_float(
+_define(
+    InputConfig,
     "repeat_threshold",
-    _input.repeat_threshold,
     "Repeat the images of classes that appear in fewer than this share of the images (LVIS: 0.001). 0: none.",
 )
-flags.DEFINE_string(
+_define(
+    InputConfig,
     "data_service",
-    _input.data_service,
     "grpc://HOST:PORT of a tf.data service (python -m trainer.data_service) that reads, decodes and batches.",
 )
-flags.DEFINE_integer("seed", _input.seed, "Seed of the weights, the order and the augmentation.", lower_bound=0)
+_define(InputConfig, "seed", "Seed of the weights, the order and the augmentation.", lower_bound=0)
 
 # Anchors
 flags.DEFINE_list(
-    "anchor_sizes", list(map(str, _anchor.sizes)), "Base size in pixels of each level's anchors, P3 to P7."
+    "anchor_sizes", list(map(str, AnchorConfig.sizes)), "Base size in pixels of each level's anchors, P3 to P7."
 )
-flags.DEFINE_list("anchor_scales", list(map(str, _anchor.scales)), "Factors of the base size.")
-flags.DEFINE_list("aspect_ratios", list(map(str, _anchor.aspect_ratios)), "Width / height of the anchors.")
-flags.DEFINE_float("positive_iou", _match.positive_iou, "An anchor is positive from this IoU with a box.")
-flags.DEFINE_float("negative_iou", _match.negative_iou, "An anchor is background below this IoU with every box.")
-flags.DEFINE_bool(
-    "force_match", _match.force_match, "Make the best anchor of each box positive, even below --positive_iou."
-)
+flags.DEFINE_list("anchor_scales", list(map(str, AnchorConfig.scales)), "Factors of the base size.")
+_define(AnchorConfig, "aspect_ratios", "Width / height of the anchors.")
+_define(MatchConfig, "positive_iou", "An anchor is positive from this IoU with a box.")
+_define(MatchConfig, "negative_iou", "An anchor is background below this IoU with every box.")
+_define(MatchConfig, "force_match", "Make the best anchor of each box positive, even below --positive_iou.")
 
-# Network
-flags.DEFINE_enum("backbone", _model.backbone, BACKBONES, "The backbone.")
-flags.DEFINE_enum("neck", _model.neck, NECKS, "The feature pyramid.")
-flags.DEFINE_integer("neck_filters", _model.neck_filters, "Width of the neck and of the heads.", lower_bound=1)
-flags.DEFINE_integer("head_convs", _model.head_convs, "Convolutions in each head.", lower_bound=0)
-flags.DEFINE_float(
-    "prior_probability", _model.prior_probability, "Foreground probability that a new class head predicts."
-)
-flags.DEFINE_float(
-    "batch_norm_momentum", _model.batch_norm_momentum, "Momentum of batch norm's moving mean and variance."
-)
-flags.DEFINE_float("batch_norm_epsilon", _model.batch_norm_epsilon, "What batch norm adds to the variance.")
-flags.DEFINE_bool("sync_batch_norm", _model.sync_batch_norm, "Take batch norm's statistics over all replicas.")
-
-# Losses
-flags.DEFINE_float("focal_alpha", _loss.focal_alpha, "Weight of the foreground in the focal loss.")
-flags.DEFINE_float("focal_gamma", _loss.focal_gamma, "Focusing exponent of the focal loss.", lower_bound=0.0)
-flags.DEFINE_float(
-    "smooth_l1_beta", _loss.smooth_l1_beta, "Error of a box delta at which smooth L1 turns from quadratic to linear."
-)
-flags.DEFINE_float("box_loss_weight", _loss.box_loss_weight, "Weight of the box loss.")
+# Network and losses
+_define(ModelConfig, "backbone", "The backbone.", choices=BACKBONES)
+_define(ModelConfig, "neck", "The feature pyramid.", choices=NECKS)
+_define(ModelConfig, "neck_filters", "Width of the neck and of the heads.", lower_bound=1)
+_define(ModelConfig, "head_convs", "Convolutions in each head.", lower_bound=0)
+_define(ModelConfig, "prior_probability", "Foreground probability that a new class head predicts.")
+_define(ModelConfig, "batch_norm_momentum", "Momentum of batch norm's moving mean and variance.")
+_define(ModelConfig, "batch_norm_epsilon", "What batch norm adds to the variance.")
+_define(ModelConfig, "sync_batch_norm", "Take batch norm's statistics over all replicas.")
+_define(LossConfig, "focal_alpha", "Weight of the foreground in the focal loss.")
+_define(LossConfig, "focal_gamma", "Focusing exponent of the focal loss.", lower_bound=0.0)
+_define(LossConfig, "smooth_l1_beta", "Error of a box delta at which smooth L1 turns from quadratic to linear.")
+_define(LossConfig, "box_loss_weight", "Weight of the box loss.")
 
 # Detections
-flags.DEFINE_float("score_threshold", _detect.score_threshold, "Detections below this score are dropped.")
-flags.DEFINE_integer(
-    "pre_nms_top_k", _detect.pre_nms_top_k, "Best scores of an image that enter non-maximum suppression.", lower_bound=1
-)
-flags.DEFINE_float("nms_iou", _detect.nms_iou, "IoU above which the weaker of two detections of a class is dropped.")
-flags.DEFINE_integer(
-    "max_detections", _detect.max_detections, "Largest number of detections in an image.", lower_bound=1
-)
+_define(DetectConfig, "score_threshold", "Detections below this score are dropped.")
+_define(DetectConfig, "pre_nms_top_k", "Best scores of an image that enter non-maximum suppression.", lower_bound=1)
+_define(DetectConfig, "nms_iou", "IoU above which the weaker of two detections of a class is dropped.")
+_define(DetectConfig, "max_detections", "Largest number of detections in an image.", lower_bound=1)
 
 # Optimizer
-flags.DEFINE_enum("optimizer", _optimizer.optimizer, OPTIMIZERS, "The optimizer.")
-flags.DEFINE_float("learning_rate", _optimizer.learning_rate, "Peak learning rate, for the given batch size.")
-flags.DEFINE_enum("lr_schedule", _optimizer.lr_schedule, SCHEDULES, "Shape of the learning rate after the warm-up.")
-flags.DEFINE_list(
-    "lr_steps",
-    list(map(str, _optimizer.lr_steps)),
-    "Shares of the run after which the step schedule cuts the rate tenfold.",
-)
-flags.DEFINE_float(
-    "lr_end", _optimizer.lr_end, "Final rate of the cosine and polynomial schedules, as a share of the peak."
-)
-flags.DEFINE_float("lr_power", _optimizer.lr_power, "Exponent of the polynomial schedule.")
-flags.DEFINE_float("lr_decay", _optimizer.lr_decay, "Final rate of the exponential schedule, as a share of the peak.")
-flags.DEFINE_integer(
-    "warmup_steps", _optimizer.warmup_steps, "Steps of the linear warm-up; at most a tenth of the run.", lower_bound=0
-)
-flags.DEFINE_float("momentum", _optimizer.momentum, "Momentum of SGD.")
-flags.DEFINE_float(
-    "weight_decay", _optimizer.weight_decay, "Weight decay of kernels, as the factor of an L2 term.", lower_bound=0.0
-)
-flags.DEFINE_float(
-    "clip_norm", _optimizer.clip_norm, "Clip the gradients to this global norm. 0: no clipping.", lower_bound=0.0
-)
+_define(OptimizerConfig, "optimizer", "The optimizer.", choices=OPTIMIZERS)
+_define(OptimizerConfig, "learning_rate", "Peak learning rate, for the given batch size.")
+_define(OptimizerConfig, "lr_schedule", "Shape of the learning rate after the warm-up.", choices=SCHEDULES)
+_define(OptimizerConfig, "lr_steps", "Shares of the run after which the step schedule lowers the rate tenfold.")
+_define(OptimizerConfig, "lr_end", "Final rate of the cosine and polynomial schedules, as a share of the peak.")
+_define(OptimizerConfig, "lr_power", "Exponent of the polynomial schedule.")
+_define(OptimizerConfig, "lr_decay", "Final rate of the exponential schedule, as a share of the peak.")
+_define(OptimizerConfig, "warmup_steps", "Steps of the linear warm-up; at most a tenth of the run.", lower_bound=0)
+_define(OptimizerConfig, "momentum", "Momentum of SGD.")
+_define(OptimizerConfig, "weight_decay", "Weight decay of kernels, as the factor of an L2 term.", lower_bound=0.0)
+_define(OptimizerConfig, "clip_norm", "Clip the gradients to this global norm. 0: no clipping.", lower_bound=0.0)
 
 # Run
-flags.DEFINE_float("epochs", _train.epochs, "Passes over the training shards, unless --train_steps is given.")
-flags.DEFINE_integer("train_steps", _train.train_steps, "Steps of the run. 0: as many as --epochs asks.", lower_bound=0)
-flags.DEFINE_enum("precision", _train.precision, PRECISIONS, "Precision of the network; float16 scales the loss.")
-flags.DEFINE_enum(
+_define(TrainConfig, "epochs", "Passes over the training shards, unless --train_steps is given.")
+_define(TrainConfig, "train_steps", "Steps of the run. 0: as many as --epochs asks.", lower_bound=0)
+_define(TrainConfig, "precision", "Precision of the network; float16 scales the loss.", choices=PRECISIONS)
+_define(
+    TrainConfig,
     "distribution",
-    _train.distribution,
-    DISTRIBUTIONS,
     "How replicas share the work. auto: mirrored over all devices if there are several.",
+    choices=DISTRIBUTIONS,
 )
-flags.DEFINE_integer("num_gpus", _train.num_gpus, "GPUs to use. -1: all.", lower_bound=-1)
-flags.DEFINE_integer(
-    "logical_cpus", _train.logical_cpus, "Devices to split the CPU into, to try replicas without GPUs."
-)
-flags.DEFINE_integer("steps_per_loop", _train.steps_per_loop, "Steps in one call of the compiled loop.", lower_bound=1)
-flags.DEFINE_integer("log_every", _train.log_every, "Steps between reports. 0: after every loop.", lower_bound=0)
-flags.DEFINE_integer("eval_every", _train.eval_every, "Steps between evaluations. 0: ten in a run.", lower_bound=0)
-flags.DEFINE_integer(
-    "checkpoint_every", _train.checkpoint_every, "Steps between checkpoints. 0: with every evaluation.", lower_bound=0
-)
-flags.DEFINE_integer("keep_checkpoints", _train.keep_checkpoints, "How many latest checkpoints to keep.", lower_bound=1)
-flags.DEFINE_enum(
+_define(TrainConfig, "num_gpus", "GPUs to use. -1: all.", lower_bound=-1)
+_define(TrainConfig, "logical_cpus", "Devices to split the CPU into, to try replicas without GPUs.")
+_define(TrainConfig, "steps_per_loop", "Steps in one call of the compiled loop.", lower_bound=1)
+_define(TrainConfig, "log_every", "Steps between reports. 0: after every loop.", lower_bound=0)
+_define(TrainConfig, "eval_every", "Steps between evaluations. 0: ten in a run.", lower_bound=0)
+_define(TrainConfig, "checkpoint_every", "Steps between checkpoints. 0: with every evaluation.", lower_bound=0)
+_define(TrainConfig, "keep_checkpoints", "How many latest checkpoints to keep.", lower_bound=1)
+_define(
+    TrainConfig,
     "best_metric",
-    _train.best_metric,
-    ["coco_ap", "coco_ap50", "voc07_ap50", "voc12_ap50"],
     "The metric of the evaluation that decides which checkpoint is the best.",
+    choices=["coco_ap", "coco_ap50", "voc07_ap50", "voc12_ap50"],
 )
-flags.DEFINE_bool("xla", _train.xla, "Compile the step with XLA; for one replica only.")
-flags.DEFINE_bool("eager", _train.eager, "Run step by step without graphs, for debugging.")
+_define(TrainConfig, "xla", "Compile the step with XLA; for one replica only.")
+_define(TrainConfig, "eager", "Run step by step without graphs, for debugging.")
 
 
 def _numbers(name: str) -> tuple[float, ...]:

@@ -27,7 +27,7 @@ setup(
         "tensorflow-addons==0.23.0",  # no longer works on any later TensorFlow
         "numpy<2",
         "lxml",
-        "protobuf",  # tf.Example in the converter, again without that import
+        "protobuf>=4.25",  # tf.Example without importing TensorFlow; earlier versions crash on maps of messages
         "google-crc32c",  # the checksum of TFRecords, without the seconds that importing TensorFlow takes
         "absl-py",
         "tqdm",

@@ -1,23 +1,27 @@
-"""How close the converter comes to merely reading, parsing and writing the files.
+"""How close the converter comes to a bare loop that reads, parses and writes the same files.
 
   python benchmarks/convert.py [--voc_dir=VOCDIR] [--num_images=10000]
 
 Builds a VOC tree of `--num_images` by linking the images of VOCDIR (or 200 drawn ones: 640x480, 13 boxes each) under
-new names, beside annotations that name them. Then alternates, `--rounds` times, in as many processes, and prints
-medians as JSON on its last line:
+new names, beside annotations that name them. Then times these in turn, `--rounds` times, in as many processes each, and
+prints medians as JSON on the last line:
 
-- the limit: a bare loop that reads the JPEG, parses the XML with lxml (to a tree: no value is looked at) and writes a
-  framed record; no checks, no tf.Example. Like the converter it flushes each shard to the disk, since the disk is not
-  what is compared;
-- the values limit: the bare loop that also takes the names and boxes out of the tree, as tutorials do;
-- the decode limit: the bare loop and one full decode of the JPEG;
-- the converter, with --verify=header and with --verify=decode.
+- the decode limit: a bare loop that reads the JPEG, parses the XML with lxml to a tree, decodes the JPEG once and
+  writes the JPEG as a framed record. It checks nothing, looks at no value and makes no tf.Example. Like the converter
+  it flushes each shard to the disk, since the disk is not what is compared;
+- the converter as it is by default, with --verify=decode. Goal: decode_ratio_to_limit of at least 0.85;
+- the limit: the bare loop without the decoding;
+- the values limit: the limit, and names and boxes taken out of the tree, as tutorials do it;
+- the converter with --verify=header. Goal: ratio_to_limit of at least 0.30.
 
-Timed from workers ready to shards published, with the label list given. Beside that: what starting the workers and
-finding the classes take, and the peak resident memory of all processes together, here and with a tenth of the images.
+The time is that from workers ready to shards published, with the label list given. Also printed: the time to start the
+workers and to find the classes; the peak resident memory of all processes together, with all images and with a tenth.
 """
 
+from __future__ import annotations
+
 import collections
+import dataclasses
 import io
 import json
 import os
@@ -28,6 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import app, flags
@@ -35,17 +40,17 @@ from lxml import etree
 from PIL import Image
 
 from input import tfrecord
-from input.conversion import config as conversion_config
-from input.conversion import convert, listing
-from input.conversion.workers import Workers, available_cores
+from input.conversion import convert, listing, voc
+from input.conversion.config import ConvertConfig
+from input.conversion.workers import Advance, Workers, available_cores
 
-flags.DEFINE_string("voc_dir", "", "Where the images come from; none: they are drawn.")
-flags.DEFINE_string("scratch_dir", "", "Where the tree and the shards are written; none: the system's choice.")
-flags.DEFINE_integer("num_images", 10_000, "Images of the tree.", lower_bound=10)
-flags.DEFINE_integer("num_workers", 0, "Processes; 0: one for each core.", lower_bound=0)
-flags.DEFINE_integer("rounds", 5, "How often everything is timed.", lower_bound=1)
+flags.DEFINE_string("voc_dir", "", "VOC folder that the images are taken from. Without it images are drawn.")
+flags.DEFINE_string("scratch_dir", "", "Folder for the tree and the shards. Without it the system chooses one.")
+flags.DEFINE_integer("num_images", 10_000, "Number of images in the tree.", lower_bound=10)
+flags.DEFINE_integer("num_workers", 0, "Number of processes; 0: one for each core.", lower_bound=0)
+flags.DEFINE_integer("rounds", 5, "Number of times that everything is timed.", lower_bound=1)
 flags.DEFINE_string(
-    "convert_once_to", "", "Convert --voc_dir and print the peak memory; the benchmark calls itself so."
+    "convert_once_to", "", "Convert --voc_dir to this folder and print the peak memory; for the benchmark's own use."
 )
 
 NUM_SHARDS = 8
@@ -85,7 +90,7 @@ def make_folders(folder: pathlib.Path) -> None:
 
 
 def draw_voc(folder: pathlib.Path, count: int) -> None:
-    """Smooth shapes under sensor noise: about the bytes of a camera's JPEG."""
+    """Draws smooth shapes under sensor noise, which give a JPEG about as many bytes as a photograph has."""
     rng = np.random.default_rng(0)
     make_folders(folder)
     for index in range(count):
@@ -100,7 +105,7 @@ def draw_voc(folder: pathlib.Path, count: int) -> None:
 
 
 def link_voc(source: pathlib.Path, folder: pathlib.Path, count: int) -> None:
-    """The annotations are copied, since each has to name its image, as it does in a data set."""
+    """Links the images; copies the annotations, since each has to name its image, as in a real data set."""
     make_folders(folder)
     pairs = [(path.stem, path.read_bytes()) for path in sorted((source / "Annotations").glob("*.xml"))]
     for index in range(count):
@@ -111,7 +116,7 @@ def link_voc(source: pathlib.Path, folder: pathlib.Path, count: int) -> None:
         (folder / "JPEGImages" / f"{name}.jpg").symlink_to((source / "JPEGImages" / f"{stem}.jpg").resolve())
 
 
-def read_values(root: etree._Element) -> list:
+def read_values(root: etree._Element) -> list[tuple[str | int, ...]]:
     return [
         (
             item.findtext("name"),
@@ -121,37 +126,47 @@ def read_values(root: etree._Element) -> list:
     ]
 
 
-def bare_loop(task, advance) -> None:
-    sources, shard_path, kind = task
-    with open(shard_path, "wb") as shard:
-        for source in sources:
+class BareTask(NamedTuple):
+    sources: list[voc.Source]
+    shard_path: str
+    limit: str  # "limit", "values_limit" or "decode_limit"
+
+
+def bare_loop(task: BareTask, advance: Advance) -> None:
+    with open(task.shard_path, "wb") as shard:
+        for source in task.sources:
             with open(source.image_path, "rb") as file:
                 data = file.read()
             with open(source.xml_path, "rb") as file:
                 root = etree.fromstring(file.read())
-            if kind == "values":
+            if task.limit == "values_limit":
                 read_values(root)
-            elif kind == "decode":
+            elif task.limit == "decode_limit":
                 Image.open(io.BytesIO(data)).load()
             shard.write(tfrecord.frame_record(data))
         shard.flush()
         os.fsync(shard.fileno())
 
 
-def time_bare_loop(sources, kind: str, output: str, workers: Workers) -> float:
-    tasks = [(sources[index::NUM_SHARDS], os.path.join(output, str(index)), kind) for index in range(NUM_SHARDS)]
+def time_bare_loop(sources: list[voc.Source], limit: str, output: str, workers: Workers) -> float:
+    """Images per second."""
+    tasks = [
+        BareTask(sources=sources[index::NUM_SHARDS], shard_path=os.path.join(output, str(index)), limit=limit)
+        for index in range(NUM_SHARDS)
+    ]
     start = time.perf_counter()
     workers.map(bare_loop, tasks, len(sources), "bare loop")
     return len(sources) / (time.perf_counter() - start)
 
 
-def time_converter(config: conversion_config.ConvertConfig, workers: Workers) -> float:
+def time_converter(config: ConvertConfig, workers: Workers) -> float:
+    """Images per second."""
     start = time.perf_counter()
     (manifest,) = convert.convert(config, workers)
-    return manifest["num_images"] / (time.perf_counter() - start)
+    return manifest.num_images / (time.perf_counter() - start)
 
 
-def nap(seconds: float, advance) -> None:
+def nap(seconds: float, advance: Advance) -> None:
     time.sleep(seconds)
 
 
@@ -162,8 +177,8 @@ def start_workers(workers: Workers, num_workers: int) -> float:
     return time.perf_counter() - start - 0.5
 
 
-def own_peak_memory(_, advance) -> float:
-    """MB. The system's own count, since that of `resource` starts with what the parent had."""
+def own_peak_memory(_: Any = None, advance: Advance | None = None) -> float:
+    """MB, as the system counts them; the count of `resource` includes what the parent had at the start."""
     status = pathlib.Path("/proc/self/status").read_text()
     time.sleep(0.5)  # so that each worker is asked
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
@@ -172,9 +187,9 @@ def own_peak_memory(_, advance) -> float:
 def print_peak_memory(voc_dir: str, output_dir: str, num_workers: int) -> None:
     """MB, of this process and its workers together."""
     with Workers(num_workers) as workers:
-        convert.convert(conversion_config.ConvertConfig(output_dir, (voc_dir,)), workers)
+        convert.convert(ConvertConfig(output_dir=output_dir, voc_dirs=(voc_dir,)), workers)
         peaks = workers.map(own_peak_memory, range(num_workers), num_workers, "asking workers")
-    print(own_peak_memory(None, None) + sum(peaks) if num_workers > 1 else peaks[0])
+    print(own_peak_memory() + sum(peaks) if num_workers > 1 else peaks[0])
 
 
 def peak_memory(tree: pathlib.Path, scratch: pathlib.Path, num_workers: int) -> float:
@@ -189,10 +204,10 @@ def benchmark(voc_dir: str, scratch: pathlib.Path, num_images: int, num_workers:
         draw_voc(scratch / "drawn", 200)
     for name, count in (("voc", num_images), ("tenth", num_images // 10)):
         link_voc(pathlib.Path(voc_dir or scratch / "drawn"), scratch / name, count)
-    config = {"voc_dirs": (str(scratch / "voc"),), "labels_file": str(scratch / "labels.txt")}
-    (listed,) = listing.list_inputs(conversion_config.ConvertConfig("", **config)).values()
+    config = ConvertConfig(output_dir="", voc_dirs=(str(scratch / "voc"),), labels_file=str(scratch / "labels.txt"))
+    (listed,) = listing.list_inputs(config).values()
     sources = [item.source for item in listed.inputs]
-    rates = collections.defaultdict(list)
+    rates: dict[str, list[float]] = collections.defaultdict(list)
     with Workers(num_workers) as workers:
         start_up = start_workers(workers, num_workers)
         start = time.perf_counter()
@@ -200,24 +215,24 @@ def benchmark(voc_dir: str, scratch: pathlib.Path, num_images: int, num_workers:
         finding = time.perf_counter() - start
         (scratch / "labels.txt").write_text("\n".join(labels))
         for number in range(rounds):
-            for name in ("limit", "header", "values", "decode_limit", "decode"):
+            for name in ("limit", "header", "values_limit", "decode_limit", "decode"):
                 with tempfile.TemporaryDirectory(dir=scratch) as output:
                     if name in ("header", "decode"):
-                        settings = conversion_config.ConvertConfig(output, **config, verify=name)
+                        settings = dataclasses.replace(config, output_dir=output, verify=name)
                         rates[name].append(time_converter(settings, workers))
                     else:
-                        rates[name].append(time_bare_loop(sources, name.replace("_limit", ""), output, workers))
+                        rates[name].append(time_bare_loop(sources, name, output, workers))
             print(f"round {number + 1}:", {name: round(values[-1]) for name, values in rates.items()}, flush=True)
 
     def ratio(ours: str, limit: str) -> float:
-        """The median over rounds: neighbours in time, so that a machine that is busy for a while slows both."""
+        """The median over rounds; a machine that is busy for a while slows both rates of a round."""
         return statistics.median(our / their for our, their in zip(rates[ours], rates[limit]))
 
     return {
         "images_per_s": statistics.median(rates["header"]),
         "limit_images_per_s": statistics.median(rates["limit"]),
         "ratio_to_limit": ratio("header", "limit"),
-        "ratio_to_values_limit": ratio("header", "values"),
+        "ratio_to_values_limit": ratio("header", "values_limit"),
         "decode_images_per_s": statistics.median(rates["decode"]),
         "decode_ratio_to_limit": ratio("decode", "decode_limit"),
         "peak_rss_mb": peak_memory(scratch / "voc", scratch, num_workers),
@@ -228,7 +243,7 @@ def benchmark(voc_dir: str, scratch: pathlib.Path, num_images: int, num_workers:
     }
 
 
-def main(_):
+def main(_: list[str]) -> None:
     values = flags.FLAGS
     num_workers = values.num_workers or available_cores()
     if values.convert_once_to:

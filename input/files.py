@@ -1,5 +1,7 @@
-"""Files of this machine by the system's own calls, and those of a `SCHEME://` path (gs://, hdfs://, ...) through
-`tf.io.gfile`, for which alone TensorFlow is imported. Whatever goes wrong is an `OSError`.
+"""Files of this machine and of other file systems.
+
+A `SCHEME://` path (gs://, hdfs://, ...) goes through `tf.io.gfile`; TensorFlow is imported for such paths only. Every
+error is an `OSError`, with the path in `filename` and the reason in `strerror`.
 """
 
 from __future__ import annotations
@@ -12,10 +14,11 @@ import glob as local_glob
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
-_REQUESTS = 64  # that wait for a remote file system at a time
+_MAX_REQUESTS = 64  # to a remote file system at one time
 
 
 def is_remote(path: str) -> bool:
@@ -23,8 +26,8 @@ def is_remote(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def _remote(path: str) -> Iterator:
-    """`tf.io.gfile`, whose errors become those of the system."""
+def _remote(path: str) -> Iterator[Any]:
+    """`tf.io.gfile`; its errors are raised as the system's."""
     import tensorflow as tf
 
     try:
@@ -41,7 +44,7 @@ def open(path: str, mode: str = "rb") -> Iterator[BinaryIO]:
     """A binary file, closed at the end of the block."""
     if not is_remote(path):
         with builtins.open(path, mode, buffering=1 << 20 if "w" in mode else -1) as file:
-            yield file
+            yield cast(BinaryIO, file)
         return
     with _remote(path) as gfile, gfile.GFile(path, mode) as file:
         yield file
@@ -49,7 +52,11 @@ def open(path: str, mode: str = "rb") -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def create(path: str, partial: str = "") -> Iterator[BinaryIO]:
-    """A binary file that bears another name until the block has ended without an error, and all of it is stored."""
+    """A new binary file; it gets its name only when the block has ended without an error and all of it is stored.
+
+    Args:
+      partial: the name until then; by default a random one beside `path`.
+    """
     partial = partial or f"{path}.{secrets.token_hex(4)}.partial"
     try:
         with open(partial, "wb") as file:
@@ -67,6 +74,20 @@ def create(path: str, partial: str = "") -> Iterator[BinaryIO]:
 def read(path: str) -> bytes:
     with open(path) as file:
         return file.read()
+
+
+def read_regular(path: str) -> bytes:
+    """As `read`, but raises an OSError for a pipe or a device, for whose end `read` could wait for ever."""
+    if is_remote(path):
+        return read(path)
+    with builtins.open(path, "rb", buffering=0, opener=_open_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        return file.read()
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def exists(path: str) -> bool:
@@ -103,15 +124,15 @@ def _stat(path: str) -> tuple[int, int]:
 
 
 def stats(paths: Sequence[str]) -> list[tuple[int, int]]:
-    """Size and time of modification, in ns, of each; zeros where there is none, or a broken link or a loop of links."""
+    """The size and the time of modification (in ns) of each file; zeros where there is none, or only a broken link."""
     if not any(map(is_remote, paths)):
         return list(map(_stat, paths))
-    with concurrent.futures.ThreadPoolExecutor(_REQUESTS) as threads:
+    with concurrent.futures.ThreadPoolExecutor(_MAX_REQUESTS) as threads:
         return list(threads.map(_stat, paths))
 
 
 def names(folder: str) -> list[str]:
-    """What a folder holds."""
+    """The names of a folder's files and folders."""
     if not is_remote(folder):
         return os.listdir(folder)
     with _remote(folder) as gfile:
@@ -150,7 +171,7 @@ def remove(path: str) -> None:
 
 
 def remove_tree(folder: str) -> None:
-    """Nothing is said where there is no such folder."""
+    """Removes a folder with all that it holds, if there is such a folder."""
     if not is_remote(folder):
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(folder)

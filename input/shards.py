@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from input import files
-from input.tfrecord import CORNERS, DamagedShardError, decode_example, frame_record, read_records, walk_records
+from input.tfrecord import CORNERS, DamagedShardError, count_records_in_file, decode_example, frame_record, read_records
 
 LABELS = "labels.txt"
 MANIFEST_VERSION = 2  # raised when the manifest changes, or when the same input no longer gives the same records
@@ -349,7 +349,7 @@ def count_records(paths: Iterable[str]) -> list[int]:
     for path, manifest in _with_manifests(paths):
         info = manifest.shard(os.path.basename(path)) if manifest else None
         known = info is not None and info.num_bytes == files.size(path)
-        counts.append(info.num_records if info and known else walk_records(path))
+        counts.append(info.num_records if info and known else count_records_in_file(path))
     return counts
 
 

@@ -1,13 +1,12 @@
 """One record on disk: a tf.Example encoded and parsed side by side, and its TFRecord framing.
 
 Keys and meanings are those of the TensorFlow Object Detection API, so that TF Model Garden reads the shards unchanged;
-see docs/DATA_FORMAT.md. Everything but `parse_examples` works without TensorFlow, whose import takes longer than
-converting a thousand images: the converter's worker processes start at once.
+see docs/DATA_FORMAT.md. Only `parse_examples` imports TensorFlow: the import takes longer than converting a thousand
+images, and the converter's worker processes do without it.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import struct
@@ -15,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import google_crc32c
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory, text_format
 
 from input import files
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from input.types import Records
 
-Box = tuple[float, float, float, float]  # ymin xmin ymax xmax
+CORNERS = ("ymin", "xmin", "ymax", "xmax")
+Box = tuple[float, float, float, float]  # in the order of CORNERS
 
 
 class Annotation(NamedTuple):
@@ -41,119 +42,110 @@ class Annotation(NamedTuple):
     poses: Sequence[str]
 
 
-CORNERS = ("ymin", "xmin", "ymax", "xmax")
-
-
 class DamagedShardError(ValueError):
-    """A shard that is cut off or altered; the message names the file, the record and the remedy."""
+    """A shard is cut off or altered; the message names the file, the record and the remedy."""
 
 
-# Encoding: the protocol buffer wire format of tf.Example, written out because the generated classes come only with
-# all of TensorFlow. Keys are written in a fixed order, so equal annotations give equal bytes.
-def _varint(value: int) -> bytes:
-    if value < 0x80:
-        return _SMALL[value]
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+# tf.Example, as tensorflow/core/example/feature.proto and example.proto define it.
+_SCHEMA = """
+name: "example.proto"
+package: "retinanet"
+syntax: "proto3"
+message_type { name: "BytesList" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_BYTES } }
+message_type { name: "FloatList" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_FLOAT } }
+message_type { name: "Int64List" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_INT64 } }
+message_type {
+  name: "Feature"
+  oneof_decl { name: "kind" }
+  field { name: "bytes_list" number: 1 type: TYPE_MESSAGE type_name: "BytesList" oneof_index: 0 }
+  field { name: "float_list" number: 2 type: TYPE_MESSAGE type_name: "FloatList" oneof_index: 0 }
+  field { name: "int64_list" number: 3 type: TYPE_MESSAGE type_name: "Int64List" oneof_index: 0 }
+}
+message_type {
+  name: "Features"
+  field { name: "feature" number: 1 label: LABEL_REPEATED type: TYPE_MESSAGE type_name: "FeatureEntry" }
+  nested_type {
+    name: "FeatureEntry"
+    options { map_entry: true }
+    field { name: "key" number: 1 type: TYPE_STRING }
+    field { name: "value" number: 2 type: TYPE_MESSAGE type_name: "Feature" }
+  }
+}
+message_type { name: "Example" field { name: "features" number: 1 type: TYPE_MESSAGE type_name: "Features" } }
+"""
 
 
-_SMALL = [bytes((value,)) for value in range(0x80)]
+def _make_example_class() -> Any:
+    """The protocol buffer class of tf.Example; TensorFlow's own cannot be had without importing TensorFlow."""
+    pool = descriptor_pool.DescriptorPool()  # not the default one, in which TensorFlow registers its classes
+    pool.Add(text_format.Parse(_SCHEMA, descriptor_pb2.FileDescriptorProto()))
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("retinanet.Example"))
 
 
-@functools.lru_cache(maxsize=4096)  # class names and poses come again and again
-def _string(text: str) -> bytes:
-    data = text.encode()
-    return b"\x0a" + _varint(len(data)) + data
-
-
-# The tags that enclose the values of a feature, from the innermost: one string or packed numbers (field 1), a list
-# of bytes, floats or ints (fields 1, 2 and 3). Several strings bring a tag each.
-_BYTES, _STRINGS, _FLOATS, _INTS = b"\x0a\x0a", b"\x0a", b"\x0a\x12", b"\x0a\x1a"
-
-
-@functools.lru_cache(maxsize=4096)  # many records have as many objects
-def _head(key: str, tags: bytes, num_bytes: int) -> bytes:
-    """What comes before `num_bytes` of values in an entry of the feature map: {1: key, 2: {kind: {1: values}}}."""
-    head = b""
-    for tag in (*tags, 0x12):
-        head = bytes((tag,)) + _varint(len(head) + num_bytes) + head
-    head = _string(key) + head
-    return b"\x0a" + _varint(len(head) + num_bytes) + head
-
-
-@functools.lru_cache(maxsize=4096)  # sizes and flags come again and again
-def _entry(key: str, tags: bytes, values: bytes) -> bytes:
-    return _head(key, tags, len(values)) + values
-
-
-def _ints(values: Sequence[int]) -> bytes:
-    return bytes(values) if max(values, default=0) < 0x80 else b"".join(map(_varint, values))
+_Example = _make_example_class()
 
 
 def encode_example(annotation: Annotation, jpeg: bytes) -> bytes:
-    """The serialized tf.Example of one image.
+    """The serialized tf.Example of one image; equal arguments give equal bytes.
 
     Args:
       annotation: what the image shows; its boxes already lie inside the image.
       jpeg: the encoded image, stored as it is.
     """
-    return b"".join(_encode_pieces(annotation, jpeg))
-
-
-def _encode_pieces(annotation: Annotation, jpeg: bytes) -> tuple[bytes, bytes, bytes]:
-    """What is before the image, the image itself, and what is behind it."""
     height, width, boxes = annotation.height, annotation.width, annotation.boxes
-    filename, image_id = annotation.filename.encode(), annotation.image_id.encode()
-    labels = _ints([index + 1 for index in annotation.classes])
-    names, poses = b"".join(map(_string, annotation.class_names)), b"".join(map(_string, annotation.poses))
-    size = 4 * len(boxes)
-    floats = struct.pack(
-        f"<{5 * len(boxes)}f",
-        *[(y1 - y0) * (x1 - x0) for y0, x0, y1, x1 in boxes],
-        *[box[3] / width for box in boxes],
-        *[box[1] / width for box in boxes],
-        *[box[2] / height for box in boxes],
-        *[box[0] / height for box in boxes],
-    )
-    rest = (
-        _head("image/filename", _BYTES, len(filename)),
-        filename,
-        _entry("image/format", _BYTES, b"jpeg"),
-        _entry("image/height", _INTS, _varint(height)),
-        _head("image/key/sha256", _BYTES, 64),
-        hashlib.sha256(jpeg).hexdigest().encode(),
-        _head("image/object/area", _FLOATS, size),
-        floats[:size],
-        _head("image/object/bbox/xmax", _FLOATS, size),
-        floats[size : 2 * size],
-        _head("image/object/bbox/xmin", _FLOATS, size),
-        floats[2 * size : 3 * size],
-        _head("image/object/bbox/ymax", _FLOATS, size),
-        floats[3 * size : 4 * size],
-        _head("image/object/bbox/ymin", _FLOATS, size),
-        floats[4 * size :],
-        _head("image/object/class/label", _INTS, len(labels)),
-        labels,
-        _head("image/object/class/text", _STRINGS, len(names)),
-        names,
-        _entry("image/object/difficult", _INTS, _ints(annotation.difficult)),
-        _entry("image/object/is_crowd", _INTS, bytes(len(boxes))),
-        _entry("image/object/truncated", _INTS, _ints(annotation.truncated)),
-        _head("image/object/view", _STRINGS, len(poses)),
-        poses,
-        _head("image/source_id", _BYTES, len(image_id)),
-        image_id,
-        _entry("image/width", _INTS, _varint(width)),
-    )
-    head, rest = _head("image/encoded", _BYTES, len(jpeg)), b"".join(rest)
-    return b"\x0a" + _varint(len(head) + len(jpeg) + len(rest)) + head, jpeg, rest
+    byte_lists = {
+        "image/encoded": [jpeg],
+        "image/filename": [annotation.filename.encode()],
+        "image/format": [b"jpeg"],
+        "image/key/sha256": [hashlib.sha256(jpeg).hexdigest().encode()],
+        "image/object/class/text": [name.encode() for name in annotation.class_names],
+        "image/object/view": [pose.encode() for pose in annotation.poses],
+        "image/source_id": [annotation.image_id.encode()],
+    }
+    float_lists = {
+        "image/object/area": [(ymax - ymin) * (xmax - xmin) for ymin, xmin, ymax, xmax in boxes],
+        "image/object/bbox/ymin": [ymin / height for ymin, _, _, _ in boxes],
+        "image/object/bbox/xmin": [xmin / width for _, xmin, _, _ in boxes],
+        "image/object/bbox/ymax": [ymax / height for _, _, ymax, _ in boxes],
+        "image/object/bbox/xmax": [xmax / width for _, _, _, xmax in boxes],
+    }
+    int_lists = {
+        "image/height": [height],
+        "image/width": [width],
+        "image/object/class/label": [index + 1 for index in annotation.classes],
+        "image/object/difficult": annotation.difficult,
+        "image/object/is_crowd": [0] * len(boxes),
+        "image/object/truncated": annotation.truncated,
+    }
+    example = _Example()
+    features = example.features
+    for key, strings in byte_lists.items():
+        features.feature[key].bytes_list.value.extend(strings)
+    for key, floats in float_lists.items():
+        features.feature[key].float_list.value.extend(floats)
+    for key, ints in int_lists.items():
+        features.feature[key].int64_list.value.extend(ints)
+    return example.SerializeToString(deterministic=True)
 
 
-# Parsing, in a TensorFlow graph and without TensorFlow.
+def decode_example(serialized: bytes, keys: frozenset[str]) -> dict[str, list]:
+    """The features called `keys` of a tf.Example, as lists of bytes, floats or ints.
+
+    Raises:
+      ValueError: the bytes are no tf.Example.
+    """
+    try:
+        features = _Example.FromString(serialized).features.feature
+    except message.DecodeError as error:
+        raise ValueError("not a tf.Example") from error
+    decoded = {}
+    for key in keys:
+        if key in features:
+            kind = features[key].WhichOneof("kind")
+            decoded[key] = list(getattr(features[key], kind).value) if kind else []
+    return decoded
+
+
 def parse_examples(serialized: tf.Tensor) -> Records:
     """A batch of serialized tf.Examples (string [b]) -> Records, for use in `Dataset.map`.
 
@@ -198,114 +190,19 @@ def parse_examples(serialized: tf.Tensor) -> Records:
     )
 
 
-def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        at += 1
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError("a number of more than 64 bits")
+# TFRecord framing. A record is its length (u64), a masked crc32c of that, the data, a masked crc32c of the data.
 
 
-def _read_fields(data: memoryview) -> Iterator[tuple[int, Any]]:
-    """Field numbers and values (an int, or the bytes of a longer value) of one protocol buffer message."""
-    at = 0
-    while at < len(data):
-        tag, at = _read_varint(data, at)
-        wire_type = tag & 7
-        if wire_type == 0:
-            value, at = _read_varint(data, at)
-        else:
-            if wire_type == 2:
-                length, at = _read_varint(data, at)
-            else:
-                length = {1: 8, 5: 4}[wire_type]
-            value, at = data[at : at + length], at + length
-            if at > len(data):
-                raise IndexError
-        yield tag >> 3, value
-
-
-def _read_values(kind: int, data: memoryview) -> list[bytes] | list[float] | list[int]:
-    """The values of a BytesList (kind 1), FloatList (2) or Int64List (3); numbers may be packed or single."""
-    values: list = []
-    for _, value in _read_fields(data):
-        if kind == 1:
-            values.append(memoryview(value).tobytes())  # fails for a number, where `bytes` would give so many zeros
-        elif kind == 2:
-            values.extend(struct.unpack(f"<{len(value) // 4}f", value))
-        elif isinstance(value, int):
-            values.append(value)
-        else:
-            at = 0
-            while at < len(value):
-                number, at = _read_varint(value, at)
-                values.append(number)
-    return values
-
-
-def decode_example(serialized: bytes, keys: frozenset[str]) -> dict[str, list]:
-    """The features called `keys` of a tf.Example, as lists of bytes, floats or non-negative ints.
-
-    Raises:
-      ValueError: the bytes are no tf.Example.
-    """
-    features = {}
-    try:
-        for _, feature_map in _read_fields(memoryview(serialized)):
-            for _, entry in _read_fields(feature_map):
-                pair = dict(_read_fields(entry))
-                key = str(pair[1], "utf-8")
-                if key in keys:
-                    lists = _read_fields(pair.get(2, memoryview(b"")))
-                    features[key] = [value for kind, data in lists for value in _read_values(kind, data)]
-    except (IndexError, KeyError, TypeError, UnicodeDecodeError, ValueError, struct.error) as error:
-        raise ValueError("not a tf.Example") from error
-    return features
-
-
-# Shards: TFRecord framing. A record is its length (u64), a masked crc32c of that, the data, a masked crc32c of it.
-def _checksum(*pieces: bytes) -> bytes:
-    crc = 0
-    for piece in pieces:
-        crc = google_crc32c.extend(crc, piece)
-    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)  # masked
+def masked_crc32c(data: bytes) -> bytes:
+    """The checksum of TFRecord files, 4 bytes."""
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 def frame_record(data: bytes) -> bytes:
     """`data` as one record of a TFRecord file."""
     length = struct.pack("<Q", len(data))
-    return b"".join((length, _checksum(length), data, _checksum(data)))
-
-
-def frame_example(annotation: Annotation, jpeg: bytes) -> tuple[bytes, bytes, bytes]:
-    """`frame_record(encode_example(annotation, jpeg))` in three pieces: `jpeg` is the second, and is not copied."""
-    before, jpeg, after = pieces = _encode_pieces(annotation, jpeg)
-    length = struct.pack("<Q", sum(map(len, pieces)))
-    return b"".join((length, _checksum(length), before)), jpeg, after + _checksum(*pieces)
-
-
-def _read_length(file: BinaryIO, size: int, path: str, index: int) -> int | None:
-    """The length of the record at the position of a file of `size` bytes, or None at its end."""
-    header = file.read(12)
-    if not header:
-        return None
-    if len(header) < 12:
-        raise DamagedShardError(_damage(path, index, "the file is cut off"))
-    if header[8:] != _checksum(header[:8]):
-        raise DamagedShardError(_damage(path, index, "the checksum of its length is wrong"))
-    length = struct.unpack("<Q", header[:8])[0]
-    if file.tell() + length + 4 > size:  # known before so much memory is asked for
-        raise DamagedShardError(_damage(path, index, "the file is cut off"))
-    return length
-
-
-def _damage(path: str, index: int, what: str) -> str:
-    return f"{path}: damaged at record {index}: {what}; delete this file and run prepare_tfrecords.py again."
+    return b"".join((length, masked_crc32c(length), data, masked_crc32c(data)))
 
 
 def read_records(path: str) -> Iterator[bytes]:
@@ -318,17 +215,42 @@ def read_records(path: str) -> Iterator[bytes]:
         index, size = 0, files.size(path)
         while (length := _read_length(file, size, path, index)) is not None:
             data = file.read(length)
-            if file.read(4) != _checksum(data):
-                raise DamagedShardError(_damage(path, index, "the checksum of its data is wrong"))
+            if file.read(4) != masked_crc32c(data):
+                raise _damage(path, index, "the checksum of its data is wrong")
             yield data
             index += 1
 
 
-def walk_records(path: str) -> int:
-    """The number of records of a shard, from the lengths alone."""
+def count_records_in_file(path: str) -> int:
+    """The number of records of one shard; reads only their lengths.
+
+    Raises:
+      DamagedShardError: as `read_records`, but damage to the data of a record is not seen.
+    """
     with files.open(path) as file:
         count, size = 0, files.size(path)
         while (length := _read_length(file, size, path, count)) is not None:
             file.seek(length + 4, os.SEEK_CUR)
             count += 1
     return count
+
+
+def _read_length(file: BinaryIO, size: int, path: str, index: int) -> int | None:
+    """The length of the record at the position of a file of `size` bytes; None at the end of the file."""
+    header = file.read(12)
+    if not header:
+        return None
+    if len(header) < 12:
+        raise _damage(path, index, "the file is cut off")
+    if header[8:] != masked_crc32c(header[:8]):
+        raise _damage(path, index, "the checksum of its length is wrong")
+    length: int = struct.unpack("<Q", header[:8])[0]
+    if file.tell() + length + 4 > size:  # checked before memory for `length` bytes is allocated
+        raise _damage(path, index, "the file is cut off")
+    return length
+
+
+def _damage(path: str, index: int, what: str) -> DamagedShardError:
+    return DamagedShardError(
+        f"{path}: damaged at record {index}: {what}; delete this file and run prepare_tfrecords.py again."
+    )

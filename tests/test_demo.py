@@ -1,4 +1,4 @@
-"""The demo's own decisions; `make smoke` runs the chain itself."""
+"""The demo's own functions; `make smoke` runs all its commands."""
 
 import pytest
 import tensorflow as tf
@@ -17,7 +17,7 @@ from trainer import demo
         ((), ()),
     ],
 )
-def test_image_sets_that_there_are(tmp_path, lists, chosen):
+def test_image_sets_are_chosen_among_those_present(tmp_path, lists, chosen):
     folder = tmp_path / "ImageSets" / "Main"
     folder.mkdir(parents=True)
     for name in lists:
@@ -25,7 +25,7 @@ def test_image_sets_that_there_are(tmp_path, lists, chosen):
     assert demo.choose_image_sets(str(tmp_path)) == chosen
 
 
-def test_stops_where_a_command_fails(capfd):
+def test_the_demo_stops_where_a_command_fails(capfd):
     with pytest.raises(SystemExit) as stopped:
         demo.run("-c", "import sys; sys.exit('no such shard')")
     assert stopped.value.code == 1
@@ -35,7 +35,7 @@ def test_stops_where_a_command_fails(capfd):
     assert "the command above failed" in err
 
 
-def test_pictures_come_out_of_the_shards_as_they_went_in(tmp_path):
+def test_pictures_are_copied_from_the_shards_unchanged(tmp_path):
     pictures = {f"{number:02d}.jpg": bytes([number]) * 9 for number in range(demo.NUM_PICTURES + 2)}
     shards = [str(tmp_path / f"test-{shard:05d}-of-00002.tfrecord") for shard in range(2)]
     for shard, path in enumerate(shards):

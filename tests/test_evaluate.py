@@ -39,7 +39,7 @@ def seen_detections(monkeypatch):
 
 def test_every_painted_box_is_found(shard):
     """Wide, tall and tiny pictures and one without objects, in batches of two, of which the last is padded."""
-    result = evaluate.evaluate(painted.PaintFinder(), painted.CONFIG, [shard])
+    result = evaluate.make_evaluator(painted.PaintFinder(), painted.CONFIG, [shard])()
     assert result["num_images"] == 5
     assert (result["voc07_ap50"], result["voc12_ap50"]) == (1, 1)
     assert result["coco_ap50"] == pytest.approx(1)
@@ -50,7 +50,7 @@ def test_every_painted_box_is_found(shard):
 @pytest.mark.parametrize("batch_size", [1, 4, 7])
 def test_the_batch_size_changes_nothing(shard, seen_detections, batch_size):
     model = painted.PaintFinder()
-    evaluate.evaluate(model, painted.CONFIG, [shard], batch_size=batch_size)
+    evaluate.make_evaluator(model, painted.CONFIG, [shard], batch_size=batch_size)()
     (detections,) = seen_detections
     for painting, found in zip(painted.PAINTINGS, detections):
         assert found.classes.tolist() == ([painting.category] if painting.box else [])
@@ -74,8 +74,8 @@ def test_two_replicas_find_what_one_does(shard, seen_detections, two_replicas):
     assert moving
     for variable in moving:
         variable.assign(tf.random.stateless_normal(variable.shape, [1, 2], stddev=0.1))
-    evaluate.evaluate(model, ALL_DETECTIONS, [shard], strategy=two_replicas, batch_size=3)  # rounded down to 2
-    evaluate.evaluate(model, ALL_DETECTIONS, [shard])
+    evaluate.make_evaluator(model, ALL_DETECTIONS, [shard], strategy=two_replicas, batch_size=3)()  # rounded down to 2
+    evaluate.make_evaluator(model, ALL_DETECTIONS, [shard])()
     on_two, on_one = seen_detections
     assert len(on_two) == len(painted.PAINTINGS)
     for ours, theirs in zip(on_two, on_one):
@@ -101,7 +101,7 @@ def test_the_command_writes_and_prints_the_metrics(tmp_path, shard):
     done = subprocess.run([*command, f"--checkpoint={prefix}"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads((run / "eval" / "test.json").read_text())
-    expected = evaluate.evaluate(model, ALL_DETECTIONS, [shard])
+    expected = evaluate.make_evaluator(model, ALL_DETECTIONS, [shard])()
     assert result.keys() == {*expected, "checkpoint", "step", "records"}
     for key in ("voc07_ap50", "voc12_ap50", "coco_ap", "coco_ap50"):
         assert result[key] == pytest.approx(expected[key])

@@ -1,12 +1,15 @@
-"""Paths of other file systems: `ram://`, which TensorFlow keeps in the memory of this process, stands for a bucket."""
+"""Local and remote paths; `ram://`, which TensorFlow keeps in the memory of this process, stands for a bucket."""
+
+from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,15 +17,15 @@ import tensorflow as tf
 import voc_tree
 
 from input import files, shards, tfrecord
-from input.conversion import config as conversion_config
-from input.conversion import convert, findings, report
+from input.conversion import convert, report, staging
+from input.conversion.config import ConversionError, ConvertConfig
 from input.conversion.workers import Workers
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(params=["local", "remote"])
-def folder(request, tmp_path) -> str:
+def folder(request, tmp_path) -> Iterator[str]:
     """An empty folder, of either kind."""
     made = str(tmp_path) if request.param == "local" else f"ram://{tmp_path.name}"
     files.make_dirs(made)
@@ -39,11 +42,11 @@ def test_both_kinds_of_paths_behave_alike(folder):
     assert files.is_remote(folder) == folder.startswith("ram://")
     path = os.path.join(folder, "a", "b.txt")
     files.make_dirs(os.path.dirname(path))
-    files.make_dirs(os.path.dirname(path))  # no matter that it is there
+    files.make_dirs(os.path.dirname(path))  # it is there already
     assert not files.exists(path)
     write(path, b"one")
     write(path, b"twenty-two")
-    assert files.read(path) == b"twenty-two"
+    assert files.read(path) == files.read_regular(path) == b"twenty-two"
     assert files.size(path) == 10
     assert files.names(os.path.dirname(path)) == ["b.txt"]
     assert files.names(folder) == ["a"]
@@ -67,7 +70,7 @@ def test_both_kinds_of_paths_behave_alike(folder):
     assert files.names(folder) == []
 
 
-def test_an_unfinished_file_has_no_name(folder):
+def test_an_unfinished_file_does_not_appear(folder):
     path = os.path.join(folder, "x")
     write(path, b"old")
 
@@ -84,7 +87,8 @@ def test_an_unfinished_file_has_no_name(folder):
 
 def test_errors_are_the_systems(folder):
     gone = os.path.join(folder, "gone")
-    for action in (files.read, files.size, files.remove, files.names, lambda path: files.replace(path, path + "2")):
+    actions = files.read, files.read_regular, files.size, files.remove, files.names
+    for action in (*actions, lambda path: files.replace(path, path + "2")):
         with pytest.raises(FileNotFoundError) as error:
             action(gone)
         assert error.value.filename == gone
@@ -93,13 +97,26 @@ def test_errors_are_the_systems(folder):
     assert [size for size, _ in files.stats([gone, "", os.path.join(folder, "x")])] == [0, 0, 5]
 
 
-def test_a_scheme_that_nobody_knows_is_named():
+@pytest.mark.parametrize("what", ["pipe", "folder", "device"])
+def test_only_regular_files_are_read_as_such(tmp_path, what):
+    """A pipe that nobody writes to must not stop everything."""
+    path = "/dev/zero" if what == "device" else str(tmp_path / what)
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "folder":
+        os.mkdir(path)
+    with pytest.raises(OSError, match=r"not a regular file|Is a directory") as error:
+        files.read_regular(path)
+    assert error.value.filename == path
+
+
+def test_an_unknown_scheme_is_named():
     with pytest.raises(OSError, match="scheme 'nowhere' not implemented") as error:
         files.read("nowhere://bucket/x")
     assert error.value.errno == errno.EIO
 
 
-def test_denied_access_is_said_so(monkeypatch):
+def test_denied_access_is_a_permission_error(monkeypatch):
     def deny(path):
         raise tf.errors.PermissionDeniedError(None, None, "a page of HTML")
 
@@ -112,11 +129,11 @@ def test_local_paths_do_without_tensorflow(tmp_path):
     code = """
 import sys
 from input import files, shards
-from input.conversion import convert, findings, report
+from input.conversion import convert, report
+from input.conversion.config import ConvertConfig
 from input.conversion.workers import Workers
-from input.conversion import config as conversion_config
 with Workers(1) as workers:
-    convert.convert(conversion_config.ConvertConfig(sys.argv[2], (sys.argv[1],)), workers)
+    convert.convert(ConvertConfig(output_dir=sys.argv[2], voc_dirs=(sys.argv[1],)), workers)
 assert "tensorflow" not in sys.modules
 """
     tree = voc_tree.VocTree(tmp_path / "voc")
@@ -136,7 +153,7 @@ def tree(tmp_path) -> voc_tree.VocTree:
 
 
 @pytest.fixture
-def bucket(tmp_path, tree) -> str:
+def bucket(tmp_path, tree) -> Iterator[str]:
     """A copy of the tree."""
     root = f"ram://{tmp_path.name}-bucket"
     for path in filter(pathlib.Path.is_file, tree.root.rglob("*")):
@@ -147,12 +164,10 @@ def bucket(tmp_path, tree) -> str:
     files.remove_tree(root)
 
 
-def run(voc_dir: str, output_dir: str, **settings) -> dict:
+def run(voc_dir: str, output_dir: str, **settings: Any) -> shards.Manifest:
+    config = ConvertConfig(output_dir=output_dir, voc_dirs=(voc_dir,), image_set="train", num_shards=3, **settings)
     with Workers(1) as workers:
-        (manifest,) = convert.convert(
-            conversion_config.ConvertConfig(output_dir, (voc_dir,), image_set="train", num_shards=3, **settings),
-            workers,
-        )
+        (manifest,) = convert.convert(config, workers)
     return manifest
 
 
@@ -164,14 +179,14 @@ def test_from_bucket_to_bucket(tree, bucket, tmp_path):
     """The same shards as from folder to folder, and readers find them."""
     local, remote = str(tmp_path / "out"), f"{bucket}/out"
     manifest, there = run(str(tree.root), local), run(f"{bucket}/voc", remote)
-    assert there["shards"] == manifest["shards"]
+    assert there.shards == manifest.shards
     assert {name: data for name, data in contents(remote).items() if not name.endswith(".json")} == {
         name: data for name, data in contents(local).items() if not name.endswith(".json")
     }
     paths = shards.expand_glob(f"{remote}/train-*")
-    assert paths == [f"{remote}/{shard['name']}" for shard in manifest["shards"]]
+    assert paths == [f"{remote}/{shard.name}" for shard in manifest.shards]
     assert shards.read_labels(paths) == ("cat", "dog")
-    assert shards.read_manifest(paths[0]) == there
+    assert shards.read_manifest(f"{remote}/train.manifest.json") == there
     assert shards.count_records(paths) == [4, 4, 4]
     for truth, same in zip(
         shards.read_annotations(paths), shards.read_annotations(shards.expand_glob(f"{local}/*.tfrecord"))
@@ -195,64 +210,57 @@ def test_report_in_a_bucket(tree, bucket, tmp_path):
     assert texts[0] == texts[1]
 
 
-def test_a_bucket_is_resumed(tree, bucket, monkeypatch):
-    """A run that failed is continued; what is there already is not made again; other flags are refused."""
+def test_a_conversion_in_a_bucket_is_resumed(tree, bucket, monkeypatch):
+    """Only the missing shards are made by the second run; other flags are refused."""
     out = f"{bucket}/out"
     made = []
 
     def fail_at_the_third(task, advance):
-        made.append(task.index)
+        made.append(os.path.basename(task.path).split("-")[1])
         if len(made) == 3:
             raise OSError(errno.EIO, "connection reset", "gs://bucket/x")
-        return convert_shard(task, advance)
+        return write_shard(task, advance)
 
-    convert_shard = convert.convert_shard
-    monkeypatch.setattr(convert, "convert_shard", fail_at_the_third)
-    with pytest.raises(
-        conversion_config.ConversionError, match=r"gs://bucket/x: connection reset; .* the same command continues"
-    ):
+    write_shard = staging.write_shard
+    monkeypatch.setattr(staging, "write_shard", fail_at_the_third)
+    with pytest.raises(ConversionError, match=r"gs://bucket/x: connection reset; .* the same command continues"):
         run(f"{bucket}/voc", out)
     assert files.names(out) == [".train.partial"]
     manifest = run(f"{bucket}/voc", out)
-    assert made == [0, 1, 2, 2]
+    assert made == ["00000", "00001", "00002", "00002"]
     assert sorted(files.names(out)) == [
         "labels.txt",
-        *(shard["name"] for shard in manifest["shards"]),
+        *(shard.name for shard in manifest.shards),
         "train.manifest.json",
     ]
     assert run(f"{bucket}/voc", out) == manifest
-    assert made == [0, 1, 2, 2]
-    with pytest.raises(conversion_config.ConversionError, match="--zero_based: false then, true now"):
+    assert made == ["00000", "00001", "00002", "00002"]
+    with pytest.raises(ConversionError, match="--zero_based: false then, true now"):
         run(f"{bucket}/voc", out, zero_based=True)
-    assert run(f"{bucket}/voc", out, zero_based=True, overwrite=True)["settings"]["zero_based"]
+    assert run(f"{bucket}/voc", out, zero_based=True, overwrite=True).settings["zero_based"]
     assert len(made) == 7
 
 
 def test_missing_and_bad_files_of_a_bucket_are_named(bucket):
     files.remove(f"{bucket}/voc/JPEGImages/img003.jpg")
     write(f"{bucket}/voc/Annotations/img005.xml", b"")
-    with pytest.raises(conversion_config.ConversionError) as error:
+    with pytest.raises(ConversionError) as error:
         run(f"{bucket}/voc", f"{bucket}/out")
     assert "img003.xml: missing_image" in str(error.value)
     assert "img005.xml: empty_annotation" in str(error.value)
-    with pytest.raises(
-        conversion_config.ConversionError, match=f"{bucket}/nowhere/Annotations: No such file or directory"
-    ):
+    with pytest.raises(ConversionError, match=f"{bucket}/nowhere/Annotations: No such file or directory"):
         run(f"{bucket}/nowhere", f"{bucket}/out")
-    with pytest.raises(findings.Refused) as refused:
-        findings.read_file(f"{bucket}/gone")
-    assert (refused.value.reason, refused.value.detail) == ("unreadable", "No such file or directory")
 
 
 def test_damage_in_a_bucket_is_found(tree, bucket):
     out = f"{bucket}/out"
     manifest = run(str(tree.root), out)
-    path = f"{out}/{manifest['shards'][1]['name']}"
+    path = f"{out}/{manifest.shards[1].name}"
     data = files.read(path)
-    assert hashlib.sha256(data).hexdigest() == manifest["shards"][1]["sha256"]
+    assert hashlib.sha256(data).hexdigest() == manifest.shards[1].sha256
     write(path, data[:-3])
     with pytest.raises(tfrecord.DamagedShardError, match=f"{path}: damaged at record 3: the file is cut off"):
         shards.check_shard(path)
-    write(f"{out}/train.manifest.json", json.dumps({**manifest, "inputs": []}).encode())
-    with pytest.raises(conversion_config.ConversionError, match=r"train\.manifest\.json is damaged: look at inputs"):
+    write(f"{out}/train.manifest.json", manifest.to_json().replace('"inputs"', '"inputs of"').encode())
+    with pytest.raises(ConversionError, match=r"train\.manifest\.json is not a sound manifest \(inputs is missing\)"):
         run(str(tree.root), out)

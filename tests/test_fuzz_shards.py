@@ -1,6 +1,6 @@
-"""Whatever a shard holds, it is read as TensorFlow reads it, or named as damaged; what it claims costs no memory.
+"""Any bytes in a shard are read as TensorFlow reads them, or named as damaged; a claimed length costs no memory.
 
-A longer hunt, as in test_fuzz_converter.py: FUZZ_CASES=20000 pytest tests/test_fuzz_shards.py
+A longer search, as in test_fuzz_converter.py: FUZZ_CASES=20000 pytest tests/test_fuzz_shards.py
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import pathlib
 import random
 import struct
 import tracemalloc
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +38,16 @@ def make_example(index: int, jpeg: bytes) -> bytes:
     labels = [("cat", "dog")[index % 2]] * len(boxes)
     classes, flags = [index % 2] * len(boxes), [index % 2] * len(boxes)
     annotation = tfrecord.Annotation(
-        f"id-{index}", f"id-{index}.jpg", 12, 16, boxes, classes, labels, flags, flags, ["Left"] * len(boxes)
+        image_id=f"id-{index}",
+        filename=f"id-{index}.jpg",
+        height=12,
+        width=16,
+        boxes=boxes,
+        classes=classes,
+        class_names=labels,
+        difficult=flags,
+        truncated=flags,
+        poses=["Left"] * len(boxes),
     )
     return tfrecord.encode_example(annotation, jpeg)
 
@@ -67,8 +78,8 @@ def damage(rng: random.Random, original: bytes) -> bytes:
     return bytes(data)
 
 
-def outcome(function, *args):
-    """What the function returns, or None where it names the damage; more than 8 MiB is as bad as a traceback."""
+def outcome(function: Callable[..., Any], *args: Any) -> Any:
+    """What the function returns, or None where it names the damage; it must not use more than 8 MiB."""
     tracemalloc.start()
     try:
         result = function(*args)
@@ -83,9 +94,9 @@ def outcome(function, *args):
 
 def read_all(path: str) -> tuple[list[bytes], bool]:
     """The records up to the end, or to the damage; and whether there is damage."""
-    records = []
+    records: list[bytes] = []
 
-    def read():
+    def read() -> list[bytes]:
         records.extend(tfrecord.read_records(path))
         return records
 
@@ -93,7 +104,7 @@ def read_all(path: str) -> tuple[list[bytes], bool]:
 
 
 def tensorflow_reads(path: str) -> tuple[list[bytes], bool]:
-    records = []
+    records: list[bytes] = []
     try:
         records.extend(record.numpy() for record in tf.data.TFRecordDataset(path))
     except tf.errors.DataLossError:
@@ -109,7 +120,7 @@ def shard(tmp_path) -> pathlib.Path:
 
 
 def test_damaged_bytes(shard):
-    """Equal to TensorFlow's own reader, up to the record where that gives up."""
+    """The records are those of TensorFlow's own reader, up to the record where that gives up."""
     path, seen = str(shard), set()
 
     @fuzzed
@@ -119,7 +130,7 @@ def test_damaged_bytes(shard):
         records, damaged = read_all(path)
         assert (records, damaged) == tensorflow_reads(path)
         counts = outcome(shards.count_records, [path])
-        # Counting looks at the lengths alone: damage to the data goes unseen, but never makes records fewer.
+        # Counting reads only the lengths: damage to the data is not seen, but never makes the records fewer.
         assert counts == [len(records)] if not damaged else counts is None or counts[0] > len(records)
         annotations = outcome(shards.read_annotations, [path])
         assert annotations is None if damaged else len(annotations) == len(records)
@@ -132,11 +143,11 @@ def test_damaged_bytes(shard):
 
 @pytest.mark.parametrize("length", [2**31, 2**40, 2**63 - 1, 2**64 - 1], ids=str)
 def test_length_that_passes_its_checksum(shard, length):
-    """What asks for memory must first be compared with the size of the file."""
+    """A length is compared with the size of the file before memory is allocated."""
     header = struct.pack("<Q", length)
     first = tfrecord.frame_record(EXAMPLES[0])
     for rest in (b"", b"too little"):
-        shard.write_bytes(first + header + tfrecord._checksum(header) + rest)
+        shard.write_bytes(first + header + tfrecord.masked_crc32c(header) + rest)
         assert read_all(str(shard)) == ([EXAMPLES[0]], True)
         assert outcome(shards.count_records, [str(shard)]) is None
         assert outcome(shards.read_annotations, [str(shard)]) is None
@@ -147,8 +158,8 @@ def test_length_that_passes_its_checksum(shard, length):
 
 
 def test_damaged_examples_in_sound_frames(shard):
-    """Records whose checksums are right, though they are no, or odd, tf.Examples."""
-    originals = [make_example(index, b"jpeg") for index in range(3)]  # short, so that damage meets what is read
+    """Records whose checksums are right, but which are no tf.Examples, or unusual ones."""
+    originals = [make_example(index, b"jpeg") for index in range(3)]  # a short image: most of the damage is elsewhere
     seen = set()
 
     @fuzzed
@@ -161,7 +172,8 @@ def test_damaged_examples_in_sound_frames(shard):
             count = len(annotation.classes)
             assert annotation.boxes.shape == (count, 4)
             assert annotation.difficult.shape == (count,)
-            assert [array.dtype for array in annotation[3:]] == [np.float32, np.int32, np.bool_]
+            arrays = annotation.boxes, annotation.classes, annotation.difficult
+            assert [array.dtype for array in arrays] == [np.float32, np.int32, np.bool_]
             assert isinstance(annotation.image_id, str)
 
     try_case()
@@ -181,7 +193,6 @@ def feature(key: bytes, value: bytes) -> bytes:
 HUGE = b"\xff\xff\xff\xff\x7f"  # 2**35 - 1 as a varint
 ODD = {
     "a number for bytes": feature(b"image/source_id", field(1, 2, field(1, 0, HUGE))),
-    "a number for a key": field(1, 2, field(1, 2, field(1, 0, HUGE) + field(2, 2, b""))),
     "a number for a list": feature(b"image/height", field(3, 0, HUGE)),
     "a number that never ends": feature(b"image/height", field(3, 2, field(1, 2, b"\xff" * 90))),
     "a label beyond 32 bits": feature(b"image/object/class/label", field(3, 2, field(1, 0, HUGE))),
@@ -193,8 +204,18 @@ ODD = {
 
 @pytest.mark.parametrize("case", ODD)
 def test_odd_examples(shard, case):
-    """The last of several features of one name counts, so that a sound example with an odd end is an odd one."""
+    """Of several features with one name the last counts, so what is appended here decides."""
     shard.write_bytes(tfrecord.frame_record(EXAMPLES[1] + ODD[case]))
     with pytest.raises(tfrecord.DamagedShardError, match="record 0 is not a detection record"):
         shards.read_annotations([str(shard)])
     assert outcome(shards.read_annotations, [str(shard)]) is None
+
+
+def test_fields_that_tensorflow_ignores_are_ignored(shard):
+    """A key that is a number is, in protocol buffers, an unknown field."""
+    unknown = field(1, 2, field(1, 2, field(1, 0, HUGE) + field(2, 2, b"")))
+    examples = [tf.train.Example.FromString(data).features.feature for data in (EXAMPLES[1], EXAMPLES[1] + unknown)]
+    assert all(examples[1][key] == value for key, value in examples[0].items())
+    shard.write_bytes(tfrecord.frame_record(EXAMPLES[1]) + tfrecord.frame_record(EXAMPLES[1] + unknown))
+    first, second = shards.read_annotations([str(shard)])
+    np.testing.assert_equal(second._asdict(), first._asdict())

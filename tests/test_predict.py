@@ -1,4 +1,6 @@
-"""Prediction on files: what is listed is what is drawn, and one bad file spoils nothing."""
+"""Prediction on files: the listed detections are those drawn, and a bad file is skipped."""
+
+from __future__ import annotations
 
 import json
 import os
@@ -105,7 +107,7 @@ def test_files_of_one_name_do_not_overwrite_each_other(export_dir, tmp_path):
     assert sorted(os.listdir(tmp_path / "output")) == sorted([*names, "detections.json"])
 
 
-def test_the_pictures_are_never_overwritten(export_dir, pictures):
+def test_input_pictures_are_never_overwritten(export_dir, pictures):
     before = [path.read_bytes() for path in sorted(pictures.iterdir())]
     with pytest.raises(ValueError, match="choose another --output_dir"):
         predict.predict(export_dir, paths_in(pictures), f"{pictures}/../{pictures.name}")
@@ -115,74 +117,6 @@ def test_the_pictures_are_never_overwritten(export_dir, pictures):
 def test_a_folder_without_an_export_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no export.*trainer\.export"):
         predict.predict(str(tmp_path), ["x.jpg"], str(tmp_path / "output"))
-
-
-def drawn(size, *detections):
-    """Pixels u8 of a grey picture of (height, width) after drawing, and the colour of each label."""
-    image = Image.new("RGB", size[::-1], (128, 128, 128))
-    colours = predict.class_colours(["cat", "dog"])
-    predict.draw_detections(image, detections, colours)
-    return np.asarray(image), colours
-
-
-def test_a_box_is_drawn_on_its_edges():
-    box = (100, 40, 180, 250)
-    pixels, colours = drawn((200, 300), predict.Found("dog", 0.5, box))
-    ymin, xmin, ymax, xmax = box
-    for inside in (
-        pixels[ymin:ymax, xmin],
-        pixels[ymin:ymax, xmax - 1],
-        pixels[ymin, xmin:xmax],
-        pixels[ymax - 1, xmin:xmax],
-    ):
-        assert (inside == colours["dog"]).all()
-    for outside in (pixels[ymin:, xmin - 1], pixels[ymin:, xmax], pixels[ymax, :]):
-        assert (outside == 128).all()
-    assert (pixels[ymin + 20 : ymax - 20, xmin + 20 : xmax - 20] == 128).all()
-    label = pixels[:ymin]  # above the box: filled, with letters on it
-    assert (label == colours["dog"]).all(axis=-1).sum() > 100
-    assert (label.max(axis=-1) < 64).any() or (label.min(axis=-1) > 192).any()
-
-
-@pytest.mark.parametrize(
-    "box", [(0, 0, 200, 300), (0, 290, 30, 300), (190, 280, 200, 300), (5, 5, 6, 6), (199.2, 299.1, 200, 300)]
-)
-def test_a_label_stays_in_the_picture(box):
-    alone, colours = drawn((200, 300), predict.Found("cat", 0.98, (100, 50, 150, 90)))
-    whole_label = (alone[:100] != 128).any(axis=-1)
-    height, width = whole_label.any(axis=1).sum(), whole_label.any(axis=0).sum()
-    pixels, _ = drawn((200, 300), predict.Found("cat", 0.98, box))
-    ys, xs = np.nonzero((pixels == colours["cat"]).all(axis=-1))
-    assert np.ptp(ys) + 1 >= height
-    assert np.ptp(xs) + 1 >= width
-
-
-def test_the_best_detection_lies_uppermost():
-    box = (50, 50, 150, 150)
-    pixels, colours = drawn((200, 300), predict.Found("cat", 0.9, box), predict.Found("dog", 0.4, box))
-    assert (pixels[150 - 1, 50:150] == colours["cat"]).all()
-
-
-def test_labels_grow_with_the_picture():
-    heights = []
-    for size in ((300, 400), (1500, 2000)):
-        pixels, _ = drawn(size, predict.Found("cat", 0.9, (size[0] // 2, 10, size[0] - 10, 200)))
-        heights.append((pixels[: size[0] // 2] != 128).any(axis=(1, 2)).sum())
-    assert heights[1] > 3 * heights[0]
-
-
-@pytest.mark.parametrize("size", [(1, 1), (3, 200), (200, 3)])
-def test_the_smallest_pictures_can_be_drawn_on(size):
-    pixels, _ = drawn(size, predict.Found("cat", 0.9, (0, 0, *size)))
-    assert pixels.shape == (*size, 3)
-
-
-def test_the_colours_of_many_classes_differ():
-    labels = [f"{number}" for number in range(80)]
-    colours = np.array(list(predict.class_colours(labels).values()), int)
-    distances = np.abs(colours[:, None] - colours[None]).sum(axis=-1) + 1000 * np.eye(len(labels), dtype=int)
-    assert distances[:20, :20].min() >= 60
-    assert distances.min() >= 10
 
 
 def test_the_command(export_dir, pictures, tmp_path):
@@ -196,17 +130,17 @@ def test_the_command(export_dir, pictures, tmp_path):
     assert len(json.loads((output / "detections.json").read_text())) == 5
 
 
-def test_the_commands_errors_are_one_line(export_dir, tmp_path, monkeypatch):
+def test_the_command_says_what_is_wrong(export_dir, tmp_path, monkeypatch):
     (tmp_path / "bad.jpg").write_text("hello")
     flags = SimpleNamespace(
         export_dir=export_dir, images=["none*"], output_dir=str(tmp_path / "out"), score_threshold=0.3, batch_size=2
     )
     monkeypatch.setattr(predict.absl_flags, "FLAGS", flags)
-    with pytest.raises(SystemExit, match=r"^error: --images=none\* matches no file"):
-        predict.main(["predict"])
+    with pytest.raises(FileNotFoundError, match=r"^--images=none\* matches no file"):
+        predict.main()
     flags.images = [f"{tmp_path}/*.jpg"]
-    with pytest.raises(SystemExit, match=r"^error: none of the 1 files could be read"):
-        predict.main(["predict"])
+    with pytest.raises(ValueError, match=r"^none of the 1 files could be read"):
+        predict.main()
     flags.export_dir = str(tmp_path)
-    with pytest.raises(SystemExit, match=r"^error: .* holds no export"):
-        predict.main(["predict"])
+    with pytest.raises(FileNotFoundError, match="holds no export"):
+        predict.main()

@@ -1,4 +1,6 @@
-"""The contact sheets: what they show is what training is fed, and what they count is what can be counted by hand."""
+"""The contact sheets: they show what training is fed, and their counts agree with counts by hand."""
+
+from __future__ import annotations
 
 import dataclasses
 import json
@@ -17,9 +19,9 @@ from PIL import Image
 import flags
 from input import anchors, batch_augment, pipeline
 from input.config import AnchorConfig, AugmentConfig, InputConfig
-from trainer import preview
+from trainer import preview, preview_data, preview_sheets
 
-# One square anchor a place: 16 px on P3, centred at 4, 12, 20 ..., 32 px on P4, centred at 8, 24, 40 ...
+# One square anchor at each location: 16 px on P3, centred at 4, 12, 20 ..., 32 px on P4, centred at 8, 24, 40 ...
 CONFIG = tiny.config(
     input=InputConfig(
         image_size=(64, 128),
@@ -33,7 +35,7 @@ CONFIG = tiny.config(
 ROUND, SQUARE = range(2)
 BOXES = [
     (12, 12, 28, 28),  # an anchor of P3 itself; no other has an IoU above 1/3
-    (12, 12, 28, 28),  # its twin, too late
+    (12, 12, 28, 28),  # its twin, which gets no anchor
     (50, 50, 54, 54),  # at most 16 / 256 with any anchor
     (32, 64, 48, 80),  # difficult
     (24, 8, 56, 40),  # an anchor of P4 itself
@@ -65,7 +67,7 @@ def paths(tmp_path_factory, pixels):
 
 @pytest.fixture(scope="module")
 def picture(paths):
-    (only,) = preview.receive(paths, CONFIG.input, 1)
+    (only,) = preview_data.receive(paths, CONFIG.input, 1)
     return only
 
 
@@ -75,7 +77,7 @@ def test_boxes_and_anchors_worked_by_hand(picture, pixels):
     assert picture.classes.tolist() == CLASSES
     assert picture.states.tolist() == STATES
     np.testing.assert_array_equal(picture.levels, [3, 3, 4])
-    assert picture.owners.tolist() == [0, 2, 4]
+    assert picture.assigned_boxes.tolist() == [0, 2, 4]
     np.testing.assert_allclose(picture.ious, [1, 16 / 256, 1])
     np.testing.assert_allclose(picture.anchors[[0, 2]], [BOXES[0], BOXES[4]])
 
@@ -121,9 +123,14 @@ def test_summary_worked_by_hand(picture):
 
 
 def test_summary_without_boxes(picture):
-    nothing = np.zeros([0], np.int32)
-    bare = preview.Picture(
-        0, None, np.zeros([0, 4]), nothing, np.zeros([0], "<U9"), np.zeros([0, 4]), nothing, nothing, np.zeros([0])
+    bare = picture._replace(
+        boxes=picture.boxes[:0],
+        classes=picture.classes[:0],
+        states=picture.states[:0],
+        anchors=picture.anchors[:0],
+        levels=picture.levels[:0],
+        assigned_boxes=picture.assigned_boxes[:0],
+        ious=picture.ious[:0],
     )
     summary = preview.summarize([bare], CONFIG)
     assert summary["num_boxes"] == 0
@@ -132,26 +139,26 @@ def test_summary_without_boxes(picture):
     assert "do not fit" not in preview.format_summary(summary, CONFIG.input)
 
 
-def test_an_anchor_answers_for_the_nearest_box_of_its_class():
+def test_an_anchor_is_assigned_to_the_nearest_box_of_its_class():
     boxes = np.array([(0, 0, 10, 10), (0, 0, 10, 10), (0, 0, 10, 10), (0, 0, 10, 11), (0, 0, 10, 11)], np.float32)
     classes = np.array([0, 1, 1, 1, 1])
     difficult = np.array([False, True, False, False, False])
     matched = boxes[[0, 2, 3, 4]] * np.float32(1 + 1e-6)
-    owners = preview.find_owners(np.array([0, 1, 1, 1]), matched, boxes, classes, difficult)
-    assert owners.tolist() == [0, 2, 3, 3]
+    assigned = preview_data.find_assigned_boxes(np.array([0, 1, 1, 1]), matched, boxes, classes, difficult)
+    assert assigned.tolist() == [0, 2, 3, 3]
 
 
 def test_a_flip_is_shown(paths, pixels):
-    (flipped,) = preview.receive(paths, with_augment(horizontal_flip=1.0), 1)
+    (flipped,) = preview_data.receive(paths, with_augment(horizontal_flip=1.0), 1)
     np.testing.assert_array_equal(flipped.pixels, pixels[:, ::-1])
     np.testing.assert_array_equal(flipped.boxes[0], (12, 128 - 28, 28, 128 - 12))
     assert flipped.states[0] == "matched"
 
 
-def test_shows_the_very_images_and_positives_of_training(tmp_path):
+def test_preview_shows_the_images_and_positive_anchors_of_training(tmp_path):
     records = toy_shards.write_shards(tmp_path)
     config = dataclasses.replace(tiny.CONFIG.input, augment=AugmentConfig.preset("strong"))
-    pictures = list(preview.receive(records, config, 5))
+    pictures = list(preview_data.receive(records, config, 5))
     assert len(pictures) == 5
     batches = pipeline.make_dataset(records, config, training=True, batch_size=config.batch_size)
     fed = []
@@ -167,41 +174,35 @@ def test_shows_the_very_images_and_positives_of_training(tmp_path):
         np.testing.assert_array_equal(seen.boxes, boxes[: len(seen.boxes)])
         positive = class_targets >= 0
         np.testing.assert_array_equal(seen.anchors, every_anchor[positive])
-        np.testing.assert_array_equal(seen.classes[seen.owners], class_targets[positive])
+        np.testing.assert_array_equal(seen.classes[seen.assigned_boxes], class_targets[positive])
 
 
 def test_levels_are_those_of_the_anchors():
     config = AnchorConfig()
     sides = np.diff(anchors.make_anchors(config, (96, 160)).reshape(-1, 2, 2), axis=1)[:, 0]
-    levels = preview.anchor_levels(config, (96, 160))
+    levels = preview_data.anchor_levels(config, (96, 160))
     assert len(levels) == len(sides)
     np.testing.assert_array_equal(np.floor(np.log2(np.sqrt(sides.prod(axis=1)) * 1.01)) - 2, levels)  # P3 from 32 px
-    assert preview.anchor_sizes(config)[:2] == ["32-51", "64-102"]
-
-
-def test_image_ids_are_found_over_several_shards(tmp_path):
-    records = toy_shards.write_shards(tmp_path)  # images 0 3 6 9, 1 4 7, 2 5 8
-    assert preview.read_image_ids(records, [9, 0, 4, 4]) == ["image-8", "image-0", "image-1", "image-1"]
+    assert preview_data.anchor_sizes(config)[:2] == ["32-51", "64-102"]
 
 
 def test_boxes_are_drawn_in_the_colour_of_their_state(picture):
-    zoom = preview.zoom_of(CONFIG.input.image_size)
+    zoom = preview_sheets.zoom_of(CONFIG.input.image_size)
     assert zoom == 4
-    colours = preview.level_colours(CONFIG.input.anchor)
-    drawn = np.asarray(preview.draw_picture(picture, CONFIG.labels, colours))
+    drawn = np.asarray(preview_sheets.draw_picture(picture, CONFIG.labels))
     assert drawn.shape == (64 * zoom, 128 * zoom, 3)
     for box, state in zip(picture.boxes[1:], STATES[1:]):  # the first is covered by its twin
         ymin, xmin, ymax, xmax = (round(float(side) * zoom) for side in box)
-        colour = preview.STATE_COLOURS[state]
+        colour = preview_sheets.STATE_COLOURS[state]
         y_below, x_right = (ymin + 3 * ymax) // 4, (xmin + 3 * xmax) // 4  # clear of labels
         for y, x in ((ymax - 1, x_right), (y_below, xmin), (y_below, xmax - 1)):
             assert tuple(drawn[y, x]) == colour, (state, y, x)
-    assert tuple(drawn[20 * zoom, 20 * zoom]) == colours[3]  # the dots
-    assert tuple(drawn[40 * zoom, 24 * zoom]) == colours[4]
+    assert tuple(drawn[52 * zoom, 52 * zoom]) == preview_sheets.LEVEL_COLOURS[3]  # the dots
+    assert tuple(drawn[40 * zoom, 24 * zoom]) == preview_sheets.LEVEL_COLOURS[4]
 
 
 def test_pixels_outside_boxes_stay_as_they_are(picture, pixels):
-    drawn = np.asarray(preview.draw_picture(picture, CONFIG.labels, preview.level_colours(CONFIG.input.anchor)))
+    drawn = np.asarray(preview_sheets.draw_picture(picture, CONFIG.labels))
     enlarged = pixels.repeat(4, axis=0).repeat(4, axis=1)
     np.testing.assert_array_equal(drawn[:, 90 * 4 :], enlarged[:, 90 * 4 :])
     assert (drawn == enlarged).mean() > 0.8
@@ -209,12 +210,12 @@ def test_pixels_outside_boxes_stay_as_they_are(picture, pixels):
 
 @pytest.mark.parametrize("width", [560, 1000, 2000])
 def test_the_legend_is_never_cut(width):
-    legend = np.asarray(preview.draw_legend(CONFIG.input, preview.level_colours(CONFIG.input.anchor), width))
+    legend = np.asarray(preview_sheets.draw_legend(CONFIG.input, width))
     assert legend.shape[1] == width
-    assert (legend[:, -1] == preview.GROUND).all()
-    assert (legend[-1] == preview.GROUND).all()
+    assert (legend[:, -1] == preview_sheets.GROUND).all()
+    assert (legend[-1] == preview_sheets.GROUND).all()
     shown = {tuple(colour) for colour in legend.reshape(-1, 3)}
-    assert {*preview.STATE_COLOURS.values(), *preview.level_colours(CONFIG.input.anchor).values()} <= shown
+    assert {*preview_sheets.STATE_COLOURS.values(), *preview_sheets.LEVEL_COLOURS.values()} <= shown
 
 
 def test_sheets_and_counts_on_disk(paths, tmp_path):
@@ -232,9 +233,9 @@ def test_sheets_and_counts_on_disk(paths, tmp_path):
     for name in summary["sheets"]:
         with Image.open(output / name) as sheet:
             sizes.append(sheet.size)
-    tile = (4 * 64 + preview.CAPTION_HEIGHT, 4 * 128 + preview.GAP)
+    tile = (4 * 64 + preview_sheets.CAPTION_HEIGHT, 4 * 128 + preview_sheets.GAP)
     assert [(size[1] // tile[0], size[0] // tile[1]) for size in sizes] == [(4, 3), (1, 2)]
-    assert sizes[0][0] <= preview.SHEET_SIZE[1]
+    assert sizes[0][0] <= preview_sheets.SHEET_SIZE[1]
 
 
 def test_the_command(paths, tmp_path):
@@ -258,9 +259,9 @@ def test_a_wrong_flag_is_named_before_anything_is_written(paths, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_records_that_are_not_there_are_named(tmp_path, monkeypatch):
+def test_missing_records_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(flags, "config_from_flags", lambda labels=(): CONFIG)
     wanted = SimpleNamespace(records=[f"{tmp_path}/none-*"], output_dir=f"{tmp_path}/out", num_images=1)
     monkeypatch.setattr(preview.absl_flags, "FLAGS", wanted)
-    with pytest.raises(SystemExit, match=r"^error: no file matches .*none-\*"):
-        preview.main(["preview"])
+    with pytest.raises(FileNotFoundError, match=r"^no file matches .*none-\*"):
+        preview.main()

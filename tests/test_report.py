@@ -1,4 +1,4 @@
-"""The report: its numbers against brute force and the pipeline, its page by a strict parser, its pictures by paint."""
+"""The report: numbers against brute force and the pipeline, the page by a strict parser, boxes against painted ones."""
 
 import base64
 import io
@@ -19,7 +19,7 @@ from voc_tree import annotation_xml, encoded, object_xml
 from input import anchors, augment, tfrecord
 from input.config import AnchorConfig
 from input.conversion import config as conversion_config
-from input.conversion import convert, report, report_page, survey
+from input.conversion import convert, report, report_page, report_words, survey
 from input.conversion.workers import Workers
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -50,8 +50,8 @@ def tree(tmp_path) -> voc_tree.VocTree:
 
 
 def painted(tree: voc_tree.VocTree, count: int, name: str = NASTY, height: int = 120, width: int = 160):
-    """Images of one object each: a bright block on black, elsewhere in every image; returns each block's place."""
-    places = {}
+    """Adds images of one object each, a bright block on black; returns where each block is: x, y, width, height."""
+    blocks = {}
     for index in range(count):
         stem, y, x = f"img{index:03d}", 7 * index % (height - 50), 11 * index % (width - 60)
         pixels = np.zeros((height, width, 3), np.uint8)
@@ -62,21 +62,21 @@ def painted(tree: voc_tree.VocTree, count: int, name: str = NASTY, height: int =
             object_xml(escaped, (x + 1, y + 1, x + 50, y + 40), flags), filename=stem + ".jpg", size=(height, width)
         )
         tree.add(stem, xml, encoded(Image.fromarray(pixels), quality=95))
-        places[stem] = (x, y, 50, 40)
-    return places
+        blocks[stem] = (x, y, 50, 40)
+    return blocks
 
 
 def some_survey(sizes, boxes_of_each, classes=None) -> survey.Survey:
     counts = np.array([len(boxes) for boxes in boxes_of_each], np.int32)
     total = counts.sum()
     return survey.Survey(
-        [f"image-{index}" for index in range(len(sizes))],
-        np.array(sizes, np.int32),
-        counts,
-        np.concatenate(boxes_of_each).astype(np.float32),
-        np.zeros(total, np.int32) if classes is None else np.array(classes, np.int32),
-        np.zeros(total, np.bool_),
-        np.array([len(sizes)], np.int32),
+        image_ids=np.array([f"image-{index}" for index in range(len(sizes))]),
+        sizes=np.array(sizes, np.int32),
+        num_boxes=counts,
+        boxes=np.concatenate(boxes_of_each).astype(np.float32),
+        classes=np.zeros(total, np.int32) if classes is None else np.array(classes, np.int32),
+        difficult=np.zeros(total, np.bool_),
+        shard_lengths=np.array([len(sizes)], np.int32),
     )
 
 
@@ -126,14 +126,14 @@ def test_fit_equals_brute_force_over_all_anchors():
 
 
 def test_fit_by_hand():
-    """Squares on a place of P3, whose smallest anchor has a side of 32: (20 / 32) ** 2 < 0.5 < (24 / 32) ** 2."""
+    """Squares on one location of P3, whose smallest anchor has a side of 32: (20 / 32) ** 2 < 0.5 < (24 / 32) ** 2."""
     boxes = np.array([(50, 50, 70, 70), (48, 48, 72, 72)], np.float32)
     fit = survey.measure_fit(boxes, np.array([0, 1]), 2, AnchorConfig(), (128, 128))
     assert fit.matched.tolist() == [False, True]
     assert fit.worst == 0
 
 
-def test_many_boxes_in_parts_are_the_same_as_at_once():
+def test_many_boxes_are_matched_in_parts_as_at_once():
     boxes = random_boxes(np.random.default_rng(2), 20_000, (8, 60), (64, 64))
     parts = survey.measure_fit(boxes, np.zeros(20_000, int), 1, AnchorConfig(), (64, 64)).matched
     np.testing.assert_array_equal(parts, anchors.best_iou_per_box(boxes, AnchorConfig(), (64, 64)) >= 0.5)
@@ -153,7 +153,7 @@ def test_k_means_by_hand(values, weights, k, centres):
 
 
 def suggestion(boxes, classes, image_size):
-    """What is suggested, and the shares of each class that the default anchors and these match."""
+    """The suggested anchors, and the shares of each class that the default anchors and these match."""
     num_classes = int(classes.max()) + 1
     suggested = survey.suggest_anchors(boxes, classes, num_classes, image_size)
     configs = AnchorConfig(), suggested or AnchorConfig()
@@ -188,8 +188,8 @@ def test_no_suggestion_without_gain():
     assert survey.suggest_anchors(dots, np.zeros(300, int), 1, (256, 256)) is None
 
 
-def test_suggestion_hears_every_class():
-    """A class of 20 boxes among 50,000 decides as much as the other."""
+def test_a_rare_class_counts_as_much_as_a_common_one():
+    """A class of 20 boxes beside one of 50,000."""
     rng, image_size = np.random.default_rng(6), (256, 256)
     boxes = np.concatenate(
         [random_boxes(rng, 50_000, (35, 200), image_size), random_boxes(rng, 20, (13, 18), image_size)]
@@ -222,13 +222,13 @@ def test_text(tree):
         "At 120x160 the default anchors match 100.0% of the boxes, of the worst class cat 100.0% (IoU >= 0.5)." in lines
     )
     assert re.search(r"^  refused +not_xml +1 +the XML cannot be parsed$", made.text, re.M)
-    assert re.search(r"^  mended +duplicate_box +1 +an object repeats", made.text, re.M)
+    assert re.search(r"^  repaired +duplicate_box +1 +an object repeats", made.text, re.M)
     assert re.search(r"^  noted +no_objects +1 ", made.text, re.M)
     assert "    bad.xml: not_xml: " in made.text
     assert len(lines) <= 40
 
 
-def test_text_suggests_anchors_where_the_default_ones_are_poor(tree):
+def test_text_suggests_anchors_where_the_default_ones_fit_poorly(tree):
     """Boxes of 50x40 in images of 160x120, at 64x64: a side of 18 px, and no anchor is below 32."""
     painted(tree, 20, name="cat")
     made = Made(tree, image_size=(64, 64))
@@ -270,8 +270,8 @@ def test_text_stays_short_and_aligned(tree):
 @pytest.mark.parametrize(
     ("share", "text"), [(1.0, "100.0%"), (0.99999, "99.9%"), (0.29, "29.0%"), (0.0, "0.0%"), (float("nan"), "-")]
 )
-def test_percent_says_all_only_of_all(share, text):
-    assert report_page.percent(share) == text
+def test_percentages_are_rounded_down(share, text):
+    assert report_words.percent(share) == text
 
 
 # The page.
@@ -306,12 +306,12 @@ def test_names_are_shown_as_they_are(tree):
     assert f"{NASTY} 1" in made.words(".//x:figcaption")[0] + made.words(".//x:figcaption")[1]
     assert any(words.startswith("a&b <i> 60 x 40") for words in made.words(".//x:figcaption"))
     assert made.page.find(".//x:i", XHTML) is None
-    assert report_page.clean("a\x00\x1b\n\ud800\ufffe") == "a" + "\ufffd" * 5
+    assert report_words.clean("a\x00\x1b\n\ud800\ufffe") == "a" + "\ufffd" * 5
 
 
 def test_boxes_lie_on_what_is_stored(tree):
-    """Each picture is found under its own id, and its rectangle round its own block, at reduced size too."""
-    places = painted(tree, 12, height=900, width=1300)
+    """Each picture has its own id and a rectangle round its own block; pictures are reduced."""
+    blocks = painted(tree, 12, height=900, width=1300)
     made = Made(tree, num_shards=5)
     figures = made.page.findall(".//x:figure", XHTML)
     assert len(figures) == 12
@@ -323,28 +323,28 @@ def test_boxes_lie_on_what_is_stored(tree):
         assert pixels.shape == (277, 400, 3)
         rect = figure.find(".//x:rect", XHTML)
         drawn = np.array([float(rect.get(name)) for name in ("x", "y", "width", "height")])
-        np.testing.assert_allclose(drawn, np.array(places[stem]) * 400 / 1300, atol=0.15)
+        np.testing.assert_allclose(drawn, np.array(blocks[stem]) * 400 / 1300, atol=0.15)
         ys, xs = np.nonzero(pixels[..., 0] > 125)
         found = np.array([xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1])
         np.testing.assert_allclose(drawn, found, atol=1)
         assert rect.get("class") == ("difficult" if int(stem[3:]) % 2 else "plain")
 
 
-def test_mended_images_are_shown_with_what_was_done(tree, monkeypatch):
+def test_repaired_images_are_shown_with_what_was_done(tree, monkeypatch):
     painted(tree, 4, name="cat")
     for stem in ("bent", "cut", "torn"):
         tree.add(stem, annotation_xml(object_xml("cat", (5, 5, 99, 9)), filename=stem + ".jpg"))
     tree.add("bad", "<annotation")
-    monkeypatch.setattr(report_page, "MAX_MENDED", 2)
+    monkeypatch.setattr(report_page, "MAX_REPAIRED", 2)
     monkeypatch.setattr(report_page, "NUM_SAMPLES", 3)
     made = Made(tree, on_error="skip")
-    assert made.words(".//x:h2")[-2:] == ["3 random images", "3 mended images, the first 2 of them"]
+    assert made.words(".//x:h2")[-2:] == ["3 random images", "3 repaired images, the first 2 of them"]
     captions = made.words(".//x:figcaption")
     assert len(captions) == 5
     assert captions[3].endswith("bent.xml: clipped_box: xmin 5 ymin 5 xmax 99 ymax 9 in 60x40")
     assert captions[4].startswith("cut ")
     assert "bad.xml: not_xml" in made.words(".//x:li")[0]
-    rows = made.page.xpath("//x:tr[x:td[1]='mended' or x:td[1]='refused']/x:td[3]", namespaces=XHTML)
+    rows = made.page.xpath("//x:tr[x:td[1]='repaired' or x:td[1]='refused']/x:td[3]", namespaces=XHTML)
     assert [row.text for row in rows] == ["1", "3"]
 
 
@@ -353,14 +353,14 @@ def test_other_workers_and_other_runs_give_the_same_page(tree):
     first, again, parallel = Made(tree), Made(tree), Made(tree, workers=2, name="other")
     assert first.html == again.html == parallel.html
     assert first.text == again.text == parallel.text
-    assert sorted(set(os.listdir(first.out)) - {shard["name"] for shard in first.manifest["shards"]}) == [
+    assert sorted(set(os.listdir(first.out)) - {shard.name for shard in first.manifest.shards}) == [
         "all.manifest.json",
         "all.report.html",
         "labels.txt",
     ]
 
 
-def test_samples_are_drawn_by_the_seed(tree):
+def test_random_images_depend_on_the_seed(tree):
     painted(tree, 40)
     ids = [[b.text for b in Made(tree, seed=seed, name=f"out{seed}").page.iterfind(".//x:b", XHTML)] for seed in (0, 1)]
     samples = [[name for name in names if name.startswith("img")] for names in ids]
@@ -380,7 +380,7 @@ def test_no_boxes_at_all(tree):
     assert made.page.find(".//x:div[@class='plots']", XHTML) is None
 
 
-def test_an_image_that_does_not_decode_is_said_so(tree):
+def test_an_image_that_cannot_be_decoded_is_named_so(tree):
     """With --verify=header such an image is stored."""
     whole = encoded(voc_tree.picture(400, 600))
     tree.add(
@@ -395,7 +395,7 @@ def test_an_image_that_does_not_decode_is_said_so(tree):
 def test_damaged_shard_is_named(tree):
     painted(tree, 3)
     made = Made(tree)
-    shard = made.out / made.manifest["shards"][1]["name"]
+    shard = made.out / made.manifest.shards[1].name
     shard.write_bytes(shard.read_bytes()[:-9])
     with Workers(1) as workers, pytest.raises(tfrecord.DamagedShardError, match=shard.name):
         report.write_report(str(made.out), made.manifest, (64, 64), workers)

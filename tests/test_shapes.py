@@ -22,7 +22,7 @@ def _digest(folder):
     return [(str(path.relative_to(folder)), hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
 
 
-def test_same_seed_same_bytes(tmp_path):
+def test_the_same_seed_gives_the_same_bytes(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         shapes.write_shapes(tmp_path / name, num_images=4, image_size=(64, 96), seed=seed)
     assert _digest(tmp_path / "a") == _digest(tmp_path / "b") != _digest(tmp_path / "c")
@@ -82,7 +82,7 @@ def test_circles_have_square_boxes_and_others_do_not_always(drawn):
     assert np.abs(sides["triangle"]).max() > 1
 
 
-def test_partial_overlaps_only(drawn):
+def test_shapes_overlap_by_a_quarter_at_most(drawn):
     shares = []
     for _, objects in drawn:
         boxes = np.array([box for _, box in objects], np.float64).reshape(-1, 4)

@@ -1,11 +1,12 @@
-"""The manifest: written, read back, and refused where it is damaged."""
+"""Names of shards, label lists, and the manifest: written, read back, and refused where it is damaged."""
 
 import dataclasses
 import json
 
 import pytest
+import toy_shards
 
-from input import shards
+from input import shards, tfrecord
 from input.shards import Finding, Findings, Manifest, ShardInfo
 
 MANIFEST = Manifest(
@@ -90,3 +91,65 @@ def test_findings_by_kind():
 def test_a_shard_by_name():
     assert MANIFEST.shard("train-00000-of-00001.tfrecord") is MANIFEST.shards[0]
     assert MANIFEST.shard("other.tfrecord") is None
+
+
+def test_records_are_named_by_their_index_over_several_shards(tmp_path):
+    paths = toy_shards.write_shards(tmp_path)  # images 0 3 6 9, 1 4 7, 2 5 8
+    assert shards.name_records(paths, [9, 0, 4, 4]) == [
+        f"image-0 (record 0 of {paths[0]})",
+        f"image-1 (record 0 of {paths[1]})",
+        f"image-8 (record 2 of {paths[2]})",
+    ]
+
+
+def test_counting_trusts_the_manifest_only_for_the_same_size(tmp_path):
+    path = tmp_path / "train-00000-of-00001.tfrecord"
+    path.write_bytes(tfrecord.frame_record(b"one") + tfrecord.frame_record(b"two"))
+    assert shards.count_records([str(path)]) == [2]
+    for num_bytes, expected in ((path.stat().st_size, 77), (path.stat().st_size - 1, 2)):
+        info = ShardInfo(name=path.name, num_records=77, num_bytes=num_bytes, sha256="")
+        text = dataclasses.replace(MANIFEST, shards=(info,)).to_json()
+        (tmp_path / "train.manifest.json").write_text(text, encoding="utf-8")
+        assert shards.count_records([str(path)] * 2) == [expected] * 2
+
+
+def test_names():
+    assert shards.shard_name("train", 3, 16) == "train-00003-of-00016.tfrecord"
+    assert shards.split_name("/a-b/train-00003-of-00016.tfrecord") == "train"
+    assert shards.split_name("my-set-2-00000-of-00001.tfrecord") == "my-set-2"
+    assert shards.split_name("x/coco_val.tfrecord") == "coco_val"
+
+
+def test_expand_glob(tmp_path):
+    for name in ("b-1", "a-2", "a-1"):
+        (tmp_path / name).touch()
+    assert shards.expand_glob(f"{tmp_path}/b-*, {tmp_path}/a-*") == [str(tmp_path / n) for n in ("a-1", "a-2", "b-1")]
+    assert shards.expand_glob([f"{tmp_path}/a-*", f"{tmp_path}/a-1"]) == [str(tmp_path / n) for n in ("a-1", "a-2")]
+    with pytest.raises(FileNotFoundError, match=r"no file matches '.*/c-\*'"):
+        shards.expand_glob(f"{tmp_path}/a-*,{tmp_path}/c-*")
+    with pytest.raises(FileNotFoundError, match="no file pattern"):
+        shards.expand_glob("")
+
+
+def test_read_labels(tmp_path):
+    for name, content in (("one", "cat\n dog \n\n"), ("same", "\ufeffcat\r\ndog"), ("other", "dog\ncat\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "labels.txt").write_text(content, encoding="utf-8")
+    one, same, other, none = (str(tmp_path / name / "x.tfrecord") for name in ("one", "same", "other", "none"))
+    assert shards.read_labels([one]) == ("cat", "dog")
+    assert shards.read_labels([one, same]) == ("cat", "dog")
+    with pytest.raises(ValueError, match="label lists differ"):
+        shards.read_labels([one, other])
+    with pytest.raises(FileNotFoundError, match="belongs beside the shards"):
+        shards.read_labels([none])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\n \n", "names no class"), (b"cat\ndog\ncat\n", "'cat' twice"), (b"caf\xe9", "not UTF-8")],
+)
+def test_bad_labels(tmp_path, content, message):
+    path = tmp_path / "labels.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        shards.parse_labels(str(path))

@@ -94,11 +94,6 @@ def make_evaluator(
     return evaluate_now
 
 
-def evaluate(model: tf.keras.Model, config: Config, paths: Sequence[str], **options: Any) -> dict[str, Any]:
-    """Evaluates once, with the arguments and errors of `make_evaluator` and the result of `metrics.compute_metrics`."""
-    return make_evaluator(model, config, paths, **options)()
-
-
 def evaluate_run(
     model_dir: str, patterns: Sequence[str], checkpoint: str | None = None, **options: Any
 ) -> dict[str, Any]:
@@ -119,7 +114,7 @@ def evaluate_run(
     """
     paths = shards.expand_glob(patterns)
     run = inference.load_for_inference(model_dir, checkpoint)
-    result = evaluate(run.model, run.config, paths, **options)
+    result = make_evaluator(run.model, run.config, paths, **options)()
     result = {**result, "checkpoint": run.path, "step": run.step, "records": paths}
     split = "+".join(sorted({shards.split_name(path) for path in paths}))
     output = os.path.join(model_dir, "eval", f"{split}.json")

@@ -62,7 +62,8 @@ def export(model: tf.keras.Model, config: Config, output_dir: str) -> None:
       ValueError: `output_dir` holds something other than an export.
     """
     output_dir = output_dir.rstrip("/")
-    if tf.io.gfile.exists(output_dir) and tf.io.gfile.listdir(output_dir) and not _is_export(output_dir):
+    is_export = tf.io.gfile.exists(os.path.join(output_dir, "saved_model.pb"))
+    if not is_export and tf.io.gfile.exists(output_dir) and tf.io.gfile.listdir(output_dir):
         raise ValueError(f"{output_dir} is not empty and holds no export to replace: choose another --output_dir.")
     partial = f"{output_dir}.partial"
     module = make_serving_module(model, config)
@@ -78,10 +79,6 @@ def export(model: tf.keras.Model, config: Config, output_dir: str) -> None:
     if tf.io.gfile.exists(output_dir):
         tf.io.gfile.rmtree(output_dir)
     tf.io.gfile.rename(partial, output_dir)
-
-
-def _is_export(folder: str) -> bool:
-    return tf.io.gfile.exists(os.path.join(folder, "saved_model.pb"))
 
 
 def export_run(model_dir: str, output_dir: str, checkpoint: str | None = None) -> str:

@@ -172,26 +172,19 @@ def coco_metrics(
     As in COCO, at most 100 detections of a class count in an image, and objects are small up to an area of 32**2 and
     medium up to 96**2 pixels of the original image. A value is None where there is nothing to find.
     """
-    images = [{"id": image} for image in range(len(ground_truths))]
-    categories = [{"id": index} for index in range(num_classes)]
-    truth = _coco_annotations(
-        (image, box, category, {"iscrowd": int(difficult)})
+    truths = (
+        (image, box.tolist(), category, {"iscrowd": int(difficult)})
         for image, truth in enumerate(ground_truths)
         for box, category, difficult in zip(truth.boxes, truth.classes, truth.difficult)
     )
-    found = _coco_annotations(
-        (image, box, category, {"iscrowd": 0, "score": float(score)})
+    results = (
+        (image, box.tolist(), category, {"iscrowd": 0, "score": float(score)})
         for image, found in enumerate(detections)
         for box, category, score in zip(found.boxes, found.classes, found.scores)
     )
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        indices = []
-        for annotations in (truth, found):
-            index = COCO()
-            index.dataset = {"images": images, "categories": categories, "annotations": annotations}
-            index.createIndex()
-            indices.append(index)
-        evaluator = COCOeval(*indices, iouType="bbox")
+        indexes = (_coco_index(len(ground_truths), num_classes, rows) for rows in (truths, results))
+        evaluator = COCOeval(*indexes, iouType="bbox")
         evaluator.evaluate()
         evaluator.accumulate()
     precision = evaluator.eval["precision"][..., -1]  # [iou, recall, class, area]; -1: nothing to find
@@ -203,7 +196,9 @@ def coco_metrics(
         "coco_ap": average(precision[:, :, :, 0]),
         "coco_ap50": average(precision[0, :, :, 0]),
         "coco_ap75": average(precision[5, :, :, 0]),
-        **{f"coco_ap_{size}": average(precision[:, :, :, area]) for area, size in enumerate(_COCO_SIZES, 1)},
+        "coco_ap_small": average(precision[:, :, :, 1]),
+        "coco_ap_medium": average(precision[:, :, :, 2]),
+        "coco_ap_large": average(precision[:, :, :, 3]),
     }
     per_class = [
         {"coco_ap": average(precision[:, :, index, 0]), "coco_ap50": average(precision[0, :, index, 0])}
@@ -212,25 +207,28 @@ def coco_metrics(
     return overall, per_class
 
 
-_COCO_SIZES = ("small", "medium", "large")
-
-
-def _coco_annotations(rows: Iterable[tuple[int, np.ndarray, int, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """COCO annotations of (image, box, class, further entries)."""
-    annotations: list[dict[str, Any]] = []
-    for image, box, category, extra in rows:
-        ymin, xmin, ymax, xmax = box.tolist()
-        annotations.append(
+def _coco_index(
+    num_images: int, num_classes: int, rows: Iterable[tuple[int, list[float], int, dict[str, Any]]]
+) -> COCO:
+    """pycocotools' index of annotations, each given as image, box, class and further entries."""
+    index = COCO()
+    index.dataset = {
+        "images": [{"id": image} for image in range(num_images)],
+        "categories": [{"id": category} for category in range(num_classes)],
+        "annotations": [
             {
-                "id": len(annotations) + 1,  # pycocotools takes 0 for "no match"
+                "id": number,  # from 1, since pycocotools takes 0 for "no match"
                 "image_id": image,
                 "category_id": int(category),
                 "bbox": [xmin, ymin, xmax - xmin, ymax - ymin],
                 "area": (xmax - xmin) * (ymax - ymin),
                 **extra,
             }
-        )
-    return annotations
+            for number, (image, (ymin, xmin, ymax, xmax), category, extra) in enumerate(rows, 1)
+        ],
+    }
+    index.createIndex()
+    return index
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float | None:

@@ -70,10 +70,12 @@ def _run(
     checkpoints.require_same_run(config, model_dir)
     num_records = sum(shards.count_records(train_paths))
     last = count_steps(config, num_records)
+
     with strategy.scope():
         model = checkpoints.make_model(config)
-        loss_scaling = config.train.precision == "mixed_float16"
-        optimizer = optimizers.make_optimizer(config.train.optimizer, train_steps=last, loss_scaling=loss_scaling)
+        optimizer = optimizers.make_optimizer(
+            config.train.optimizer, train_steps=last, loss_scaling=config.train.precision == "mixed_float16"
+        )
         optimizer.build(model.trainable_variables)
     saved = checkpoints.Checkpoints(model_dir, model, optimizer, keep=config.train.keep_checkpoints, is_chief=is_chief)
     start = "resuming" if saved.restore() else "starting"

@@ -30,47 +30,50 @@ class ConvertConfig:
     drop_unknown_classes: bool = False
     verify: str = "decode"
     max_pixels: int = 100_000_000
-    num_shards: int = 0  # 0: by shard_bytes
+    num_shards: int = 0  # 0: as many as shard_bytes asks for
     shard_bytes: int = 128 << 20
     seed: int = 0
     overwrite: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.voc_dirs and not (self.annotations_dir and self.images_dir):
             raise ConversionError("give --voc_dir, or both --annotations_dir and --images_dir.")
         if len(self.voc_dirs) > 1 and (self.annotations_dir or self.images_dir or self.image_set_file):
             raise ConversionError("--annotations_dir, --images_dir and --image_set_file go with one --voc_dir only.")
         if self.val_fraction and (self.image_set or self.image_set_file):
-            raise ConversionError("--val_fraction divides a folder without image sets; leave out --image_set.")
+            raise ConversionError("--val_fraction divides a folder without image sets: leave out --image_set.")
         if not 0 <= self.val_fraction < 1:
             raise ConversionError(f"--val_fraction={self.val_fraction} must be at least 0 and below 1.")
         if self.on_error not in ("fail", "skip"):
-            raise ConversionError(f"--on_error={self.on_error}: choose fail or skip.")
+            raise ConversionError(f"--on_error={self.on_error} is unknown: choose fail or skip.")
         if self.num_shards < 0 or min(self.shard_bytes, self.max_pixels) < 1:
             raise ConversionError("--num_shards, --shard_mb and --max_pixels must be positive.")
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the outcome beside the files and the labels."""
-        names = (
-            *("on_error", "strict", "zero_based", "drop_empty", "drop_unknown_classes", "verify", "max_pixels"),
-            *("num_shards", "shard_bytes", "seed", "val_fraction"),
-        )
-        return {name: getattr(self, name) for name in names}
+        """The settings that decide the outcome, beside the files and the labels."""
+        names = """
+            on_error strict zero_based drop_empty drop_unknown_classes verify max_pixels
+            num_shards shard_bytes seed val_fraction
+        """
+        return {name: getattr(self, name) for name in names.split()}
 
 
 @dataclasses.dataclass(frozen=True)
 class ReadOptions:
+    """How an annotation and its image are read."""
+
     labels: tuple[str, ...]
     zero_based: bool = False  # coordinates are edges counted from 0, not pixels counted from 1
-    verify: str = "decode"  # or "header": what is looked at of a JPEG that is stored as it is
+    verify: str = "decode"  # or "header": what is checked of a JPEG that is stored as it is
     max_pixels: int = 100_000_000
     drop_unknown_classes: bool = False
 
+    def __post_init__(self) -> None:
+        if self.verify not in ("header", "decode"):
+            raise ValueError(f"--verify={self.verify} is unknown: choose header or decode.")
+
     @functools.cached_property
     def classes(self) -> dict[str, int]:
+        """The index of each label."""
         return {name: index for index, name in enumerate(self.labels)}
-
-    def __post_init__(self):
-        if self.verify not in ("header", "decode"):
-            raise ValueError(f"--verify={self.verify}: choose header or decode.")

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Callable
 
-from input import files
-
-# What may be wrong with a file -> what is done about it. A refused file yields no record; a mended one does, with
-# something changed or left out; a note is for information, and the record is what the files say.
+# Each reason, with what it means and what is done. Refused files give no record. The record of repaired files differs
+# from what they say. A note is for information only.
 REFUSED = {
     "missing_annotation": "the image set lists it, but there is no such XML file",
     "empty_annotation": "the XML file is empty",
     "not_xml": "the XML cannot be parsed",
     "other_schema": "the XML is not a Pascal VOC annotation",
-    "entities": "the XML defines entities, which are never expanded",
+    "entities": "the XML defines entities, which are not allowed",
     "unknown_class": "a class is not in the label list",
     "not_utf8": "a class name or a file's name is not UTF-8",
     "duplicate_id": "another folder has a file of this name; image ids must be unique",
     "missing_image": "the image folder holds neither the XML's name nor its <filename>",
     "empty_image": "the image file is empty",
-    "not_an_image": "the image is no JPEG, PNG, BMP, GIF, WebP or TIFF",
+    "not_an_image": "the image is not a JPEG, PNG, BMP, GIF, WebP or TIFF",
     "damaged_image": "the image cannot be decoded to its end",
     "too_many_pixels": "the image exceeds --max_pixels",
     "unreadable": "the system cannot read the file",
@@ -32,61 +28,41 @@ REPAIRED = {
     "filename": "<filename> names another image; the image with the XML's name was used",
     "image_name": "no image has the XML's name; the one that <filename> names was used",
     "disguised_image": "the image is of another format than its extension says; it is stored as JPEG",
-    "exif_rotated": "the boxes are in the frame that the EXIF orientation gives; the rotation was baked in",
-    "comma_number": "a coordinate has a decimal comma; read as a point",
-    "bad_number": "a coordinate is no finite number; the box was dropped",
+    "exif_rotated": "the boxes are in the frame that the EXIF orientation gives; the image was rotated and encoded anew",
+    "comma_number": "a coordinate has a decimal comma; it was read as a point",
+    "bad_number": "a coordinate is not a finite number; the box was dropped",
     "missing_corner": "a coordinate is absent; the box was dropped",
     "missing_name": "an object has no <name>; it was dropped",
-    "unknown_class_dropped": "an object's class is not in the label list; it was dropped as asked",
+    "unknown_class_dropped": "an object's class is not in the label list; it was dropped, as --drop_unknown_classes says",
     "degenerate_box": "a box has max = min as written, to 1/100 pixel; it was dropped",
     "swapped_box": "a box has max < min as written; it was dropped",
     "clipped_box": "a box reached out of the image; it was clipped",
     "outside_box": "a box lies wholly outside the image; it was dropped",
     "duplicate_box": "an object repeats another's class and box; it was dropped",
-    "listed_twice": "the image set lists it more than once; it was taken once",
+    "listed_twice": "the image set lists it more than once; it was converted once",
 }
 NOTED = {
-    "folder": "<folder> names another folder; it is never used",
+    "folder": "<folder> names another folder; <folder> is never used",
     "extension": "<filename> has no or another extension than the image",
     "reencoded": "the image was encoded anew as 8-bit RGB JPEG of quality 95",
-    "grayscale": "the image has one channel; it was kept, and readers make three equal ones of it",
+    "grayscale": "the image has one channel; it was kept, and readers repeat the channel three times",
     "path_in_filename": "<filename> holds a folder; only its last part was used",
     "exif_ignored": "the EXIF orientation is not applied: the boxes are in the frame of the stored pixels",
     "exponent_number": "a coordinate is written with an exponent",
     "zero_coordinate": "a coordinate is 0, which 1-based data cannot have: see --zero_based",
-    "fields_absent": "difficult, truncated or pose is absent; taken as 0, 0 and Unspecified",
+    "fields_absent": "difficult, truncated or pose is absent; 0, 0 and Unspecified were used",
     "parts": "an object has <part> boxes, which are not objects",
     "no_objects": "the image has no objects; it was kept as a negative",
-    "dropped_empty": "the image has no objects; it was left out as asked",
+    "dropped_empty": "the image has no objects; it was left out, as --drop_empty says",
 }
-Note = Callable[[str, str], None]  # takes a reason and a detail
-
-
 KINDS = {"refused": REFUSED, "repaired": REPAIRED, "noted": NOTED}
+
+Note = Callable[[str, str], None]  # records a finding: takes its reason and its detail
 
 
 class Refused(Exception):
-    """The files yield no record."""
+    """The files give no record."""
 
-    def __init__(self, path: str, reason: str, detail: str):
+    def __init__(self, path: str, reason: str, detail: str) -> None:
         super().__init__(path, reason, detail)
         self.path, self.reason, self.detail = path, reason, detail
-
-
-def read_file(path: str) -> bytes:
-    try:
-        if files.is_remote(path):
-            return files.read(path)
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe under an image's name must not stop everything
-        try:
-            status = os.fstat(handle)
-            if not stat.S_ISREG(status.st_mode):
-                raise Refused(path, "unreadable", "not a regular file")
-            data = os.read(handle, status.st_size + 1)
-            while len(data) != status.st_size and (more := os.read(handle, 1 << 24)):  # it grows, or is enormous
-                data += more
-            return data
-        finally:
-            os.close(handle)
-    except OSError as error:
-        raise Refused(path, "unreadable", error.strerror or str(error)) from error

@@ -1,22 +1,22 @@
 """The report on a converted split: text for the terminal, and `SPLIT.report.html` beside the shards.
 
-Everything is read back from the shards, so that what is shown is what was stored.
+All numbers are read back from the shards, so that the report shows what was stored.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import unicodedata
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from input import files, shards
 from input.config import AnchorConfig
-from input.conversion import report_page, survey
+from input.conversion import report_page, report_words, survey
+from input.conversion.report_words import Report
 
 if TYPE_CHECKING:
     from input.conversion.workers import Workers
@@ -25,13 +25,15 @@ _MAX_CLASSES = 20  # rows of the table
 _MAX_FILES = 8  # files named
 
 
-def write_report(output_dir: str, manifest: Any, image_size: tuple[int, int], workers: Workers) -> tuple[str, str]:
+def write_report(
+    output_dir: str, manifest: shards.Manifest, image_size: tuple[int, int], workers: Workers
+) -> tuple[str, str]:
     """Writes the page; the same shards give the same bytes.
 
     Args:
       output_dir: the folder of the shards.
       manifest: the manifest of the split.
-      image_size: (height, width) of the network's input that the anchors are judged at.
+      image_size: (height, width) of the network's input for which the anchors are judged.
       workers: processes to read the shards with.
 
     Returns:
@@ -40,17 +42,16 @@ def write_report(output_dir: str, manifest: Any, image_size: tuple[int, int], wo
     Raises:
       tfrecord.DamagedShardError: a shard cannot be read back.
     """
-    manifest = json.loads(manifest.to_json())
-    split = manifest["split"]
-    paths = [os.path.join(output_dir, shard["name"]) for shard in manifest["shards"]]
-    data = survey.take_survey(paths, workers, manifest["num_images"], f"reporting {split}")
-    boxes, num_classes = survey.input_boxes(data, image_size), len(manifest["labels"])
+    split = manifest.split
+    paths = [os.path.join(output_dir, shard.name) for shard in manifest.shards]
+    data = survey.take_survey(paths, workers, manifest.num_images, f"reporting {split}")
+    boxes, num_classes = survey.input_boxes(data, image_size), len(manifest.labels)
     fits = [survey.measure_fit(boxes, data.classes, num_classes, AnchorConfig(), image_size)]
-    if fits[0].per_class[fits[0].worst] < report_page.POOR:
+    if fits[0].per_class[fits[0].worst] < report_words.POOR:
         suggested = survey.suggest_anchors(boxes, data.classes, num_classes, image_size)
         if suggested:
             fits.append(survey.measure_fit(boxes, data.classes, num_classes, suggested, image_size))
-    report = report_page.Report(manifest, data, boxes, fits, image_size, paths)
+    report = Report(manifest=manifest, data=data, boxes=boxes, fits=fits, image_size=image_size, shard_paths=paths)
     path = shards.report_path(output_dir, split)
     with files.create(path, os.path.join(output_dir, f".{split}.report.html.partial")) as file:
         for part in report_page.make_page(report):
@@ -58,63 +59,56 @@ def write_report(output_dir: str, manifest: Any, image_size: tuple[int, int], wo
     return "\n".join(_lines(report)), path
 
 
-def _lines(report: report_page.Report) -> Iterator[str]:
-    """About 40 lines at most, of some 110 columns."""
-    manifest, num_boxes = report.manifest, report.manifest["num_boxes"]
+def _lines(report: Report) -> Iterator[str]:
+    """At most about 40 lines of about 110 columns."""
+    manifest = report.manifest
     yield (
-        f"{report_page.clean(manifest['split'])}: {manifest['num_images']:,} images "
-        f"({manifest['num_negatives']:,} without objects), {num_boxes:,} boxes, {len(manifest['shards'])} shards"
+        f"{report_words.clean(manifest.split)}: {manifest.num_images:,} images ({manifest.num_negatives:,} without "
+        f"objects), {manifest.num_boxes:,} boxes, {len(manifest.shards)} shards"
     )
-    if num_boxes:
+    if manifest.num_boxes:
         yield from _class_table(report)
-        per_image, difficult, truncated = report_page.box_facts(report)
+        per_image, difficult, truncated = report_words.box_facts(report)
         yield f"  {per_image}; {difficult}, {truncated}"
         header = ["side in px", "least", "5%", "half", "95%", "most"]
         stored = ["  as stored", *_quantiles(survey.box_sides(report.data.boxes))]
-        resized = [f"  at {report_page.size_name(report)}", *_quantiles(survey.box_sides(report.boxes))]
+        resized = [f"  at {report.size_name}", *_quantiles(survey.box_sides(report.boxes))]
         yield from _table([header, stored, resized], "<>>>>>")
-    yield from report_page.verdict(report)
+    yield from report_words.verdict(report)
     yield from _findings(manifest)
 
 
-def _class_table(report: report_page.Report) -> Iterator[str]:
-    manifest, labels = report.manifest, report.manifest["labels"]
-    sides = survey.by_class(survey.box_sides(report.boxes), report.data.classes, len(labels))
-    counts = np.array([len(members) for members in sides])
-    shown = np.argsort(-counts, kind="stable")[:_MAX_CLASSES].tolist()
-    rows = [["class", "images", "boxes", "", f"median side at {report_page.size_name(report)}", "matched"]]
-    for index in shown:
+def _class_table(report: Report) -> Iterator[str]:
+    classes = report_words.class_rows(report)
+    rows = [["class", "images", "boxes", "", f"median side at {report.size_name}", "matched"]]
+    for row in classes[:_MAX_CLASSES]:
         rows.append(
             [
-                _shorten(report_page.clean(labels[index]), 30),
-                f"{manifest['images_per_class'][labels[index]]:,}",
-                f"{counts[index]:,}",
-                _bar(counts[index] / counts.max()),
-                f"{np.median(sides[index]):.1f}" if counts[index] else "-",
-                report_page.percent(report.fits[0].per_class[index]),
+                _shorten(row.label, 30),
+                f"{row.num_images:,}",
+                f"{row.num_boxes:,}",
+                _bar(row.share),
+                f"{row.median_side:.1f}" if row.num_boxes else "-",
+                report_words.percent(report.fits[0].per_class[row.class_index]),
             ]
         )
     yield from _table(rows, "<>><>>")
-    if len(shown) < len(labels):
-        rest = counts.sum() - counts[shown].sum()
-        yield f"  and {len(labels) - len(shown):,} more classes with {rest:,} boxes"
+    if rest := classes[_MAX_CLASSES:]:
+        yield f"  and {len(rest):,} more classes with {sum(row.num_boxes for row in rest):,} boxes"
 
 
-def _findings(manifest: dict[str, Any]) -> Iterator[str]:
-    rows, files = [], []
-    for kind, meanings in report_page.KINDS.items():
-        rows += [[kind, why, f"{count:,}", meanings[why]] for why, count in manifest[kind]["counts"].items()]
-        if kind != "noted":
-            files += manifest[kind]["files"]
-    if rows:
-        yield from _table(rows, "<<><")
-    yield from (_shorten(f"    {report_page.describe_finding(line)}", 110) for line in files[:_MAX_FILES])
-    if len(files) > _MAX_FILES:
-        yield f"    and {len(files) - _MAX_FILES:,} more, which the manifest names"
+def _findings(manifest: shards.Manifest) -> Iterator[str]:
+    if rows := report_words.finding_rows(manifest):
+        yield from _table([[kind, reason, f"{count:,}", meaning] for kind, reason, count, meaning in rows], "<<><")
+    named = manifest.refused.files + manifest.repaired.files
+    for finding in named[:_MAX_FILES]:
+        yield _shorten(f"    {report_words.describe_finding(finding)}", 110)
+    if len(named) > _MAX_FILES:
+        yield f"    and {len(named) - _MAX_FILES:,} more, which the manifest names"
 
 
 def _columns(text: str) -> int:
-    """The columns that a terminal takes for a text: two for wide characters of East Asia, none for combining ones."""
+    """The columns that a text takes on a terminal: two for a wide East Asian character, none for a combining one."""
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
@@ -127,7 +121,7 @@ def _shorten(text: str, columns: int) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]], sides: str) -> Iterator[str]:
-    """Rows with aligned columns; `sides` has < or > for each."""
+    """Rows with aligned columns; `sides` has < (left) or > (right) for each."""
     widths = [max(map(_columns, column)) for column in zip(*rows)]
     for row in rows:
         spaces = [" " * (width - _columns(cell)) for cell, width in zip(row, widths)]

@@ -1,156 +1,33 @@
-"""The page of a report: one file of HTML, with plots and pictures in it, that needs nothing else, scripts included.
+"""The page of a report: one HTML file with plots and pictures in it; it loads no other file and runs no script.
 
-It is well-formed XML too, so that a strict parser can check it.
+It is well-formed XML as well, so that a strict parser can check it.
 """
 
 from __future__ import annotations
 
 import base64
-import colorsys
 import hashlib
 import html
 import io
+import itertools
 import math
-import os
-import re
-import struct
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from input import files, tfrecord
-from input.config import AnchorConfig
-from input.conversion import findings, survey
+from input import palette, tfrecord
+from input.conversion import report_words, survey
+from input.conversion.findings import KINDS
+from input.conversion.report_words import Report
+from input.shards import Manifest
 
-POOR = 0.9  # a class that anchors match less of is poorly covered
 NUM_SAMPLES = 24  # random pictures
-MAX_MENDED = 100  # pictures of mended images
-_MAX_FILES = 200  # files named, of a kind of finding
+MAX_REPAIRED = 100  # pictures of repaired images
+_MAX_FILES = 200  # files named for each kind of finding
 _PICTURE_SIDE = 400  # px of the longer side of a picture
-KINDS = findings.KINDS
-
-
-class Report(NamedTuple):
-    """All that a report tells."""
-
-    manifest: dict[str, Any]
-    data: survey.Survey
-    boxes: np.ndarray  # f32 [n, 4] px of the network's input
-    fits: list[survey.Fit]  # of the default anchors and, if those fit poorly and there are better ones, of these
-    image_size: tuple[int, int]
-    shards: list[str]  # paths
-
-
-# Words that the page and the terminal share.
-
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
-
-
-def clean(text: str) -> str:
-    """Without the characters that steer a terminal or that no page may hold."""
-    return _CONTROL.sub("\ufffd", text)
-
-
-def percent(share: float) -> str:
-    """Rounded down, so that 100% means all."""
-    return "-" if math.isnan(share) else f"{math.floor(share * 1000 + 1e-9) / 10:.1f}%"
-
-
-def size_name(report: Report) -> str:
-    return "x".join(map(str, report.image_size))
-
-
-def describe_finding(line: dict[str, str]) -> str:
-    return clean(f"{line['file']}: {line['reason']}" + (f": {line['detail']}" if line["detail"] else ""))
-
-
-def box_facts(report: Report) -> list[str]:
-    manifest, num_boxes = report.manifest, report.manifest["num_boxes"]
-    return [
-        f"{num_boxes / manifest['num_images']:.1f} boxes an image, {report.data.num_boxes.max()} at most",
-        *(f"{percent(manifest[f'num_{flag}'] / num_boxes)} {flag}" for flag in ("difficult", "truncated")),
-    ]
-
-
-def anchor_flags(anchor: AnchorConfig) -> str:
-    """The trainer's flags for these anchors."""
-    values = {"anchor_sizes": anchor.sizes, "anchor_scales": anchor.scales, "aspect_ratios": anchor.aspect_ratios}
-    return " ".join(f"--{flag}={','.join(f'{value:.6g}' for value in numbers)}" for flag, numbers in values.items())
-
-
-def verdict(report: Report) -> list[str]:
-    """Whether anchors fit, in sentences; flags to use instead stand on a line of their own."""
-    if not len(report.boxes):
-        return ["No boxes, so nothing for anchors to match."]
-
-    def matches(fit: survey.Fit) -> str:
-        worst = f"{clean(report.manifest['labels'][fit.worst])} {percent(fit.per_class[fit.worst])}"
-        return f"{percent(fit.matched.mean())} of the boxes, of the worst class {worst}"
-
-    default, last = report.fits[0], report.fits[-1]
-    lines = [f"At {size_name(report)} the default anchors match {matches(default)} (IoU >= {survey.THRESHOLD:g})."]
-    if last is not default:
-        lines += [f"These would match {matches(last)}:", anchor_flags(last.anchor)]
-    if last.per_class[last.worst] < POOR:
-        side = np.median(survey.box_sides(report.boxes[~last.matched]))
-        lines.append(
-            f"Half of the boxes that even {'the default' if last is default else 'those'} anchors do not match have a "
-            f"side below {side:.1f} px" + ("; try a larger --image_size." if side < 16 else ".")
-        )
-    return lines
-
-
-# Pictures.
-
-
-class Picture(NamedTuple):
-    """A stored image made small."""
-
-    jpeg: bytes  # empty where the image cannot be decoded
-    height: int
-    width: int
-
-
-def choose_samples(image_ids: Sequence[str], seed: int) -> list[int]:
-    """Indices of random images, in the order of a hash, so that nothing but the ids and the seed matters."""
-
-    def draw(index: int) -> bytes:
-        return hashlib.sha256(f"report {seed} {image_ids[index]}".encode()).digest()
-
-    return sorted(range(len(image_ids)), key=draw)[:NUM_SAMPLES]
-
-
-def read_picture(report: Report, index: int) -> Picture:
-    """The image with this index in the survey."""
-    shard, place = report.data.place(index)
-    record = _read_record(report.shards[shard], place)
-    encoded = tfrecord.decode_example(record, frozenset(["image/encoded"]))["image/encoded"][0]
-    height, width = report.data.sizes[index].tolist()
-    scale = min(1.0, _PICTURE_SIDE / max(height, width))
-    height, width = max(round(height * scale), 1), max(round(width * scale), 1)
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            image.draft("RGB", (width, height))
-            small = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    except Exception:  # Pillow raises almost anything on an image that was verified by its header alone
-        return Picture(b"", height, width)
-    out = io.BytesIO()
-    small.save(out, "JPEG", quality=80)
-    return Picture(out.getvalue(), height, width)
-
-
-def _read_record(path: str, index: int) -> bytes:
-    """One record, without its checksums: the survey has verified them."""
-    with files.open(path) as file:
-        for _ in range(index):
-            file.seek(struct.unpack("<Q", file.read(12)[:8])[0] + 4, os.SEEK_CUR)
-        return file.read(struct.unpack("<Q", file.read(12)[:8])[0])
-
-
-# The page.
-
+_MATCHED, _UNMATCHED, _SUGGESTED = "#4c78a8", "#d64545", "#2e8b57"
 _STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 1120px; margin: 2em auto;
@@ -169,48 +46,45 @@ figure rect { fill: none; stroke-width: 2px; vector-effect: non-scaling-stroke; 
 svg text { font: 12px system-ui, sans-serif; fill: #444; }
 summary { cursor: pointer; } ul { margin: .3em 0; padding-left: 1.4em; font-size: 13px; }
 """
-_MATCHED, _UNMATCHED, _SUGGESTED = "#4c78a8", "#d64545", "#2e8b57"
 
 
 def make_page(report: Report) -> Iterator[str]:
-    """The page, piece by piece, so that no more than one picture is held."""
+    """The page in parts, so that only one picture is in memory at a time."""
     manifest = report.manifest
-    split = _escape(manifest["split"])
+    split = _escape(manifest.split)
     yield '<!DOCTYPE html>\n<html xmlns="http://www.w3.org/1999/xhtml" lang="en"><head><meta charset="utf-8"/>'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
     yield f"<title>{split}: report</title><style>{_STYLE}</style></head>\n<body><h1>{split}</h1>\n"
-    num_bytes = sum(shard["num_bytes"] for shard in manifest["shards"])
+    num_bytes = sum(shard.num_bytes for shard in manifest.shards)
     facts = [
-        f"{manifest['num_images']:,} images, {manifest['num_negatives']:,} of them without objects",
-        f"{manifest['num_boxes']:,} boxes in {len(manifest['labels']):,} classes",
-        *(box_facts(report) if manifest["num_boxes"] else []),
-        f"{len(manifest['shards'])} shards of {num_bytes / 2**20:,.1f} MiB together",
+        f"{manifest.num_images:,} images, {manifest.num_negatives:,} of them without objects",
+        f"{manifest.num_boxes:,} boxes in {len(manifest.labels):,} classes",
+        *(report_words.box_facts(report) if manifest.num_boxes else []),
+        f"{len(manifest.shards)} shards of {num_bytes / 2**20:,.1f} MiB together",
     ]
     yield f"<p>{'; '.join(facts)}.</p>\n<h2>Classes</h2>\n"
     yield from _class_table(report)
     yield "<h2>Do anchors fit?</h2>\n"
-    for line in verdict(report):
+    for line in report_words.verdict(report):
         yield f"<p><code>{line}</code></p>\n" if line.startswith("--") else f"<p>{_escape(line)}</p>\n"
-    if manifest["num_boxes"]:
+    if manifest.num_boxes:
         yield from _plots(report)
-    yield "<h2>Refused, mended, noted</h2>\n"
+    yield "<h2>Refused, repaired, noted</h2>\n"
     yield from _findings(manifest)
     yield from _sheets(report)
     yield "</body></html>\n"
 
 
 def _escape(text: str) -> str:
-    return html.escape(clean(text))
+    return html.escape(report_words.clean(text))
 
 
-def class_colour(index: int) -> str:
-    """#rrggbb; hues a golden section apart, in three brightnesses."""
-    rgb = colorsys.hsv_to_rgb((0.58 + index * 0.618034) % 1, 0.9, (0.95, 0.75, 0.6)[index % 3])
-    return "#" + "".join(f"{round(value * 255):02x}" for value in rgb)
+def _colour(index: int) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*palette.class_colour(index))
 
 
 def _swatch(index: int) -> str:
-    return f'<span class="swatch" style="background:{class_colour(index)}"></span>'
+    return f'<span class="swatch" style="background:{_colour(index)}"></span>'
 
 
 def _bar(share: float, colour: str, width: int) -> str:
@@ -221,26 +95,22 @@ def _bar(share: float, colour: str, width: int) -> str:
 
 
 def _class_table(report: Report) -> Iterator[str]:
-    manifest, labels = report.manifest, report.manifest["labels"]
-    sides = survey.by_class(survey.box_sides(report.boxes), report.data.classes, len(labels))
-    counts = np.array([len(members) for members in sides])
     yield '<table><tr><th>class</th><th class="number">images</th><th class="number">boxes</th><th></th>'
-    yield f'<th class="number">median side at {size_name(report)}</th>'
+    yield f'<th class="number">median side at {report.size_name}</th>'
     for _, what in zip(report.fits, ("default", "suggested")):
         yield f'<th colspan="2">{what} anchors match</th>'
-    for index in np.argsort(-counts, kind="stable").tolist():
-        side = f"{np.median(sides[index]):.1f} px" if counts[index] else "-"
+    for row in report_words.class_rows(report):
+        side = f"{row.median_side:.1f} px" if row.num_boxes else "-"
         yield (
-            f"</tr>\n<tr><td>{_swatch(index)}{_escape(labels[index])}</td>"
-            f'<td class="number">{manifest["images_per_class"][labels[index]]:,}</td>'
-            f'<td class="number">{counts[index]:,}</td>'
-            f"<td>{_bar(counts[index] / max(counts.max(), 1), class_colour(index), 160)}</td>"
-            f'<td class="number">{side}</td>'
+            f"</tr>\n<tr><td>{_swatch(row.class_index)}{html.escape(row.label)}</td>"
+            f'<td class="number">{row.num_images:,}</td><td class="number">{row.num_boxes:,}</td>'
+            f'<td>{_bar(row.share, _colour(row.class_index), 160)}</td><td class="number">{side}</td>'
         )
         for fit, colour in zip(report.fits, (_MATCHED, _SUGGESTED)):
-            share = fit.per_class[index]
-            bar = _bar(share, colour, 100) if counts[index] else ""
-            yield f'<td class="number{" poor" if share < POOR else ""}">{percent(share)}</td><td>{bar}</td>'
+            share = fit.per_class[row.class_index]
+            bar = _bar(share, colour, 100) if row.num_boxes else ""
+            style = "number poor" if share < report_words.POOR else "number"
+            yield f'<td class="{style}">{report_words.percent(share)}</td><td>{bar}</td>'
     yield "</tr></table>\n"
 
 
@@ -254,7 +124,7 @@ def _plots(report: Report) -> Iterator[str]:
         f'anchors <b style="color:{_MATCHED}">match</b> and <b style="color:{_UNMATCHED}">do not match</b>, by size '
         'and by shape; the dots are the anchors.</p>\n<div class="plots">'
     )
-    title = f"side at {size_name(report)}: square root of the area, px"
+    title = f"side at {report.size_name}: square root of the area, px"
     yield _histogram(title, survey.box_sides(report.boxes), matched, sizes)
     yield _histogram("aspect ratio: width / height", survey.aspect_ratios(report.boxes), matched, ratios)
     yield "</div>\n"
@@ -276,7 +146,7 @@ def _histogram(
     first, last = math.floor(every.min()), math.floor(every.max()) + 1
     edges = np.arange(first * 4, last * 4 + 1) / 4
     stacked = [np.histogram(logs[chosen], edges)[0] for chosen in (matched, ~matched)]
-    highest = int(sum(stacked).max())
+    highest = int(np.sum(stacked, axis=0).max())
     left, right, top, height = 60, 500, 10, 150
     step = (right - left) / (len(edges) - 1)
 
@@ -306,45 +176,57 @@ def _histogram(
     return f'<svg viewBox="0 0 520 {y + 14}" role="img" aria-label="{title}">{"".join(parts)}</svg>\n'
 
 
-def _findings(manifest: dict[str, Any]) -> Iterator[str]:
-    if not any(manifest[kind]["counts"] for kind in KINDS):
-        yield "<p>Nothing was refused, mended or noted.</p>\n"
+def _findings(manifest: Manifest) -> Iterator[str]:
+    rows = report_words.finding_rows(manifest)
+    if not rows:
+        yield "<p>Nothing was refused, repaired or noted.</p>\n"
         return
     yield '<table><tr><th></th><th>reason</th><th class="number">times</th><th>meaning</th></tr>\n'
-    for kind, meanings in KINDS.items():
-        for reason, count in manifest[kind]["counts"].items():
-            meaning = _escape(meanings[reason])
-            yield f'<tr><td>{kind}</td><td>{reason}</td><td class="number">{count:,}</td><td>{meaning}</td></tr>\n'
+    for kind, reason, count, meaning in rows:
+        yield f'<tr><td>{kind}</td><td>{reason}</td><td class="number">{count:,}</td>'
+        yield f"<td>{html.escape(meaning)}</td></tr>\n"
     yield "</table>\n"
     for kind in KINDS:
-        if files := manifest[kind]["files"]:
+        if named := manifest.findings(kind).files:
             yield f"<details><summary>{kind}: which files</summary><ul>\n"
-            yield from (f"<li>{html.escape(describe_finding(line))}</li>\n" for line in files[:_MAX_FILES])
-            if len(files) > _MAX_FILES:
-                yield f"<li>and {len(files) - _MAX_FILES:,} more, which the manifest names</li>\n"
+            yield from (
+                f"<li>{html.escape(report_words.describe_finding(finding))}</li>\n" for finding in named[:_MAX_FILES]
+            )
+            if len(named) > _MAX_FILES:
+                yield f"<li>and {len(named) - _MAX_FILES:,} more, which the manifest names</li>\n"
             yield "</ul></details>\n"
 
 
 def _sheets(report: Report) -> Iterator[str]:
-    samples = choose_samples(report.data.image_ids, report.manifest["settings"]["seed"])
+    image_ids = report.data.image_ids
+    samples = choose_samples(image_ids, report.manifest.settings["seed"])
     yield f'<h2>{len(samples)} random images</h2>\n<p>As stored; dashed: difficult.</p>\n<div class="sheet">\n'
     yield from (_figure(report, index, []) for index in samples)
     yield "</div>\n"
     remarks: dict[str, list[str]] = {}
-    for line in report.manifest["repaired"]["files"]:
-        remarks.setdefault(line["image_id"], []).append(describe_finding(line))
-    mended = sorted((image_id, index) for index, image_id in enumerate(report.data.image_ids) if image_id in remarks)
-    if mended:
-        only = f", the first {MAX_MENDED} of them" if len(mended) > MAX_MENDED else ""
-        yield f'<h2>{len(mended):,} mended images{only}</h2>\n<div class="sheet">\n'
-        yield from (_figure(report, index, remarks[image_id]) for image_id, index in mended[:MAX_MENDED])
+    for finding in report.manifest.repaired.files:
+        remarks.setdefault(finding.image_id, []).append(report_words.describe_finding(finding))
+    repaired = sorted((image_id, index) for index, image_id in enumerate(image_ids) if image_id in remarks)
+    if repaired:
+        only = f", the first {MAX_REPAIRED} of them" if len(repaired) > MAX_REPAIRED else ""
+        yield f'<h2>{len(repaired):,} repaired images{only}</h2>\n<div class="sheet">\n'
+        yield from (_figure(report, index, remarks[image_id]) for image_id, index in repaired[:MAX_REPAIRED])
         yield "</div>\n"
 
 
+def choose_samples(image_ids: np.ndarray, seed: int) -> list[int]:
+    """Indices of random images, in the order of a hash, so that the ids and the seed alone decide."""
+
+    def order(index: int) -> bytes:
+        return hashlib.sha256(f"report {seed} {image_ids[index]}".encode()).digest()
+
+    return sorted(range(len(image_ids)), key=order)[:NUM_SAMPLES]
+
+
 def _figure(report: Report, index: int, remarks: Sequence[str]) -> str:
-    """One picture, its boxes drawn over the JPEG, and what there is to say about it."""
-    data, labels = report.data, report.manifest["labels"]
-    picture, members = read_picture(report, index), data.of_image(index)
+    """One picture with its boxes drawn over the JPEG, and its caption."""
+    data, labels = report.data, report.manifest.labels
+    picture, members = _read_picture(report, index), data.boxes_of(index)
     height, width = data.sizes[index].tolist()
     classes = data.classes[members].tolist()
     boxes = data.boxes[members] * np.tile((picture.height / height, picture.width / width), 2)
@@ -356,7 +238,7 @@ def _figure(report: Report, index: int, remarks: Sequence[str]) -> str:
     for (ymin, xmin, ymax, xmax), label, difficult in zip(boxes.tolist(), classes, data.difficult[members].tolist()):
         drawn.append(
             f'<rect class="{"difficult" if difficult else "plain"}" x="{xmin:.1f}" y="{ymin:.1f}" '
-            f'width="{xmax - xmin:.1f}" height="{ymax - ymin:.1f}" stroke="{class_colour(label)}">'
+            f'width="{xmax - xmin:.1f}" height="{ymax - ymin:.1f}" stroke="{_colour(label)}">'
             f"<title>{_escape(labels[label])}</title></rect>"
         )
     shown = [f"{_swatch(label)}{_escape(labels[label])} {classes.count(label)}" for label in sorted(set(classes))]
@@ -366,3 +248,31 @@ def _figure(report: Report, index: int, remarks: Sequence[str]) -> str:
         f'<figure><svg viewBox="0 0 {picture.width} {picture.height}" role="img" aria-label="{name}">'
         f"{''.join(drawn)}</svg><figcaption>{'<br/>'.join(caption)}</figcaption></figure>\n"
     )
+
+
+class _Picture(NamedTuple):
+    """A stored image, made small."""
+
+    jpeg: bytes  # empty where the image cannot be decoded
+    height: int
+    width: int
+
+
+def _read_picture(report: Report, index: int) -> _Picture:
+    """The image with this index in the survey."""
+    shard, position = report.data.locate(index)
+    records = tfrecord.read_records(report.shard_paths[shard])
+    record = next(itertools.islice(records, position, None))
+    encoded = tfrecord.decode_example(record, frozenset(["image/encoded"]))["image/encoded"][0]
+    height, width = report.data.sizes[index].tolist()
+    scale = min(1.0, _PICTURE_SIDE / max(height, width))
+    height, width = max(round(height * scale), 1), max(round(width * scale), 1)
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            image.draft("RGB", (width, height))
+            small = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    except Exception:  # Pillow raises almost any exception on an image whose header alone was verified
+        return _Picture(b"", height, width)
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=80)
+    return _Picture(out.getvalue(), height, width)

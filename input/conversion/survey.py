@@ -1,4 +1,4 @@
-"""What the records of a split hold, in numbers, and which anchors fit their boxes. No TensorFlow here."""
+"""What the records of a split hold, in numbers, and which anchors match their boxes. No TensorFlow here."""
 
 from __future__ import annotations
 
@@ -12,27 +12,16 @@ from input import anchors, shards
 from input.config import AnchorConfig, MatchConfig
 
 if TYPE_CHECKING:
-    from input.conversion.workers import Workers
+    from input.conversion.workers import Advance, Workers
 
-THRESHOLD = MatchConfig().positive_iou  # IoU from which an anchor learns from a box
-_SMALLEST_SIZES = (
-    32,
-    24,
-    48,
-    16,
-    64,
-    12,
-    96,
-    8,
-    6,
-    4,
-)  # that are tried for P3, in px, the nearest to the default first
+THRESHOLD = MatchConfig().positive_iou  # an anchor is positive from this IoU with a box on
+_SMALLEST_SIZES = (32, 24, 48, 16, 64, 12, 96, 8, 6, 4)  # px, to try on P3; those nearest to the default come first
 
 
 class Survey(NamedTuple):
     """Some numbers about each of i images and each of their n boxes."""
 
-    image_ids: list[str]
+    image_ids: np.ndarray  # str [i]
     sizes: np.ndarray  # i32 [i, 2], height and width in px
     num_boxes: np.ndarray  # i32 [i]; the boxes of an image follow those of the image before
     boxes: np.ndarray  # f32 [n, 4], ymin xmin ymax xmax in px of the original image
@@ -40,48 +29,49 @@ class Survey(NamedTuple):
     difficult: np.ndarray  # bool [n]
     shard_lengths: np.ndarray  # i32 [shards], the number of images in each
 
-    def of_image(self, index: int) -> slice:
-        """Where the boxes of one image are."""
+    def boxes_of(self, index: int) -> slice:
+        """The slice of `boxes`, `classes` and `difficult` that belongs to one image."""
         end = int(self.num_boxes[: index + 1].sum())
         return slice(end - int(self.num_boxes[index]), end)
 
-    def place(self, index: int) -> tuple[int, int]:
-        """The shard that holds an image, and its place there."""
+    def locate(self, index: int) -> tuple[int, int]:
+        """The index of the shard that holds an image, and the index of its record in that shard."""
         ends = np.cumsum(self.shard_lengths)
         shard = int(np.searchsorted(ends, index, side="right"))
         return shard, index - int(ends[shard] - self.shard_lengths[shard])
 
 
 def take_survey(paths: Sequence[str], workers: Workers, num_images: int, what: str) -> Survey:
-    """Reads all shards, checksums included, and keeps their numbers, in the shards' order.
+    """Reads all shards, verifying their checksums, and keeps the numbers, in the order of the shards.
 
     Args:
+      paths: shards; none is empty.
       workers: processes to read with.
-      num_images, what: for the progress bar.
+      num_images: the number of records, for the progress bar.
+      what: the progress bar's title.
 
     Raises:
       tfrecord.DamagedShardError: names the file.
     """
-    image_ids, *columns = zip(*workers.map(_survey_shard, paths, num_images, what))
-    return Survey([image_id for ids in image_ids for image_id in ids], *map(np.concatenate, columns))
+    return Survey._make(map(np.concatenate, zip(*workers.map(_survey_shard, paths, num_images, what))))
 
 
-def _survey_shard(path: str, advance) -> Survey:
+def _survey_shard(path: str, advance: Advance) -> Survey:
     images = shards.read_annotations([path])
     advance(len(images))
     return Survey(
-        [image.image_id for image in images],
-        np.array([(image.height, image.width) for image in images], np.int32).reshape(-1, 2),
-        np.array([len(image.classes) for image in images], np.int32),
-        np.concatenate([np.zeros((0, 4), np.float32), *(image.boxes for image in images)]),
-        np.concatenate([np.zeros(0, np.int32), *(image.classes for image in images)]),
-        np.concatenate([np.zeros(0, np.bool_), *(image.difficult for image in images)]),
-        np.array([len(images)], np.int32),
+        image_ids=np.array([image.image_id for image in images]),
+        sizes=np.array([(image.height, image.width) for image in images], np.int32),
+        num_boxes=np.array([len(image.classes) for image in images], np.int32),
+        boxes=np.concatenate([image.boxes for image in images]),
+        classes=np.concatenate([image.classes for image in images]),
+        difficult=np.concatenate([image.difficult for image in images]),
+        shard_lengths=np.array([len(images)], np.int32),
     )
 
 
 def input_boxes(survey: Survey, image_size: tuple[int, int]) -> np.ndarray:
-    """The boxes in px of the network's input, f32 [n, 4]; images are letterboxed as `augment.fit_window` does it."""
+    """The boxes in px of the network's input, f32 [n, 4], letterboxed as `augment.fit_window` does it."""
     sizes, target = survey.sizes.astype(np.float32), np.array(image_size, np.float32)
     scales = (target / sizes).min(axis=1, keepdims=True)
     resized = np.clip(np.round(sizes * scales), 1, target)
@@ -89,11 +79,11 @@ def input_boxes(survey: Survey, image_size: tuple[int, int]) -> np.ndarray:
 
 
 def _heights_and_widths(boxes: np.ndarray) -> np.ndarray:
-    return np.maximum(boxes[:, 2:] - boxes[:, :2], 2.0**-10).T  # float32 may have left nothing of a tiny box
+    return np.maximum(boxes[:, 2:] - boxes[:, :2], 2.0**-10).T  # a tiny box may round to nothing in float32
 
 
 def box_sides(boxes: np.ndarray) -> np.ndarray:
-    """Square roots of the areas, [n] px: the measure that anchor sizes are in."""
+    """The square root of each box's area, [n] px; anchor sizes are given in the same way."""
     return np.sqrt(np.prod(_heights_and_widths(boxes), axis=0))
 
 
@@ -104,30 +94,30 @@ def aspect_ratios(boxes: np.ndarray) -> np.ndarray:
 
 
 def by_class(values: np.ndarray, classes: np.ndarray, num_classes: int) -> list[np.ndarray]:
-    """The values [n] of each class, in their order."""
+    """Splits the values ([n], one for each box) by the class of the box, keeping their order."""
     ends = np.cumsum(np.bincount(classes, minlength=num_classes))
     return np.split(values[np.argsort(classes, kind="stable")], ends[:-1])
 
 
 class Fit(NamedTuple):
-    """How well anchors fit boxes."""
+    """Which boxes some anchors match."""
 
     anchor: AnchorConfig
-    matched: np.ndarray  # bool [n]: an anchor overlaps the box enough to be positive
-    per_class: np.ndarray  # f64 [k], share of the boxes matched; NaN for a class without boxes
+    matched: np.ndarray  # bool [n]: some anchor has an IoU of at least THRESHOLD with the box
+    per_class: np.ndarray  # f64 [k], the share of each class's boxes that is matched; NaN for a class without boxes
 
     @property
     def worst(self) -> int:
-        """The class with the smallest share."""
+        """The class with the smallest share, 0-based."""
         return int(np.argmin(np.where(np.isnan(self.per_class), np.inf, self.per_class)))
 
 
 def measure_fit(
     boxes: np.ndarray, classes: np.ndarray, num_classes: int, anchor: AnchorConfig, image_size: tuple[int, int]
 ) -> Fit:
-    """Which boxes ([n, 4] px of the network's input) some anchor overlaps with an IoU of `THRESHOLD` or more."""
+    """Which boxes ([n, 4] px of the network's input, of `classes` [n]) these anchors match."""
     matched = np.zeros(len(boxes), np.bool_)
-    for start in range(0, len(boxes), 1 << 13):  # against all anchor shapes a box takes kilobytes
+    for start in range(0, len(boxes), 1 << 13):  # in parts, since a box takes kilobytes against all anchor shapes
         part = slice(start, start + (1 << 13))
         matched[part] = anchors.best_iou_per_box(boxes[part], anchor, image_size) >= THRESHOLD
     totals = np.bincount(classes, minlength=num_classes)
@@ -140,15 +130,16 @@ def suggest_anchors(
 ) -> AnchorConfig | None:
     """Anchors that match clearly more of these boxes than the default ones do, or None.
 
-    What counts is the share of boxes matched, averaged over the classes, so that a rare class counts as much as a
-    common one. Sizes double from level to level, as the strides do, so that only the smallest is free; scales stay,
-    since with three an octave no side is further than 12% from an anchor's. Aspect ratios are the default ones or,
-    where those serve worse, the centres of k-means on the logarithms of the boxes' own: three, then five, since each
-    costs computation at every place of the image.
+    Anchors are judged by the share of boxes that they match, averaged over the classes, so that a rare class counts as
+    much as a common one. The smallest size is chosen freely; sizes double from level to level, as the strides do. The
+    scales stay: with three an octave no box's side is further than 12% from an anchor's. The aspect ratios are the
+    default ones or, where those match fewer boxes, three or five centres of k-means on the logarithms of the boxes'
+    own. Fewer are tried first, since each ratio costs computation at every location of the image.
 
     Args:
       boxes: [n, 4] px of the network's input, n > 0.
       classes: [n].
+      num_classes: k.
       image_size: (height, width) of the network's input.
     """
     sample = _sample_evenly(classes, num_classes)
@@ -162,26 +153,27 @@ def suggest_anchors(
     log_ratios, weights = np.log(aspect_ratios(boxes)), 1 / np.bincount(classes)[classes]
     fitted = [sorted({float(f"{math.exp(mean):.2g}") for mean in k_means(log_ratios, weights, k)}) for k in (3, 5)]
     for ratios in (default.aspect_ratios, *map(tuple, fitted)):
-        tried = [
+        candidates = [
             AnchorConfig(sizes=tuple(float(smallest << i) for i in range(5)), aspect_ratios=ratios)
             for smallest in _SMALLEST_SIZES
         ]
-        scores = [score(anchor) for anchor in tried]
+        scores = [score(candidate) for candidate in candidates]
+        # The first that is nearly as good as the best of them, so that sizes near the default ones are preferred.
         choice = next(index for index, value in enumerate(scores) if value >= max(scores) - 0.005)
         if scores[choice] > best_score + 0.02:
-            best, best_score = tried[choice], scores[choice]
+            best, best_score = candidates[choice], scores[choice]
     return best
 
 
 def _sample_evenly(classes: np.ndarray, num_classes: int, limit: int = 6000) -> np.ndarray:
-    """Indices of some `limit` random boxes, the same number of each class where there are so many."""
+    """Indices of about `limit` random boxes, equally many of each class as far as it has them."""
     order = np.random.default_rng(0).permutation(len(classes))
     share = max(limit // len(np.unique(classes)), 10)
     return np.concatenate([members[:share] for members in by_class(order, classes[order], num_classes)])
 
 
 def k_means(values: np.ndarray, weights: np.ndarray, k: int) -> np.ndarray:
-    """Centres of the k clusters of numbers [n], f64 [k]; Lloyd's iteration from the middles of k equal weights."""
+    """The centres of k clusters of numbers [n], f64 [k]; Lloyd's iteration, from the middles of k equal weights."""
     order = np.argsort(values, kind="stable")
     values, weights = values[order].astype(np.float64), weights[order]
     ranks = np.cumsum(weights) / weights.sum()

@@ -2,109 +2,121 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
 from pathlib import PureWindowsPath
 from typing import NamedTuple
 
 from lxml import etree
 
-from input.conversion.findings import Refused, read_file
+from input import files
+from input.conversion.findings import Refused
 
-# The annotation.
 _PARSER_OPTIONS = {
     "resolve_entities": False,
     "no_network": True,
     "remove_comments": True,
-    "remove_blank_text": True,
+    "remove_pis": True,
     "collect_ids": False,
 }
 _PARSER = etree.XMLParser(**_PARSER_OPTIONS)
-CORNERS = ("ymin", "xmin", "ymax", "xmax")
+_UTF8_PARSER = etree.XMLParser(**_PARSER_OPTIONS, encoding="utf-8")  # whatever the file declares
 
 
 class ObjectTexts(NamedTuple):
-    """The texts of one <object> as they stand in the file; None where there is no such element."""
+    """The texts of one <object>, white space normalised."""
 
-    ymin: str | None
-    xmin: str | None
-    ymax: str | None
-    xmax: str | None
-    name: str | None
-    difficult: str | None
+    name: str
+    corners: dict[str, str]  # of the children of <bndbox>, by tag
+    difficult: str | None  # None where there is no such element, as in the two that follow
     truncated: str | None
     pose: str | None
-    part: str | None
+    has_parts: bool
 
 
 class Document(NamedTuple):
-    fields: dict[str, str]  # the texts of <annotation>'s children, by tag, and of those of <size>
-    columns: Sequence[tuple[str | None, ...]]  # a column for each field of ObjectTexts; none without objects
-    replaced: bool  # bytes that are no text were replaced by U+FFFD
+    """The texts of one annotation, white space normalised; empty where there is no such element."""
+
+    filename: str
+    folder: str
+    height: str
+    width: str
+    objects: list[ObjectTexts]
+    replaced: bool  # bytes that are not UTF-8 were replaced by U+FFFD
 
 
 def read_document(path: str) -> Document:
-    """Raises `Refused` where the file is not a readable VOC annotation."""
-    data = read_file(path)
+    """Reads an annotation.
+
+    Raises:
+      Refused: the file is not a readable VOC annotation.
+    """
+    try:
+        data = files.read_regular(path)
+    except OSError as error:
+        raise Refused(path, "unreadable", error.strerror or str(error)) from error
     if not data or data.isspace():
         raise Refused(path, "empty_annotation", "the file is empty")
-    if b"<!ENTITY" in (data.replace(b"\0", b"") if b"\0" in data else data):  # UTF-16 has zeros between
+    if b"<!ENTITY" in data.replace(b"\0", b""):  # UTF-16 has zeros between the letters
         raise Refused(path, "entities", "it defines entities; remove its <!DOCTYPE ...>")
-    replaced = False
     try:
-        root = etree.fromstring(data, _PARSER)
+        root, replaced = _parse(data)
     except etree.XMLSyntaxError as error:
-        text = data.decode("utf-8", "replace")
-        try:
-            if "\ufffd" not in text:
-                raise error
-            root = etree.fromstring(text.encode(), etree.XMLParser(**_PARSER_OPTIONS, encoding="utf-8"))
-            replaced = True
-        except etree.XMLSyntaxError as error:
-            raise Refused(path, "not_xml", error.msg or "cannot be parsed") from error
-    fields, objects = _read_fields(root), [_read_texts(child) for child in root if child.tag == "object"]
-    if root.tag != "annotation" or not (objects or "filename" in fields or "size" in fields):
+        raise Refused(path, "not_xml", error.msg or "cannot be parsed") from error
+    texts, size = _texts(root), _texts(_last_child(root, "size"))
+    if root.tag != "annotation" or texts.keys().isdisjoint(("object", "filename", "size")):
         raise Refused(path, "other_schema", f"<{root.tag}> is not the <annotation> of Pascal VOC")
-    return Document(fields, tuple(zip(*objects)), replaced)
+    return Document(
+        filename=texts.get("filename", ""),
+        folder=texts.get("folder", ""),
+        height=size.get("height", ""),
+        width=size.get("width", ""),
+        objects=[_read_object(element) for element in root.iterchildren("object")],
+        replaced=replaced,
+    )
 
 
-def _read_fields(root: etree._Element) -> dict[str, str]:
-    fields = {}
-    for child in root:
-        if child.tag != "object":
-            fields[child.tag] = child.text or ""
-            if child.tag == "size":
-                fields.update((dimension.tag, dimension.text or "") for dimension in child)
-    return fields
+def _parse(data: bytes) -> tuple[etree._Element, bool]:
+    """The root element; and whether bytes that are not UTF-8 had to be replaced before the XML could be parsed."""
+    try:
+        return etree.fromstring(data, _PARSER), False
+    except etree.XMLSyntaxError:
+        text = data.decode("utf-8", "replace")
+        if "\ufffd" not in text:
+            raise
+        return etree.fromstring(text.encode(), _UTF8_PARSER), True
 
 
-def _read_texts(item: etree._Element) -> ObjectTexts:
-    texts, corners = {}, {}
-    for child in item:
-        if child.tag == "bndbox":
-            corners = {corner.tag: corner.text or "" for corner in child}
-        else:
-            texts[child.tag] = child.text or ""
-    return ObjectTexts(*map(corners.get, CORNERS), *map(texts.get, ObjectTexts._fields[4:]))
+def _texts(element: etree._Element | None) -> dict[str, str]:
+    """The text of each child by its tag; of several with one tag, the last."""
+    return {} if element is None else {child.tag: " ".join((child.text or "").split()) for child in element}
 
 
-@functools.lru_cache(maxsize=4096)  # the same few names, flags and poses in every file
-def clean(text: str | None) -> str:
-    return " ".join((text or "").split())
+def _last_child(element: etree._Element, tag: str) -> etree._Element | None:
+    return next(element.iterchildren(tag, reversed=True), None)
+
+
+def _read_object(element: etree._Element) -> ObjectTexts:
+    texts = _texts(element)
+    return ObjectTexts(
+        name=texts.get("name", ""),
+        corners=_texts(_last_child(element, "bndbox")),
+        difficult=texts.get("difficult"),
+        truncated=texts.get("truncated"),
+        pose=texts.get("pose"),
+        has_parts="part" in texts,
+    )
 
 
 def class_names(path: str) -> set[str]:
-    """The classes that an annotation names; none where the file cannot be read, which converting it reports."""
+    """The classes that an annotation names; none if the file is refused, which the conversion itself reports."""
     try:
-        columns = read_document(path).columns
-        return set(map(clean, columns[4])) - {""} if columns else set()
+        return {item.name for item in read_document(path).objects if item.name}
     except Refused:
         return set()
 
 
 def named_image(path: str) -> str:
-    """The last part of the <filename> that an annotation gives, or nothing."""
+    """The last part of the <filename> that an annotation gives; empty if there is none or the file is refused."""
     try:
-        return PureWindowsPath(clean(read_document(path).fields.get("filename"))).name
+        return PureWindowsPath(read_document(path).filename).name
     except Refused:
         return ""

@@ -1,0 +1,47 @@
+"""How a box and its label are drawn on a picture."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+from input.palette import Colour
+
+
+@functools.lru_cache
+def load_font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, `size` px high."""
+    return ImageFont.load_default(size)
+
+
+def draw_box(image: Image.Image, box: Sequence[float], colour: Colour, line: int) -> None:
+    """Draws the edges of a box (ymin, xmin, ymax, xmax in px), `line` px wide and inside it.
+
+    A box of less than a pixel becomes a point.
+    """
+    ymin, xmin, ymax, xmax = box
+    top, left = int(ymin), int(xmin)
+    # Pillow's corners are pixels, and the last one belongs to the rectangle.
+    corners = (left, top, max(left, round(xmax) - 1), max(top, round(ymax) - 1))
+    ImageDraw.Draw(image).rectangle(corners, outline=colour, width=line)
+
+
+def draw_label(image: Image.Image, box: Sequence[float], text: str, colour: Colour, font_size: float) -> None:
+    """Writes the label of a box on a ground of its colour.
+
+    The label stands above the box, or inside it where there is no room above. It lies in the picture if it fits at all.
+    """
+    draw, font = ImageDraw.Draw(image), load_font(font_size)
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    margin = 1 + round(font_size / 8)
+    width, height = math.ceil(right - left) + 2 * margin, math.ceil(bottom - top) + 2 * margin
+    ymin, xmin = int(box[0]), int(box[1])
+    y = ymin - height if ymin >= height else ymin
+    y, x = max(0, min(y, image.height - height)), max(0, min(xmin, image.width - width))
+    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
+    red, green, blue = colour
+    ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"  # luma of ITU-R BT.601
+    draw.text((x + margin - left, y + margin - top), text, fill=ink, font=font)

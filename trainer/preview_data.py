@@ -1,0 +1,137 @@
+"""What a training run feeds the network: images, their boxes, and the anchors that are assigned to each box.
+
+Every box has one of four states:
+
+- matched: an anchor is assigned to it whose IoU with it reaches `--positive_iou`;
+- forced: only the anchor that overlaps it most is assigned to it, and their IoU is below the threshold;
+- unmatched: no anchor is assigned to it, so the network never learns it (with `--force_match`, another box has taken
+  the anchor that overlaps it most);
+- difficult: it is marked so in the data, and left out of training on purpose.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from input.anchors import grid_sizes, make_anchors
+from input.config import AnchorConfig, InputConfig
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from input.types import Batch
+
+# TensorFlow, and what imports it, is imported in the functions that need it, so that `--help` answers at once.
+
+MATCHED, FORCED, UNMATCHED, DIFFICULT = STATES = ("matched", "forced", "unmatched", "difficult")
+
+
+class Picture(NamedTuple):
+    """One image as the network receives it, with n boxes and the p positive anchors."""
+
+    record_index: int
+    pixels: np.ndarray  # u8 [h, w, 3], augmented
+    boxes: np.ndarray  # f32 [n, 4] px
+    classes: np.ndarray  # i32 [n]
+    states: np.ndarray  # str [n], of STATES
+    anchors: np.ndarray  # f32 [p, 4] px
+    levels: np.ndarray  # i32 [p], of the pyramid
+    assigned_boxes: np.ndarray  # i32 [p], the index of the box that each anchor is assigned to
+    ious: np.ndarray  # f32 [p], with that box
+
+
+def receive(paths: Sequence[str], config: InputConfig, num_images: int) -> Iterator[Picture]:
+    """The first images of a training run on one replica, as they enter the network.
+
+    Args:
+      paths: shards, in order.
+      config: the run's settings; `batch_size` matters, since images are mixed within a batch.
+      num_images: how many; after the last record the next epoch follows.
+    """
+    import tensorflow as tf
+
+    from input import batch_augment, boxes, pipeline
+
+    config = dataclasses.replace(config, mixture=(), data_service="")  # how images look does not depend on these
+    anchors = make_anchors(config.anchor, config.image_size)
+    levels = anchor_levels(config.anchor, config.image_size)
+
+    def prepare(batch: Batch) -> tuple[Batch, tf.Tensor, tf.Tensor]:
+        batch = batch_augment.augment(batch, config.augment)
+        targets = pipeline.assign(batch, config, method="sparse")
+        pixels = (batch.images * batch_augment.STDDEV_RGB + batch_augment.MEAN_RGB) * 255.0
+        pixels = tf.cast(tf.round(tf.clip_by_value(pixels, 0.0, 255.0)), tf.uint8)
+        return batch._replace(images=pixels), targets.class_targets, boxes.decode(targets.box_targets, anchors)
+
+    def pictures() -> Iterator[Picture]:
+        dataset = pipeline.make_dataset(paths, config, training=True, batch_size=config.batch_size)
+        for batch, class_targets, matched_boxes in dataset.map(prepare).as_numpy_iterator():
+            for row, present in enumerate(batch.classes >= 0):
+                own_boxes, classes, difficult = (
+                    values[row][present] for values in (batch.boxes, batch.classes, batch.difficult)
+                )
+                positive = np.flatnonzero(class_targets[row] >= 0)
+                assigned = find_assigned_boxes(
+                    class_targets[row, positive], matched_boxes[row, positive], own_boxes, classes, difficult
+                )
+                ious = boxes.paired_iou(own_boxes[assigned], anchors[positive]).numpy()
+                states = np.full(len(classes), UNMATCHED, dtype="<U9")
+                states[assigned] = FORCED
+                states[assigned[ious >= config.match.positive_iou]] = MATCHED
+                states[difficult] = DIFFICULT
+                yield Picture(
+                    record_index=int(batch.record_index[row]),
+                    pixels=batch.images[row],
+                    boxes=own_boxes,
+                    classes=classes,
+                    states=states,
+                    anchors=anchors[positive],
+                    levels=levels[positive],
+                    assigned_boxes=assigned,
+                    ious=ious,
+                )
+
+    return itertools.islice(pictures(), num_images)
+
+
+def find_assigned_boxes(
+    class_targets: np.ndarray,
+    matched_boxes: np.ndarray,
+    boxes: np.ndarray,
+    classes: np.ndarray,
+    difficult: np.ndarray,
+) -> np.ndarray:
+    """Which box each positive anchor is assigned to: targets hold only what the anchor should become.
+
+    Args:
+      class_targets: i32 [p].
+      matched_boxes: f32 [p, 4] px, the anchors moved by their box targets.
+      boxes: f32 [n, 4] px.
+      classes: i32 [n].
+      difficult: bool [n]; no anchor is assigned to such a box.
+
+    Returns:
+      i32 [p]: the nearest box of the anchor's class, which is equal except for rounding; of equal boxes the first.
+    """
+    if not len(matched_boxes):
+        return np.zeros([0], np.int32)
+    distances = np.abs(matched_boxes[:, np.newaxis] - boxes).max(axis=-1)
+    candidates = (class_targets[:, np.newaxis] == classes) & ~difficult
+    return np.where(candidates, distances, np.inf).argmin(axis=1).astype(np.int32)
+
+
+def anchor_levels(config: AnchorConfig, image_size: tuple[int, int]) -> np.ndarray:
+    """The level of every anchor, i32 [a], in the order of `make_anchors`."""
+    counts = [rows * columns * config.anchors_per_location for rows, columns in grid_sizes(config, image_size)]
+    return np.repeat(np.array(config.levels, np.int32), counts)
+
+
+def anchor_sizes(config: AnchorConfig) -> list[str]:
+    """The sizes of each level's anchors, as the square roots of their areas in px, such as "32-51"."""
+    spans = [sorted({round(size * scale(config.scales)) for scale in (min, max)}) for size in config.sizes]
+    return ["-".join(map(str, span)) for span in spans]
