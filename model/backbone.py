@@ -8,6 +8,7 @@ parameter: a bias `c` of foreign weights is the same as a moving mean less `c`.
 
 import tensorflow as tf
 
+from model import norm
 from model.config import ModelConfig
 
 _LAYOUTS = {  # bottleneck or basic blocks, and how many a stage
@@ -37,11 +38,7 @@ class Conv2D(tf.keras.layers.Conv2D):
 
 
 class ConvNorm(tf.keras.layers.Layer):
-    """Convolution and batch normalisation; [b, h, w, c] to [b, ceil(h / strides), ceil(w / strides), filters].
-
-    Statistics are taken over all replicas where `config.sync_batch_norm` asks for it and the layer is made in the scope
-    of a strategy with several replicas; one replica keeps the fused kernel, which the synchronised layer cannot use.
-    """
+    """Convolution and normalisation; [b, h, w, c] to [b, ceil(h / strides), ceil(w / strides), filters]."""
 
     def __init__(
         self,
@@ -55,13 +52,7 @@ class ConvNorm(tf.keras.layers.Layer):
     ):
         super().__init__(name=name)
         self.conv = Conv2D(filters, kernel_size, strides, use_bias=False, kernel_initializer="he_normal", name="conv")
-        self.norm = tf.keras.layers.BatchNormalization(
-            momentum=config.batch_norm_momentum,
-            epsilon=config.batch_norm_epsilon,
-            gamma_initializer="zeros" if zero_gamma else "ones",
-            synchronized=config.sync_batch_norm and tf.distribute.get_strategy().num_replicas_in_sync > 1,
-            name="norm",
-        )
+        self.norm = norm.make_norm(config, zero_gamma=zero_gamma, name="norm")
 
     def call(self, inputs, training=False):
         return self.norm(self.conv(inputs), training=training)

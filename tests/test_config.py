@@ -46,6 +46,11 @@ def test_json_of_another_version_is_named():
         Config.from_json('{"model": {"wings": 2}}')
 
 
+def test_a_run_from_before_norm_is_read():
+    assert Config.from_json('{"model": {"sync_batch_norm": true}}').model.norm == "sync"
+    assert Config.from_json('{"model": {"sync_batch_norm": false}}').model.norm == "local"
+
+
 def test_flags_reach_their_settings(parse):
     config = parse(
         "--image_size=250x310",
