@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-import re
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -141,7 +140,7 @@ def train_loop(case: Case) -> Any:
         return batches.map(lambda batch: (batch,))
 
     with mock.patch.object(distribution, "device_type", return_value="GPU"):
-        loop = make_train_loop(strategy(), model, optimizer, config)
+        loop: Any = make_train_loop(strategy(), model, optimizer, config)
     iterator = iter(strategy().distribute_datasets_from_function(dataset))
     loop.get_concrete_function(iterator, tf.constant(3))
     function = loop.get_concrete_function(iterator, tf.constant(20))
@@ -193,7 +192,10 @@ def test_no_float64_or_string_in_a_training_step(case: Case) -> None:
 def test_xla_compiles_our_own_stages_alone(case: Case) -> None:
     names = {operation.node_def.attr["f"].func.name for operation in training(case).compiled}
     first = "augment_images" if case.assignment == "host" else "augment_and_assign"
-    assert {re.fullmatch(r"__inference_(.*)_\d+", name).group(1) for name in names} == {first, "losses_and_gradients"}
+    assert {name.rstrip("_0123456789") for name in names} == {
+        f"__inference_{first}",
+        "__inference_losses_and_gradients",
+    }
 
 
 @each_case
