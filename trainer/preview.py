@@ -58,8 +58,7 @@ def write_preview(paths: Sequence[str], config: Config, output_dir: str, num_ima
         indices = sorted({picture.record_index for picture in group})
         names = dict(zip(indices, shards.name_records(paths, indices)))
         tiles = [
-            preview_sheets.draw_tile(picture, names[picture.record_index].partition(" (record ")[0], config.labels)
-            for picture in group
+            preview_sheets.draw_tile(picture, names[picture.record_index].image_id, config.labels) for picture in group
         ]
         sheets.append(f"sheet-{len(sheets):03d}.jpg")
         sheet = preview_sheets.draw_sheet(tiles, config.input)

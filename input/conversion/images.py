@@ -14,17 +14,8 @@ from input.conversion import jpeg
 from input.conversion.config import ReadOptions
 from input.conversion.findings import Note, Refused
 
-_FORMATS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".png": "PNG",
-    ".bmp": "BMP",
-    ".gif": "GIF",
-    ".webp": "WEBP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-}
-IMAGE_EXTENSIONS = tuple(_FORMATS)
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+_FORMATS = dict(zip(IMAGE_EXTENSIONS, ("JPEG", "JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "TIFF")))
 _EXIF_ORIENTATION = 0x0112
 Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is the limit, and is checked before anything is decoded
 

@@ -9,10 +9,8 @@ import base64
 import hashlib
 import html
 import io
-import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -225,16 +223,17 @@ def choose_samples(image_ids: np.ndarray, seed: int) -> list[int]:
 
 def _figure(report: Report, index: int, remarks: Sequence[str]) -> str:
     """One picture with its boxes drawn over the JPEG, and its caption."""
-    data, labels = report.data, report.manifest.labels
-    picture, members = _read_picture(report, index), data.boxes_of(index)
-    height, width = data.sizes[index].tolist()
+    data, labels, members = report.data, report.manifest.labels, report.data.boxes_of(index)
+    original_height, original_width = data.sizes[index].tolist()
+    scale = min(1.0, _PICTURE_SIDE / max(original_height, original_width))
+    height, width = max(round(original_height * scale), 1), max(round(original_width * scale), 1)
     classes = data.classes[members].tolist()
-    boxes = data.boxes[members] * np.tile((picture.height / height, picture.width / width), 2)
-    if picture.jpeg:
-        source = f"data:image/jpeg;base64,{base64.b64encode(picture.jpeg).decode()}"
-        drawn = [f'<image href="{source}" width="{picture.width}" height="{picture.height}"/>']
+    boxes = data.boxes[members] * np.tile((height / original_height, width / original_width), 2)
+    if jpeg := _read_jpeg(report, index, height, width):
+        source = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+        drawn = [f'<image href="{source}" width="{width}" height="{height}"/>']
     else:
-        drawn = [f'<text x="4" y="{picture.height // 2}">cannot be decoded</text>']
+        drawn = [f'<text x="4" y="{height // 2}">cannot be decoded</text>']
     for (ymin, xmin, ymax, xmax), label, difficult in zip(boxes.tolist(), classes, data.difficult[members].tolist()):
         drawn.append(
             f'<rect class="{"difficult" if difficult else "plain"}" x="{xmin:.1f}" y="{ymin:.1f}" '
@@ -243,36 +242,25 @@ def _figure(report: Report, index: int, remarks: Sequence[str]) -> str:
         )
     shown = [f"{_swatch(label)}{_escape(labels[label])} {classes.count(label)}" for label in sorted(set(classes))]
     name = _escape(data.image_ids[index])
-    caption = [f"<b>{name}</b> {width} x {height}", ", ".join(shown) or "no objects", *map(html.escape, remarks)]
+    size = f"{original_width} x {original_height}"
+    caption = [f"<b>{name}</b> {size}", ", ".join(shown) or "no objects", *map(html.escape, remarks)]
     return (
-        f'<figure><svg viewBox="0 0 {picture.width} {picture.height}" role="img" aria-label="{name}">'
+        f'<figure><svg viewBox="0 0 {width} {height}" role="img" aria-label="{name}">'
         f"{''.join(drawn)}</svg><figcaption>{'<br/>'.join(caption)}</figcaption></figure>\n"
     )
 
 
-class _Picture(NamedTuple):
-    """A stored image, made small."""
-
-    jpeg: bytes  # empty where the image cannot be decoded
-    height: int
-    width: int
-
-
-def _read_picture(report: Report, index: int) -> _Picture:
-    """The image with this index in the survey."""
+def _read_jpeg(report: Report, index: int, height: int, width: int) -> bytes:
+    """The image with this index in the survey, made small; empty if it cannot be decoded."""
     shard, position = report.data.locate(index)
-    records = tfrecord.read_records(report.shard_paths[shard])
-    record = next(itertools.islice(records, position, None))
+    record = next(tfrecord.read_records(report.shard_paths[shard], start=position))
     encoded = tfrecord.decode_example(record, frozenset(["image/encoded"]))["image/encoded"][0]
-    height, width = report.data.sizes[index].tolist()
-    scale = min(1.0, _PICTURE_SIDE / max(height, width))
-    height, width = max(round(height * scale), 1), max(round(width * scale), 1)
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             image.draft("RGB", (width, height))
             small = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
     except Exception:  # Pillow raises almost any exception on an image whose header alone was verified
-        return _Picture(b"", height, width)
+        return b""
     out = io.BytesIO()
     small.save(out, "JPEG", quality=80)
-    return _Picture(out.getvalue(), height, width)
+    return out.getvalue()

@@ -39,7 +39,6 @@ class Example(NamedTuple):
 
 class _Object(NamedTuple):
     name: str
-    class_index: int
     box: Box  # edges in pixels from 0, inside the image
     difficult: int
     truncated: int
@@ -86,7 +85,7 @@ def read_annotation(source: Source, options: ReadOptions) -> Example:
         height=image.height,
         width=image.width,
         boxes=[item.box for item in objects],
-        classes=[item.class_index for item in objects],
+        classes=[options.classes[item.name] for item in objects],
         class_names=[item.name for item in objects],
         difficult=[item.difficult for item in objects],
         truncated=[item.truncated for item in objects],
@@ -136,7 +135,7 @@ def _read_objects(
     Raises:
       Refused: a class is not in the label list.
     """
-    objects: dict[tuple[Box, int], _Object] = {}
+    objects: dict[tuple[str, Box], _Object] = {}
     for texts in document.objects:
         name = texts.name
         if not name:
@@ -158,13 +157,11 @@ def _read_objects(
         box = written and _fit_box(written, image, options.zero_based, note)
         if not box:
             continue
-        key = box, options.classes[name]
-        if key in objects:
+        if (name, box) in objects:
             note("duplicate_box", name)
             continue
-        objects[key] = _Object(
+        objects[name, box] = _Object(
             name=name,
-            class_index=options.classes[name],
             box=box,
             difficult=_flag(texts.difficult),
             truncated=_flag(texts.truncated),

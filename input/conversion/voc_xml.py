@@ -10,13 +10,7 @@ from lxml import etree
 from input import files
 from input.conversion.findings import Refused
 
-_PARSER_OPTIONS = {
-    "resolve_entities": False,
-    "no_network": True,
-    "remove_comments": True,
-    "remove_pis": True,
-    "collect_ids": False,
-}
+_PARSER_OPTIONS = {"resolve_entities": False, "no_network": True, "remove_comments": True, "remove_pis": True}
 _PARSER = etree.XMLParser(**_PARSER_OPTIONS)
 _UTF8_PARSER = etree.XMLParser(**_PARSER_OPTIONS, encoding="utf-8")  # whatever the file declares
 
