@@ -198,6 +198,11 @@ _define(
     choices=["coco_ap", "coco_ap50", "voc07_ap50", "voc12_ap50"],
 )
 _define(TrainConfig, "xla", "Compile the step with XLA; for one replica only.")
+_define(
+    TrainConfig,
+    "compile_stages",
+    "On GPUs, compile augmentation with target assignment, and the losses, with XLA; for any number of replicas.",
+)
 _define(TrainConfig, "eager", "Run step by step without graphs, for debugging.")
 
 

@@ -73,6 +73,7 @@ class TrainConfig:
     keep_checkpoints: int = 3
     best_metric: str = "coco_ap"  # a key of the evaluation's result
     xla: bool = False
+    compile_stages: bool = True  # on GPUs: augmentation with assignment, and the losses
     eager: bool = False
     optimizer: OptimizerConfig = OptimizerConfig()
 
