@@ -16,7 +16,7 @@ from lxml import etree, html
 from PIL import Image
 from voc_tree import annotation_xml, encoded, object_xml
 
-from input import anchors, augment, tfrecord
+from input import anchors, tfrecord, windows
 from input.config import AnchorConfig
 from input.conversion import config as conversion_config
 from input.conversion import convert, report, report_page, report_words, survey
@@ -98,7 +98,7 @@ def test_boxes_are_letterboxed_as_the_pipeline_does(image_size):
     boxes = [rng.uniform(size=(index % 3, 4)) * [*size, *size] for index, size in enumerate(sizes)]
     expected = []
     for size, rows in zip(sizes, boxes):
-        scale = augment.transform_of(augment.fit_window(augment.whole(tf.constant(size)), image_size)).numpy()
+        scale = windows.transform_of(windows.fit_window(windows.whole_image(tf.constant(size)), image_size)).numpy()
         assert scale[2:].tolist() == [0, 0]
         expected.append(rows.astype(np.float32) * np.tile(scale[:2], 2))
     np.testing.assert_allclose(

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from input import batch_augment, pipeline, types
+from input import batch_augment, types
+from input.targets import assign
 from model import losses
 from model.types import Losses, Predictions
 from trainer.config import Config
@@ -55,7 +56,7 @@ def make_train_step(
     @stage
     def augment_and_assign(batch: types.Batch) -> tuple[tf.Tensor, types.Targets]:
         batch = batch_augment.augment(batch, config.input.augment)
-        return batch.images, pipeline.assign(batch, config.input, method=method)
+        return batch.images, assign(batch, config.input, method=method)
 
     @stage
     def augment_images(batch: types.Batch) -> tf.Tensor:
