@@ -13,8 +13,17 @@ from typing import Any
 from absl import flags
 
 from input.config import AnchorConfig, AugmentConfig, InputConfig, MatchConfig, parse_image_size
-from model.config import BACKBONES, NECKS, DetectConfig, LossConfig, ModelConfig
-from trainer.config import DISTRIBUTIONS, OPTIMIZERS, PRECISIONS, SCHEDULES, Config, OptimizerConfig, TrainConfig
+from model.config import BACKBONES, NECKS, NORMS, DetectConfig, LossConfig, ModelConfig
+from trainer.config import (
+    COMMUNICATIONS,
+    DISTRIBUTIONS,
+    OPTIMIZERS,
+    PRECISIONS,
+    SCHEDULES,
+    Config,
+    OptimizerConfig,
+    TrainConfig,
+)
 
 FLAGS = flags.FLAGS
 
@@ -128,7 +137,13 @@ _define(ModelConfig, "head_convs", "Convolutions in each head.", lower_bound=0)
 _define(ModelConfig, "prior_probability", "Foreground probability that a new class head predicts.")
 _define(ModelConfig, "batch_norm_momentum", "Momentum of batch norm's moving mean and variance.")
 _define(ModelConfig, "batch_norm_epsilon", "What batch norm adds to the variance.")
-_define(ModelConfig, "sync_batch_norm", "Take batch norm's statistics over all replicas.")
+_define(
+    ModelConfig,
+    "norm",
+    "Normalisation. local: batch norm with each replica's statistics. sync: with those of all replicas. frozen: with "
+    "fixed statistics and scale. group: group norm. auto: sync for replicas of fewer than 8 images, otherwise local.",
+    choices=NORMS,
+)
 _define(LossConfig, "focal_alpha", "Weight of the foreground in the focal loss.")
 _define(LossConfig, "focal_gamma", "Focusing exponent of the focal loss.", lower_bound=0.0)
 _define(LossConfig, "smooth_l1_beta", "Error of a box delta at which smooth L1 turns from quadratic to linear.")
@@ -163,6 +178,12 @@ _define(
     "How replicas share the work. auto: mirrored over all devices if there are several.",
     choices=DISTRIBUTIONS,
 )
+_define(
+    TrainConfig,
+    "communication",
+    "How several workers sum gradients. auto: nccl on GPUs, otherwise ring. ring: if nccl hangs or fails.",
+    choices=COMMUNICATIONS,
+)
 _define(TrainConfig, "num_gpus", "GPUs to use. -1: all.", lower_bound=-1)
 _define(TrainConfig, "logical_cpus", "Devices to split the CPU into, to try replicas without GPUs.")
 _define(TrainConfig, "steps_per_loop", "Steps in one call of the compiled loop.", lower_bound=1)
@@ -177,6 +198,11 @@ _define(
     choices=["coco_ap", "coco_ap50", "voc07_ap50", "voc12_ap50"],
 )
 _define(TrainConfig, "xla", "Compile the step with XLA; for one replica only.")
+_define(
+    TrainConfig,
+    "compile_stages",
+    "On GPUs, compile augmentation with target assignment, and the losses, with XLA; for any number of replicas.",
+)
 _define(TrainConfig, "eager", "Run step by step without graphs, for debugging.")
 
 

@@ -96,31 +96,21 @@ def _assign_dense(
     anchors: tf.Tensor,
     config: MatchConfig,
 ) -> Targets:
-    def match(image: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Of one image: index of each anchor's box i32 [a], whether it is matched, and whether to ignore it if not."""
-        boxes, difficult = image
-        ious = box_ops.iou(boxes, anchors)  # [m, a]
-        scores = tf.where(difficult[:, tf.newaxis], 0.0, ious)
-        if config.force_match:
-            best_of_box = tf.reduce_max(scores, axis=1, keepdims=True)
-            near_best = (scores > 0.0) & (scores >= best_of_box - NEAR_TIE)
-            anchor_of_box = _first(near_best, axis=1)[:, tf.newaxis]
-            is_low_quality = tf.range(tf.shape(anchors)[0]) == anchor_of_box
-            scores = tf.where(is_low_quality, best_of_box + LOW_QUALITY_BONUS, scores)
-        best_of_anchor = tf.reduce_max(scores, axis=0)
-        return (
-            _first(scores == best_of_anchor, axis=0),
-            best_of_anchor >= config.positive_iou,
-            tf.reduce_max(ious, axis=0) >= config.negative_iou,
-        )
-
+    # [b, m, a] of these are hundreds of megabytes: XLA fuses them away, so a GPU should run this compiled.
     boxes = tf.where(takes_part[..., tf.newaxis], boxes, 0.0)  # an empty box overlaps nothing
-    index, matched, ignored = tf.map_fn(
-        match,
-        (boxes, difficult),
-        fn_output_signature=(tf.int32, tf.bool, tf.bool),
-        parallel_iterations=1,  # the IoUs of one image take megabytes
-    )
+    ious = box_ops.iou(boxes, anchors)
+    scores = tf.where(difficult[..., tf.newaxis], 0.0, ious)
+    if config.force_match:
+        best_of_box = tf.reduce_max(scores, axis=2, keepdims=True)
+        near_best = (scores > 0.0) & (scores >= best_of_box - NEAR_TIE)
+        # Indexes are floats, which hold them exactly below 2**24: TensorFlow compares and reduces int32 on the host.
+        indexes = tf.range(anchors.shape[0], dtype=tf.float32)
+        anchor_of_box = tf.reduce_min(tf.where(near_best, indexes, np.inf), axis=2, keepdims=True)
+        scores = tf.where(indexes == anchor_of_box, best_of_box + LOW_QUALITY_BONUS, scores)
+    matched = tf.reduce_max(scores, axis=1) >= config.positive_iou
+    ignored = tf.reduce_max(ious, axis=1) >= config.negative_iou
+    # XLA and the CPU's kernel give the lowest of several indexes; TensorFlow's own GPU kernel does not promise it.
+    index = tf.argmax(scores, axis=1, output_type=tf.int32)
     matched_boxes = tf.where(matched[..., tf.newaxis], tf.gather(boxes, index, batch_dims=1), anchors)
     return Targets(
         class_targets=tf.where(
@@ -129,16 +119,6 @@ def _assign_dense(
         box_targets=box_ops.encode(matched_boxes, anchors),
         weights=tf.where(matched, tf.gather(box_weights, index, batch_dims=1), 1.0),
     )
-
-
-def _first(mask: tf.Tensor, axis: int) -> tf.Tensor:
-    """The lowest index along `axis` at which `mask` [n, m] is true; its size if there is none.
-
-    `tf.argmax` does not promise the lowest of several.
-    """
-    size = tf.shape(mask)[axis]
-    indexes = tf.expand_dims(tf.range(size), 1 - axis)
-    return tf.reduce_min(tf.where(mask, indexes, size), axis=axis)
 
 
 def _assign_sparse(

@@ -12,6 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from model import norm
 from model.config import ModelConfig
 
 _LAYOUTS = {  # whether blocks are bottlenecks, and how many blocks each stage has
@@ -41,12 +42,7 @@ class Conv2D(tf.keras.layers.Conv2D):
 
 
 class ConvNorm(tf.keras.layers.Layer):
-    """Convolution and batch normalisation; [b, h, w, c] to [b, ceil(h / strides), ceil(w / strides), filters].
-
-    Batch statistics are taken over all replicas if `config.sync_batch_norm` asks for that and the layer is made in the
-    scope of a strategy with several replicas. One replica keeps the fused kernel, which the synchronised layer cannot
-    use.
-    """
+    """Convolution and normalisation; [b, h, w, c] to [b, ceil(h / strides), ceil(w / strides), filters]."""
 
     def __init__(
         self,
@@ -60,13 +56,7 @@ class ConvNorm(tf.keras.layers.Layer):
     ):
         super().__init__(name=name)
         self.conv = Conv2D(filters, kernel_size, strides, use_bias=False, kernel_initializer="he_normal", name="conv")
-        self.norm = tf.keras.layers.BatchNormalization(
-            momentum=config.batch_norm_momentum,
-            epsilon=config.batch_norm_epsilon,
-            gamma_initializer="zeros" if zero_gamma else "ones",
-            synchronized=config.sync_batch_norm and tf.distribute.get_strategy().num_replicas_in_sync > 1,
-            name="norm",
-        )
+        self.norm = norm.make_norm(config, zero_gamma=zero_gamma, name="norm")
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         return self.norm(self.conv(inputs), training=training)

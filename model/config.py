@@ -6,6 +6,7 @@ import dataclasses
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 NECKS = ("fpn", "panet")
+NORMS = ("auto", "local", "sync", "frozen", "group")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,13 +20,15 @@ class ModelConfig:
     prior_probability: float = 0.01  # foreground probability that an untrained class head predicts
     batch_norm_momentum: float = 0.9
     batch_norm_epsilon: float = 1e-5
-    sync_batch_norm: bool = True  # batch statistics over all replicas
+    norm: str = "auto"  # one of NORMS; the trainer decides what auto means for its replicas
 
     def __post_init__(self) -> None:
         if self.backbone not in BACKBONES:
             raise ValueError(f"--backbone={self.backbone}: choose one of {', '.join(BACKBONES)}.")
         if self.neck not in NECKS:
             raise ValueError(f"--neck={self.neck}: choose one of {', '.join(NECKS)}.")
+        if self.norm not in NORMS:
+            raise ValueError(f"--norm={self.norm}: choose one of {', '.join(NORMS)}.")
         if self.neck_filters < 1:
             raise ValueError(f"--neck_filters must be at least 1; got {self.neck_filters}.")
         if self.head_convs < 0:

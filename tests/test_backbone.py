@@ -83,9 +83,9 @@ def test_batch_norm_is_as_configured():
 
 
 @pytest.mark.parametrize("synchronized", [True, False])
-def test_batch_norm_takes_its_statistics_over_all_replicas(two_replicas, synchronized):
+def test_sync_batch_norm_takes_its_statistics_over_all_replicas(two_replicas, synchronized):
     images = tf.constant([0.0, 4.0, 6.0, 10.0], shape=[2, 1, 2, 1])
-    config = ModelConfig(sync_batch_norm=synchronized, batch_norm_epsilon=5.0)
+    config = ModelConfig(norm="sync" if synchronized else "local", batch_norm_epsilon=5.0)
     with two_replicas.scope():
         replicated = backbone.ConvNorm(1, 1, config=config, name="replicated")
         replicated(images)
@@ -114,7 +114,3 @@ def test_batch_norm_takes_its_statistics_over_all_replicas(two_replicas, synchro
     else:  # means 2 and 8, variance 4
         expected = np.array([-2, 2, -2, 2]) / np.sqrt(4 + 5)
     np.testing.assert_allclose(tf.reshape(tf.concat(outputs, axis=0), [-1]), expected, rtol=1e-5)
-
-
-def test_one_replica_keeps_the_fused_kernel():
-    assert not backbone.ConvNorm(1, 1, config=ModelConfig(sync_batch_norm=True), name="layer").norm.synchronized

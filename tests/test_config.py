@@ -47,6 +47,11 @@ def test_unknown_settings_in_json_are_named():
         Config.from_json('{"model": {"wings": 2}}')
 
 
+def test_a_run_from_before_norm_is_read():
+    assert Config.from_json('{"model": {"sync_batch_norm": true}}').model.norm == "sync"
+    assert Config.from_json('{"model": {"sync_batch_norm": false}}').model.norm == "local"
+
+
 def test_flags_set_their_settings(parse):
     config = parse(
         "--image_size=250x310",

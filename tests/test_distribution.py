@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import pytest
+import tensorflow as tf
 import tiny
 
 from input.config import AugmentConfig
@@ -43,6 +44,35 @@ def test_few_images_to_mix_are_warned_of(caplog, monkeypatch, num_replicas, num_
     settings = dataclasses.replace(tiny.CONFIG.input, batch_size=4, augment=AugmentConfig(mosaic=0.5))
     distribution.check_replicas(tiny.config(input=settings), num_replicas)
     assert ["each replica gets only 2" in message for message in caplog.messages] == [True] * num_warnings
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "num_replicas", "norm"), [(2, 1, "local"), (16, 2, "local"), (14, 2, "sync"), (64, 8, "local")]
+)
+def test_norm_is_chosen_by_the_images_of_a_replica(caplog, monkeypatch, batch_size, num_replicas, norm):
+    monkeypatch.setattr(distribution.log, "propagate", True)
+    caplog.set_level("INFO", "retinanet")
+    settings = dataclasses.replace(tiny.CONFIG.input, batch_size=batch_size)
+    model = dataclasses.replace(tiny.CONFIG.model, norm="auto")
+    resolved = distribution.resolve_norm(tiny.config(input=settings, model=model), num_replicas)
+    assert resolved.model.norm == norm
+    assert f"--norm=auto chooses {norm}, since" in caplog.text
+    assert distribution.resolve_norm(tiny.CONFIG, num_replicas) == tiny.CONFIG  # a norm that is given is kept
+
+
+@pytest.mark.parametrize(
+    ("communication", "num_gpus", "implementation"),
+    [("auto", 2, "NCCL"), ("auto", 0, "AUTO"), ("ring", 2, "RING"), ("nccl", 2, "NCCL")],
+)
+def test_several_workers_with_gpus_use_nccl(monkeypatch, communication, num_gpus, implementation):
+    gpus = [tf.config.PhysicalDevice(f"/physical_device:GPU:{index}", "GPU") for index in range(num_gpus)]
+    monkeypatch.setenv("TF_CONFIG", "{}")
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: gpus)
+    monkeypatch.setattr(
+        tf.distribute, "MultiWorkerMirroredStrategy", lambda communication_options: communication_options
+    )
+    config = tiny.config(train={"distribution": "multi_worker", "communication": communication}).train
+    assert distribution.make_strategy(config).implementation.name == implementation
 
 
 def test_more_gpus_than_there_are_is_refused():

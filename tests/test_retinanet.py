@@ -12,7 +12,7 @@ from model.types import Predictions
 
 IMAGE_SIZE = (64, 96)
 NUM_CLASSES = 3
-CONFIG = ModelConfig(backbone="resnet18", neck_filters=16, head_convs=1)
+CONFIG = ModelConfig(backbone="resnet18", neck_filters=16, head_convs=1, norm="sync")
 
 
 def make_model(config=CONFIG, image_size=IMAGE_SIZE):

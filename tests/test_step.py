@@ -29,7 +29,7 @@ def restore_policy():
     tf.keras.mixed_precision.set_global_policy("float32")
 
 
-def one_step(strategy, paths, config=tiny.CONFIG, *, method="sparse", on_host=False):
+def one_step(strategy, paths, config=tiny.CONFIG, *, method="sparse", compile_stages=False, on_host=False):
     """The result of one step on the first global batch, and by how much it moved each variable."""
     tf.keras.utils.set_random_seed(3)
     fp16 = tf.keras.mixed_precision.global_policy().name == "mixed_float16"
@@ -45,7 +45,7 @@ def one_step(strategy, paths, config=tiny.CONFIG, *, method="sparse", on_host=Fa
     )
     dataset = pipeline.assign_on_host(dataset, config.input) if on_host else dataset.map(lambda batch: (batch,))
     iterator = iter(strategy.distribute_datasets_from_function(lambda context: dataset))
-    train_step = step.make_train_step(model, optimizer, config, method=method)
+    train_step = step.make_train_step(model, optimizer, config, method=method, compile_stages=compile_stages)
 
     @tf.function
     def run(iterator):
@@ -84,9 +84,18 @@ def test_two_replicas_gradients_equal_ones(paths, two_replicas, on_one_device):
     assert_same_step(on_one_device, one_step(two_replicas, paths), atol=2e-5)
 
 
-def test_host_assignment_gives_the_same_step(paths, on_one_device):
+def test_compiled_stages_give_the_same_step(paths, two_replicas, on_one_device):
+    """As on two GPUs, against one device that runs op by op."""
+    compiled = one_step(two_replicas, paths, method="dense", compile_stages=True)
+    np.testing.assert_allclose(on_one_device[0].losses, compiled[0].losses, rtol=1e-6)
+    assert_same_step(on_one_device, compiled, atol=2e-5)
+
+
+@pytest.mark.parametrize("compile_stages", [False, True])
+def test_host_assignment_gives_the_same_step(paths, on_one_device, compile_stages):
     strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
-    assert_same_step(on_one_device, one_step(strategy, paths, on_host=True), atol=2e-5)
+    host = one_step(strategy, paths, compile_stages=compile_stages, on_host=True)
+    assert_same_step(on_one_device, host, atol=2e-5)
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])

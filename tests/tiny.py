@@ -18,7 +18,7 @@ CONFIG = Config(
         anchor=AnchorConfig(sizes=(8.0, 16.0, 32.0, 64.0, 128.0), scales=(1.0,)),
         augment=AugmentConfig.preset("default"),
     ),
-    model=ModelConfig(backbone="resnet18", neck_filters=8, head_convs=1),
+    model=ModelConfig(backbone="resnet18", neck_filters=8, head_convs=1, norm="sync"),
     detect=DetectConfig(score_threshold=0.005),
     train=TrainConfig(
         train_steps=6,

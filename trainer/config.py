@@ -15,6 +15,7 @@ SCHEDULES = ("constant", "cosine", "step", "polynomial", "exponential")
 OPTIMIZERS = ("sgd", "adamw")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 DISTRIBUTIONS = ("auto", "one_device", "mirrored", "multi_worker")
+COMMUNICATIONS = ("auto", "nccl", "ring")
 
 
 def _require(flag: str, value: str, choices: Sequence[str]) -> None:
@@ -62,6 +63,7 @@ class TrainConfig:
     train_steps: int = 0
     precision: str = "float32"
     distribution: str = "auto"
+    communication: str = "auto"  # of several workers
     num_gpus: int = -1  # -1: all
     logical_cpus: int = 1  # devices to split the CPU into, to try replicas without GPUs
     steps_per_loop: int = 20
@@ -71,12 +73,14 @@ class TrainConfig:
     keep_checkpoints: int = 3
     best_metric: str = "coco_ap"  # a key of the evaluation's result
     xla: bool = False
+    compile_stages: bool = True  # on GPUs: augmentation with assignment, and the losses
     eager: bool = False
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self) -> None:
         _require("precision", self.precision, PRECISIONS)
         _require("distribution", self.distribution, DISTRIBUTIONS)
+        _require("communication", self.communication, COMMUNICATIONS)
         if self.steps_per_loop < 1:
             raise ValueError(f"--steps_per_loop must be at least 1; got {self.steps_per_loop}.")
         if self.logical_cpus < 1:
@@ -105,7 +109,10 @@ class Config:
     @classmethod
     def from_json(cls, text: str) -> Config:
         """The config that `to_json` wrote. A setting that is missing takes its default; an unknown one is an error."""
-        return _build(cls, json.loads(text))
+        values = json.loads(text)
+        if "sync_batch_norm" in values.get("model", {}):  # of runs before --norm
+            values["model"]["norm"] = "sync" if values["model"].pop("sync_batch_norm") else "local"
+        return _build(cls, values)
 
 
 def _build(kind: type, values: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 
@@ -10,6 +11,8 @@ import tensorflow as tf
 from input import pipeline
 from trainer.config import Config, TrainConfig
 from trainer.reporting import log
+
+_ENOUGH_IMAGES = 8  # for batch norm's statistics (Wu & He 2018, figure 1: errors rise below 16, steeply below 8)
 
 
 def set_up_devices(config: TrainConfig) -> None:
@@ -52,7 +55,13 @@ def make_strategy(config: TrainConfig) -> tf.distribute.Strategy:
     if config.distribution == "multi_worker":
         if "TF_CONFIG" not in os.environ:
             raise ValueError("--distribution=multi_worker needs TF_CONFIG in the environment: see docs/MULTI_GPU.md.")
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        communication = config.communication
+        if communication == "auto" and tf.config.get_visible_devices("GPU"):
+            communication = "nccl"  # left to choose, TensorFlow takes a ring over gRPC
+        options = tf.distribute.experimental.CommunicationOptions(
+            implementation=tf.distribute.experimental.CommunicationImplementation(communication.upper())
+        )
+        return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     gpus = tf.config.list_logical_devices("GPU")
     devices = [device.name for device in gpus or tf.config.list_logical_devices("CPU")]
     if config.distribution == "mirrored" or (config.distribution == "auto" and len(devices) > 1):
@@ -83,6 +92,17 @@ def check_replicas(config: Config, num_replicas: int) -> None:
         )
     if config.train.xla and num_replicas > 1:
         raise ValueError("--xla works with one replica only: add --distribution=one_device, or leave --xla out.")
+
+
+def resolve_norm(config: Config, num_replicas: int) -> Config:
+    """The config with what `--norm=auto` means for so many replicas; it logs the choice."""
+    if config.model.norm != "auto":
+        return config
+    images = config.input.batch_size // num_replicas
+    norm = "sync" if num_replicas > 1 and images < _ENOUGH_IMAGES else "local"
+    reason = "there is one replica" if num_replicas == 1 else f"each of {num_replicas} replicas has {images} images"
+    log.info("--norm=auto chooses %s, since %s", norm, reason)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, norm=norm))
 
 
 def make_iterator(

@@ -37,9 +37,10 @@ def make_train_loop(
       `loop(iterator, num_steps) -> LoopResult`. `num_steps` is an i32 tensor, so another number compiles nothing anew.
     """
     # Sparse assignment has dynamic shapes, which suit a CPU but neither a GPU nor XLA.
-    on_cpu = distribution.device_type(strategy) == "CPU"
-    method = "sparse" if on_cpu and not config.train.xla else "dense"
-    train_step = step.make_train_step(model, optimizer, config, method=method)
+    on_gpu = distribution.device_type(strategy) == "GPU"
+    method = "dense" if on_gpu or config.train.xla else "sparse"
+    compile_stages = on_gpu and config.train.compile_stages
+    train_step = step.make_train_step(model, optimizer, config, method=method, compile_stages=compile_stages)
     if config.train.xla:
         train_step = tf.function(train_step, jit_compile=True)
     num_workers = strategy.num_replicas_in_sync // len(strategy.extended.worker_devices)

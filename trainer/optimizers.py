@@ -24,6 +24,8 @@ def make_optimizer(config: OptimizerConfig, *, train_steps: int, loss_scaling: b
     settings = {
         "learning_rate": schedules.make_schedule(config, train_steps),
         "global_clipnorm": config.clip_norm or None,
+        # On a GPU Keras would by itself compile the update of each variable as a program of its own.
+        "jit_compile": False,
     }
     if config.optimizer == "sgd":
         decay = config.weight_decay / (1 - config.momentum)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from input import batch_augment, types
 from input.targets import assign
 from model import losses
-from model.types import Losses
+from model.types import Losses, Predictions
 from trainer.config import Config
+
+# As large as PyTorch's buckets: large enough to use the whole bandwidth, small enough to start early.
+_IN_PACKS = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=25 * 2**20)
 
 
 class StepResult(NamedTuple):
@@ -22,7 +25,12 @@ class StepResult(NamedTuple):
 
 
 def make_train_step(
-    model: tf.keras.Model, optimizer: tf.keras.optimizers.Optimizer, config: Config, *, method: str
+    model: tf.keras.Model,
+    optimizer: tf.keras.optimizers.Optimizer,
+    config: Config,
+    *,
+    method: str,
+    compile_stages: bool = False,
 ) -> Callable[..., StepResult]:
     """The function that `strategy.run` calls with a replica's batch.
 
@@ -34,30 +42,58 @@ def make_train_step(
       optimizer: may be a `LossScaleOptimizer`.
       config: augmentation, anchors and losses.
       method: of `targets.assign_targets`: dense on a GPU, sparse on a CPU.
+      compile_stages: compile what stands before and behind the network with XLA, each as one program. Run op by op, the
+        matrices of all boxes and anchors and of all anchors and classes would pass through a GPU's memory many times.
 
     Returns:
       `train_step(batch, targets=None) -> StepResult`; `targets` are given where the host has assigned them.
     """
     scales_loss = isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
 
+    def stage(function: Callable[..., Any]) -> Callable[..., Any]:
+        return tf.function(function, jit_compile=True) if compile_stages else function
+
+    @stage
+    def augment_and_assign(batch: types.Batch) -> tuple[tf.Tensor, types.Targets]:
+        batch = batch_augment.augment(batch, config.input.augment)
+        return batch.images, assign(batch, config.input, method=method)
+
+    @stage
+    def augment_images(batch: types.Batch) -> tf.Tensor:
+        return batch_augment.augment_images(batch, config.input.augment)
+
+    @stage
+    def losses_and_gradients(
+        predictions: Predictions, targets: types.Targets, num_positives: tf.Tensor, loss_scale: tf.Tensor
+    ) -> tuple[Losses, Predictions]:
+        with tf.GradientTape() as tape:
+            tape.watch(predictions)
+            values = losses.detection_losses(predictions, targets, num_positives, config.loss)
+            scaled = values.loss * loss_scale
+        return values, tape.gradient(scaled, predictions)
+
     def train_step(batch: types.Batch, targets: types.Targets | None = None) -> StepResult:
         replicas = tf.distribute.get_replica_context()
         if targets is None:
-            batch = batch_augment.augment(batch, config.input.augment)
-            images, targets = batch.images, assign(batch, config.input, method=method)
+            images, targets = augment_and_assign(batch)
         else:
-            images = batch_augment.augment_images(batch, config.input.augment)
+            images = augment_images(batch)
         num_positives = replicas.all_reduce("sum", losses.count_positives(targets))
 
         with tf.GradientTape() as tape:
             predictions = model(images, training=True)
-            local = losses.detection_losses(predictions, targets, tf.maximum(num_positives, 1.0), config.loss)
-            scaled = optimizer.get_scaled_loss(local.loss) if scales_loss else local.loss
-        gradients = tape.gradient(scaled, model.trainable_variables)
+        loss_scale = tf.constant(1.0)
+        if scales_loss:
+            loss_scale = optimizer.get_scaled_loss(loss_scale)
+        local, upstream = losses_and_gradients(predictions, targets, tf.maximum(num_positives, 1.0), loss_scale)
+        gradients = tape.gradient(predictions, model.trainable_variables, output_gradients=upstream)
         if scales_loss:
             gradients = optimizer.get_unscaled_gradients(gradients)
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables))
-        global_losses = tf.nest.map_structure(lambda value: replicas.all_reduce("sum", value), local)
-        return StepResult(losses=global_losses, num_positives=num_positives)
+        # TensorFlow reverses the gradients, so that the first pack is that of the last layers and travels while the
+        # backward pass computes the rest.
+        gradients = replicas.all_reduce("sum", gradients, options=_IN_PACKS)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables), skip_gradients_aggregation=True)
+        global_losses = tf.unstack(replicas.all_reduce("sum", tf.stack(local)))
+        return StepResult(losses=Losses(*global_losses), num_positives=num_positives)
 
     return train_step

@@ -73,7 +73,7 @@ def _run(
     last = count_steps(config, num_records)
 
     with strategy.scope():
-        model = checkpoints.make_model(config)
+        model = checkpoints.make_model(distribution.resolve_norm(config, strategy.num_replicas_in_sync))
         optimizer = optimizers.make_optimizer(
             config.train.optimizer, train_steps=last, loss_scaling=config.train.precision == "mixed_float16"
         )
