@@ -295,6 +295,13 @@ def sound_object(name: str, xs: list[int], ys: list[int]) -> Object:
     return Object(object_xml(name, box), (name, box))
 
 
+SCALES = (1, 1, 1, 10, 1.5)  # of the size that was labelled, as a multiple of the image's; no box is outside of it
+
+
+def size_xml(scale: float) -> str:
+    return f"<size><width>{round(WIDTH * scale)}</width><height>{round(HEIGHT * scale)}</height></size>"
+
+
 odd_corners = shuffled(*(elements(corner, numbers) for corner in ("xmin", "ymin", "xmax", "ymax")))
 odd_names = st.sampled_from((*LABELS, *LABELS, " cat\n", "", "<b/>", "cow", "ca<!-- -->t", "&#99;at"))
 odd_flags = st.sampled_from(("0", "1", "yes", "2", "", "é"))
@@ -314,12 +321,19 @@ objects = st.one_of(
         st.lists(st.integers(1, HEIGHT), min_size=2, max_size=2, unique=True),
     ),
 )
+any_sizes = elements("size", shuffled(elements("width", numbers), elements("height", numbers), trees))
 headers = shuffled(
     elements("filename", texts.map(escape)),
     elements("folder", texts.map(escape)),
-    elements("size", shuffled(elements("width", numbers), elements("height", numbers), trees)),
+    st.sampled_from(SCALES).map(size_xml) | any_sizes,
     st.just("<segmented/>"),
 )
+
+
+def scale_of(example: voc.Example) -> float:
+    """The image's size as a multiple of the size that its boxes refer to."""
+    details = [finding.detail for finding in example.findings if finding.reason == "scaled"]
+    return WIDTH / int(details[0].partition("x")[0]) if details else 1.0
 
 
 def test_voc_documents(files):
@@ -333,9 +347,14 @@ def test_voc_documents(files):
         if isinstance(example, voc.Example):
             check_no_object_vanishes(example, len(members))
             first = 0 if zero_based else 1
-            kept = set(zip(example.annotation.class_names, example.annotation.boxes))
-            for name, (xmin, ymin, xmax, ymax) in filter(None, (member.sound for member in members)):
-                assert (name, (ymin - first, xmin - first, ymax, xmax)) in kept
+            kept = [*zip(example.annotation.class_names, example.annotation.boxes)]
+            scale = scale_of(example)
+            sound = [member.sound for member in members if member.sound]
+            for name, (xmin, ymin, xmax, ymax) in sound if scale <= 1 else ():  # otherwise <size> cuts the boxes off
+                box = np.multiply((ymin - first, xmin - first, ymax, xmax), scale)
+                assert any(name == other and np.allclose(box, written, rtol=0.05) for other, written in kept)
+                if scale == 1:
+                    assert (name, tuple(box)) in kept
         return name_of(example)
 
     cases = st.tuples(headers, st.lists(objects, max_size=6), st.booleans(), st.sampled_from(("header", "decode")))

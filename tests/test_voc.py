@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import pathlib
+import re
 import struct
 import zlib
 from typing import Any
@@ -16,7 +19,7 @@ from PIL import Image
 from voc_tree import annotation_xml, box_xml, encoded, object_xml, picture
 
 from input import shards
-from input.conversion import convert, findings, voc, voc_xml
+from input.conversion import convert, findings, frame, voc, voc_xml
 from input.conversion.config import ConversionError, ConvertConfig, ReadOptions
 from input.conversion.workers import Workers
 
@@ -123,7 +126,11 @@ CASES = {
     ),
     "no size": (replace_xml(annotation_xml(size=None)), "size", GOOD),
     "zero size": (replace_xml(annotation_xml(size=(0, 0))), "size", GOOD),
-    "wrong size": (replace_xml(annotation_xml(size=(400, 600))), "size", GOOD),
+    "size wrong by a pixel": (replace_xml(annotation_xml(size=(41, 59))), "size", GOOD),
+    "size of another shape": (replace_xml(annotation_xml(size=(60, 40))), "other_size", None),
+    "size of another shape by two pixels": (replace_xml(annotation_xml(size=(42, 60))), "other_size", None),
+    "made smaller": (replace_xml(annotation_xml(size=(400, 600))), "scaled", [(0.5, 1.0, 2.5, 3.0)]),
+    "made larger": (replace_xml(annotation_xml(size=(20, 30))), "scaled", [(10.0, 20.0, 40.0, 60.0)]),
     "filename of another image": (replace_xml(annotation_xml(filename="a.jpg")), "filename", GOOD),
     "image named by filename only": (
         lambda tree: (swap_image("other", JPEG)(tree), replace_xml(annotation_xml(filename="other.jpg"))(tree)),
@@ -231,6 +238,7 @@ def test_every_policy_is_documented():
     document = (pathlib.Path(__file__).parents[1] / "docs" / "DATA_FORMAT.md").read_text(encoding="utf-8")
     for kind in findings.KINDS.values():
         for reason, policy in kind.items():
+            policy = re.sub(r"(<\w+>)", r"`\1`", policy)  # Markdown takes a bare <size> for HTML
             assert f"| `{reason}` | {policy} |" in document
 
 
@@ -239,6 +247,28 @@ def test_good_files_give_no_findings(tree):
     assert [manifest.findings(kind).counts for kind in findings.KINDS] == [{}, {}, {}]
     np.testing.assert_allclose(records["b"].boxes, GOOD, atol=1e-5)
     assert (records["b"].height, records["b"].width) == (40, 60)
+
+
+@pytest.mark.parametrize("factor", [0.013, 0.3, 0.5, 1 / 3, 1.7, 2, 9.99])
+@pytest.mark.parametrize("rounded", [math.floor, round, math.ceil])
+def test_a_resized_image_agrees_with_its_size(factor, rounded):
+    """Whatever rounds the sides, and whichever of the two is the larger."""
+    for height, width in itertools.product((400, 667, 1080), (500, 1000, 1333)):
+        resized = rounded(height * factor), rounded(width * factor)
+        assert frame.agree((height, width), resized)
+        assert frame.agree(resized, (height, width))
+        assert not frame.agree((height, width), (resized[0], round(1.2 * resized[1]) + 4))
+
+
+def test_boxes_of_a_resized_image(tree):
+    """They are scaled in both directions on their own, and clipped where they were drawn."""
+    written = [(1, 1, 600, 397), (-5, 100, 300, 500), (601, 1, 700, 9), (3, 3, 3.05, 9)]
+    replace_xml(annotation_xml(*(object_xml(box=box) for box in written), size=(397, 600)))(tree)
+    example = read(tree)
+    assert example.annotation.boxes[0] == (0, 0, 40, 60)
+    np.testing.assert_allclose(example.annotation.boxes[1], (99 / 397 * 40, 0, 40, 30))
+    reasons = ["scaled", "clipped_box", "outside_box", "degenerate_box"]
+    assert [finding.reason for finding in example.findings] == reasons
 
 
 def read(tree: voc_tree.VocTree, **options: Any) -> voc.Example:

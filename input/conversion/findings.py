@@ -21,10 +21,12 @@ REFUSED = {
     "damaged_image": "the image cannot be decoded to its end",
     "too_many_pixels": "the image exceeds --max_pixels",
     "unreadable": "the system cannot read the file",
+    "other_size": "<size> has another shape than the image, so the boxes cannot belong to it",
 }
 REPAIRED = {
     "encoding": "bytes that are not UTF-8, outside of names, were replaced",
-    "size": "<size> is absent or differs from the image; the image wins",
+    "size": "<size> is absent, or wrong by one pixel; that of the image was used",
+    "scaled": "the image was resized after it was labelled; the boxes were scaled from <size> to the image",
     "filename": "<filename> names another image; the image with the XML's name was used",
     "image_name": "no image has the XML's name; the one that <filename> names was used",
     "disguised_image": "the image is of another format than its extension says; it is stored as JPEG",

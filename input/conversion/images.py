@@ -13,6 +13,7 @@ from input import files
 from input.conversion import jpeg
 from input.conversion.config import ReadOptions
 from input.conversion.findings import Note, Refused
+from input.conversion.frame import Size
 
 _FORMATS = {
     ".jpg": "JPEG",
@@ -34,8 +35,12 @@ class StoredImage(NamedTuple):
     height: int
     width: int
 
+    @property
+    def size(self) -> Size:
+        return self.height, self.width
 
-def read_image(path: str, annotated_size: tuple[int, int], options: ReadOptions, note: Note) -> StoredImage:
+
+def read_image(path: str, annotated_size: Size, options: ReadOptions, note: Note) -> StoredImage:
     """Reads an image file and gives the JPEG that is stored: the file's own bytes where possible.
 
     Args:
@@ -80,7 +85,7 @@ def _check_pixels(path: str, height: int, width: int, options: ReadOptions) -> N
 
 
 def _store(
-    image: Image.Image, data: bytes, plain: bool, expected: str | None, annotated_size: tuple[int, int], note: Note
+    image: Image.Image, data: bytes, plain: bool, expected: str | None, annotated_size: Size, note: Note
 ) -> StoredImage:
     """Decodes the image to its end, and encodes it anew only where it must be.
 

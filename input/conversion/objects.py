@@ -1,0 +1,154 @@
+"""The objects of an annotation: their texts -> boxes as written -> boxes inside the image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from input.conversion.config import ReadOptions
+from input.conversion.findings import Note, Refused
+from input.conversion.frame import Size
+from input.conversion.voc_xml import Document
+from input.tfrecord import CORNERS, Box
+
+_MIN_SIDE = 0.01  # pixels; of a JPEG's 65535, the float32 of the records still tells this from nothing
+
+
+class Object(NamedTuple):
+    name: str
+    class_index: int
+    box: Box  # as written, or edges in pixels from 0 inside the image
+    difficult: int
+    truncated: int
+    pose: str
+
+
+def read_objects(document: Document, options: ReadOptions, path: str, note: Note) -> list[Object]:
+    """The objects of the annotation at `path`, with their boxes as written; notes the reason for each that is dropped.
+
+    Raises:
+      Refused: a class is not in the label list.
+    """
+    objects = []
+    for texts in document.objects:
+        name = texts.name
+        if not name:
+            note("missing_name", "an <object> without <name>")
+            continue
+        if name not in options.classes:
+            if document.replaced and "\ufffd" in name:
+                raise Refused(path, "not_utf8", f"class {name!r}: declare the encoding in the first line")
+            if not options.drop_unknown_classes:
+                raise Refused(path, "unknown_class", f"class {name!r} is not in the label list")
+            note("unknown_class_dropped", name)
+            continue
+        attributes = {"difficult": texts.difficult, "pose": texts.pose, "truncated": texts.truncated}
+        if absent := [tag for tag, text in attributes.items() if text is None]:
+            note("fields_absent", f"{name}: {', '.join(absent)}")
+        if texts.has_parts:
+            note("parts", name)
+        if box := _read_box(texts.corners, note):
+            objects.append(
+                Object(
+                    name=name,
+                    class_index=options.classes[name],
+                    box=box,
+                    difficult=_flag(texts.difficult),
+                    truncated=_flag(texts.truncated),
+                    pose=texts.pose or "Unspecified",
+                )
+            )
+    return objects
+
+
+def place_objects(
+    objects: Sequence[Object], labelled_size: Size, image_size: Size, zero_based: bool, note: Note
+) -> list[Object]:
+    """The objects with their boxes inside the image; notes the reason for each that is dropped.
+
+    Args:
+      objects: with boxes as written, which refer to an image of `labelled_size`.
+      zero_based: the boxes are edges counted from 0, not pixels counted from 1.
+    """
+    placed: dict[tuple[Box, int], Object] = {}
+    for item in objects:
+        box = _fit_box(item.box, labelled_size, image_size, zero_based, note)
+        if not box:
+            continue
+        key = box, item.class_index
+        if key in placed:
+            note("duplicate_box", item.name)
+            continue
+        placed[key] = item._replace(box=box)
+    return list(placed.values())
+
+
+def _flag(text: str | None) -> int:
+    return int((text or "").lower() in ("1", "true", "yes"))
+
+
+def _read_box(corners: dict[str, str], note: Note) -> Box | None:
+    """A box as written; None, with the reason noted, if a corner is absent or no number."""
+    if missing := [corner for corner in CORNERS if not corners.get(corner)]:
+        note("missing_corner", f"no {', '.join(missing)}")
+        return None
+    numbers = []
+    for corner in CORNERS:
+        number = _read_number(corners[corner], note)
+        if not math.isfinite(number):
+            note("bad_number", corners[corner])
+            return None
+        numbers.append(number)
+    ymin, xmin, ymax, xmax = numbers
+    return ymin, xmin, ymax, xmax
+
+
+def _read_number(text: str, note: Note) -> float:
+    """A coordinate; NaN if it is no number."""
+    if "," in text:
+        note("comma_number", text)
+    elif "e" in text.lower():
+        note("exponent_number", text)
+    try:
+        return math.nan if "_" in text else float(text.replace(",", "."))  # Python takes 1_000 for a number
+    except ValueError:
+        return math.nan
+
+
+def _fit_box(box: Box, labelled_size: Size, image_size: Size, zero_based: bool, note: Note) -> Box | None:
+    """A box as written -> edges in pixels of the image from 0, clipped to the image.
+
+    Returns None, with the reason noted, if the box is dropped.
+    """
+    ymin, xmin, ymax, xmax = box
+    height, width = labelled_size
+    image_height, image_width = image_size
+    first = 0 if zero_based else 1  # VOC counts pixels from 1 and includes the last: pixel 1 is between edges 0 and 1
+    # The smallest sides that are still a box, both as written and in the image.
+    least_height, least_width = _MIN_SIDE * max(height / image_height, 1), _MIN_SIDE * max(width / image_width, 1)
+    if xmax - xmin < least_width or ymax - ymin < least_height:
+        note("swapped_box" if xmax < xmin or ymax < ymin else "degenerate_box", _as_written(box))
+        return None
+    top, left, bottom, right = max(ymin - first, 0.0), max(xmin - first, 0.0), min(ymax, height), min(xmax, width)
+    if bottom - top < least_height or right - left < least_width:
+        note("outside_box", f"{_as_written(box)} in {width}x{height}")
+        return None
+    if ymin < 0 or xmin < 0 or ymax > height or xmax > width:
+        note("clipped_box", f"{_as_written(box)} in {width}x{height}")
+    elif not zero_based and min(ymin, xmin) < 1:
+        note("zero_coordinate", _as_written(box))
+    if labelled_size == image_size:
+        return top, left, bottom, right
+    # Divided first: the largest share is then exactly 1.
+    return (
+        top / height * image_height,
+        left / width * image_width,
+        bottom / height * image_height,
+        right / width * image_width,
+    )
+
+
+def _as_written(box: Box) -> str:
+    ymin, xmin, ymax, xmax = box
+    return f"xmin {xmin:g} ymin {ymin:g} xmax {xmax:g} ymax {ymax:g}"
