@@ -47,6 +47,11 @@ flags.DEFINE_boolean(
     _default.drop_unknown_classes,
     "Drop objects whose class is not in the label list, instead of refusing the file.",
 )
+flags.DEFINE_boolean(
+    "drop_invalid_objects",
+    _default.drop_invalid_objects,
+    "Keep an image of which no object can be read as a negative, instead of refusing the file.",
+)
 flags.DEFINE_enum("on_error", _default.on_error, ["fail", "skip"], "What to do when a file yields no record.")
 flags.DEFINE_boolean("strict", _default.strict, "Count a repaired file as an error.")
 flags.DEFINE_boolean(

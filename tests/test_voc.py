@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import os
@@ -39,6 +40,21 @@ def boxes(*written) -> str:
 def corners(text: str) -> str:
     """The annotation of one object whose <bndbox> holds `text`."""
     return annotation_xml(f"<object><name>cat</name><pose/><truncated/><difficult/><bndbox>{text}</bndbox></object>")
+
+
+def shaped(tag: str, inner: str) -> str:
+    """The annotation of one object with another shape than <bndbox>."""
+    return annotation_xml(object_xml().replace(box_xml((11, 6, 30, 25)), f"<{tag}>{inner}</{tag}>"))
+
+
+def rotated(x: float, y: float, width: float, height: float, angle: float) -> str:
+    return f"<cx>{x}</cx><cy>{y}</cy><w>{width}</w><h>{height}</h><angle>{angle}</angle>"
+
+
+def in_other_case(text: str) -> str:
+    for tag in ("object", "bndbox", "xmin", "name", "size", "width"):
+        text = text.replace(f"{tag}>", f"{tag.title()}>")
+    return text
 
 
 def swap_image(stem: str, content: bytes, extension: str = ".jpg"):
@@ -85,6 +101,7 @@ BOMB = '<!DOCTYPE a [<!ENTITY x "xxxx"><!ENTITY y "&x;&x;&x;&x;">]>' + annotatio
 EXTERNAL = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]>' + annotation_xml(object_xml("&x;"))
 TWISTED = annotation_xml(object_xml(box=(11, 6, 30, 55)), size=(60, 40))  # right only when 60 high and 40 wide
 DOG = object_xml("dog", (1, 1, 9, 9))
+LACKS_YMAX = "<xmin>1</xmin><ymin>2</ymin><xmax>9</xmax>"
 PART = "<part><name>head</name>" + box_xml((12, 7, 20, 20)) + "</part>"
 
 # What is done to image b, the reason that must be reported, and the boxes that its record then has (None: no record).
@@ -102,6 +119,11 @@ CASES = {
     "entities in UTF-16": (replace_xml(BOMB.encode("utf-16")), "entities", None),
     "unknown class": (replace_xml(annotation_xml(object_xml("cow"))), "unknown_class", None),
     "class name not UTF-8": (replace_xml(annotation_xml(object_xml("caf\xe9")).encode("latin-1")), "not_utf8", None),
+    "unknown class not UTF-8, with a parser's help": (
+        replace_xml(annotation_xml(object_xml("caf\ufffd"))),
+        "not_utf8",
+        None,
+    ),
     "file name not UTF-8": (not_utf8_name, "not_utf8", None),
     "same name elsewhere": (same_name_elsewhere, "duplicate_id", GOOD),
     "missing image": (lambda tree: (tree.images / "b.jpg").unlink(), "missing_image", None),
@@ -165,12 +187,48 @@ CASES = {
     "NaN": (replace_xml(boxes((11, 6, "nan", 25), (11, 6, 30, 25))), "bad_number", GOOD),
     "infinity": (replace_xml(boxes((11, 6, "1e999", 25), (11, 6, 30, 25))), "bad_number", GOOD),
     "words": (replace_xml(boxes((11, 6, "wide", 25), (11, 6, 30, 25))), "bad_number", GOOD),
-    "missing corner": (replace_xml(corners("<xmin>1</xmin><ymin>2</ymin><xmax>9</xmax>")), "missing_corner", []),
+    "missing corner": (replace_xml(corners(LACKS_YMAX)), "all_objects_dropped", None),
+    "one corner missing of several objects": (
+        replace_xml(corners(LACKS_YMAX).replace("<object>", object_xml() + "<object>")),
+        "missing_corner",
+        GOOD,
+    ),
     "empty corner": (replace_xml(boxes((11, 6, " ", 25), (11, 6, 30, 25))), "missing_corner", GOOD),
-    "no box": (replace_xml(annotation_xml("<object><name>cat</name></object>")), "missing_corner", []),
+    "no box": (replace_xml(annotation_xml("<object><name>cat</name></object>")), "all_objects_dropped", None),
     "no name": (replace_xml(annotation_xml(object_xml(" "), object_xml())), "missing_name", GOOD),
     "degenerate": (replace_xml(boxes((9, 9, 9, 20), (11, 6, 30, 25))), "degenerate_box", GOOD),
-    "swapped": (replace_xml(boxes((30, 6, 11, 25), (11, 6, 30, 25))), "swapped_box", GOOD),
+    "swapped": (replace_xml(boxes((30, 6, 11, 25))), "swapped_box", GOOD),
+    "swapped in both directions": (replace_xml(boxes((30, 25, 11, 6))), "swapped_box", GOOD),
+    "swapped and outside": (replace_xml(boxes((61, 6, 11, 25), (11, 6, 30, 25))), "swapped_outside", GOOD),
+    "polygon of points": (
+        replace_xml(
+            shaped("polygon", "<pt><x>11</x><y>9</y></pt><pt><x>20</x><y>25</y></pt><pt><x>30</x><y>6</y></pt>")
+        ),
+        "polygon",
+        GOOD,
+    ),
+    "polygon of x1, y1, ...": (
+        replace_xml(shaped("polygon", "<x1>11</x1><y1>25</y1><x2>30</x2><y2>8</y2><x3>20</x3><y3>6</y3>")),
+        "polygon",
+        GOOD,
+    ),
+    "rotated box": (
+        replace_xml(shaped("robndbox", rotated(20.5, 15.5, 19, 19 * math.sqrt(2) - 19, math.pi / 4))),
+        "rotated_box",
+        [(15.5 - 1 - 9.5, 20.5 - 1 - 9.5, 25.0, 30.0)],
+    ),
+    "rotated by a right angle": (
+        replace_xml(shaped("robndbox", rotated(20.5, 14.5, 15, 19, math.pi / 2))),
+        "rotated_box",
+        [(14.5 - 1 - 7.5, 20.5 - 1 - 9.5, 22.0, 30.0)],
+    ),
+    "tags in another case": (replace_xml(in_other_case(annotation_xml())), "tag_case", GOOD),
+    "tags in another case in UTF-16": (replace_xml(in_other_case(annotation_xml()).encode("utf-16")), "tag_case", GOOD),
+    "deleted object": (
+        replace_xml(annotation_xml(object_xml(), object_xml("dog", inner="<deleted>1</deleted>"))),
+        "deleted_object",
+        GOOD,
+    ),
     "clipped": (replace_xml(boxes((-5, -5, 61, 41))), "clipped_box", [(0.0, 0.0, 40.0, 60.0)]),
     "outside": (replace_xml(boxes((70, 6, 90, 25), (11, 6, 30, 25))), "outside_box", GOOD),
     "from zero": (replace_xml(boxes((0, 0, 30, 25))), "zero_coordinate", [(0.0, 0.0, 25.0, 30.0)]),
@@ -434,6 +492,51 @@ def test_unknown_classes_dropped_as_asked(tree):
     manifest, records = convert_tree(tree, drop_unknown_classes=True, on_error="fail")
     assert manifest.repaired.counts == {"unknown_class_dropped": 1}
     np.testing.assert_allclose(records["b"].boxes, GOOD, atol=1e-5)
+
+
+@pytest.mark.parametrize("box", [(9, 9, 9, 20), (70, 6, 90, 25), ("nan", 6, 30, 25), (61, 6, 11, 25)])
+def test_an_image_is_no_negative_because_its_objects_are_unreadable(tree, box):
+    replace_xml(boxes(box, box))(tree)
+    manifest, records = convert_tree(tree)
+    (refused,) = manifest.refused.files
+    (reason,) = {part.split(":")[0] for part in refused.detail.split("; ")}
+    assert refused.reason == "all_objects_dropped"
+    manifest, records = convert_tree(tree, drop_invalid_objects=True, overwrite=True)
+    assert manifest.refused.counts == {}
+    assert manifest.repaired.counts[reason] == 2
+    assert manifest.noted.counts == {"no_objects": 1}
+    assert len(records["b"].boxes) == 0
+
+
+def test_class_names_need_a_declared_encoding(tmp_path):
+    """Otherwise both would be the same class, whether the labels are given or found."""
+    tree = voc_tree.VocTree(tmp_path / "voc")
+    xml = {
+        stem: annotation_xml(object_xml(name), filename=f"{stem}.jpg") for stem, name in (("a", "café"), ("b", "cafè"))
+    }
+    for stem, text in xml.items():
+        tree.add(stem, text.encode("latin-1"))
+    tree.add("c")
+    config = ConvertConfig(output_dir=str(tmp_path / "out"), voc_dirs=(str(tree.root),))
+    with pytest.raises(ConversionError) as error:
+        convert.convert(config, Workers(1))
+    for line in ("a.xml: not_utf8: class 'caf\ufffd': declare the encoding", "b.xml: not_utf8"):
+        assert line in str(error.value)
+    for stem in "ab":
+        tree.add(stem, ('<?xml version="1.0" encoding="iso-8859-1"?>' + xml[stem]).encode("latin-1"))
+    (manifest,) = convert.convert(config, Workers(1))
+    assert manifest.boxes_per_class == {"café": 1, "cafè": 1, "cat": 1}
+
+
+def test_no_class_name_is_utf8(tree):
+    for stem in "ab":
+        (tree.annotations / f"{stem}.xml").write_bytes(annotation_xml(object_xml("caf\xe9")).encode("latin-1"))
+    config = ConvertConfig(output_dir=str(tree.root.parent / "out"), voc_dirs=(str(tree.root),))
+    with pytest.raises(ConversionError, match=r"a\.xml: not_utf8"):
+        convert.convert(config, Workers(1))
+    tree.add("negative", annotation_xml("", filename="negative.jpg"))
+    with pytest.raises(ConversionError, match="no class name is UTF-8"):
+        convert.convert(dataclasses.replace(config, on_error="skip"), Workers(1))
 
 
 def test_empty_images_dropped_as_asked(tree):

@@ -30,6 +30,7 @@ class ConvertConfig:
     zero_based: bool = False
     drop_empty: bool = False
     drop_unknown_classes: bool = False
+    drop_invalid_objects: bool = False
     verify: str = "decode"
     max_pixels: int = 100_000_000
     num_shards: int = 0  # 0: as many as shard_bytes asks for
@@ -59,7 +60,7 @@ class ConvertConfig:
     def settings(self) -> dict[str, Any]:
         """The settings that decide the outcome, beside the files and the labels."""
         names = """
-            on_error strict zero_based drop_empty drop_unknown_classes verify max_pixels
+            on_error strict zero_based drop_empty drop_unknown_classes drop_invalid_objects verify max_pixels
             num_shards shard_bytes seed val_fraction
         """
         return {name: getattr(self, name) for name in names.split()}
@@ -74,6 +75,7 @@ class ReadOptions:
     verify: str = "decode"  # or "header": what is checked of a JPEG that is stored as it is
     max_pixels: int = 100_000_000
     drop_unknown_classes: bool = False
+    drop_invalid_objects: bool = False  # keep an image of which no object can be read, as a negative
 
     def __post_init__(self) -> None:
         if self.verify not in ("header", "decode"):

@@ -84,6 +84,8 @@ def _convert(config: ConvertConfig, workers: Workers) -> list[Manifest]:
     if problems:
         remedy = "Correct the files (shards without them are not made again), or leave them out with --on_error=skip."
         raise ConversionError("\n".join([f"nothing was published; {len(problems)} problems:", *problems, remedy]))
+    if not labels:
+        raise ConversionError("no class name is UTF-8: declare the encoding in the first line of the XML files.")
     _write_labels(labels, config.output_dir)
     for manifest in made.values():
         _publish(manifest, config.output_dir)
@@ -120,12 +122,12 @@ def _choose_labels(splits: dict[str, Listing], config: ConvertConfig, workers: W
 
 
 def find_classes(inputs: Sequence[Input], workers: Workers) -> tuple[str, ...]:
-    """All class names, sorted."""
+    """All class names in UTF-8, sorted."""
     chunks = [inputs[start : start + 256] for start in range(0, len(inputs), 256)]
-    labels = tuple(sorted(set().union(*workers.map(_class_names, chunks, len(inputs), "finding classes"))))
-    if not labels:
+    names = set().union(*workers.map(_class_names, chunks, len(inputs), "finding classes"))
+    if not names:
         raise ConversionError("no annotation names a class: check --voc_dir, or give --labels.")
-    return labels
+    return tuple(sorted(name for name in names if "\ufffd" not in name))  # the files with the others are refused
 
 
 def _class_names(inputs: Sequence[Input], advance: Advance) -> set[str]:

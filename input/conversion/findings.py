@@ -21,6 +21,7 @@ REFUSED = {
     "damaged_image": "the image cannot be decoded to its end",
     "too_many_pixels": "the image exceeds --max_pixels",
     "unreadable": "the system cannot read the file",
+    "all_objects_dropped": "none of its objects could be read: see --drop_invalid_objects",
     "other_size": "<size> has another shape than the image, so the boxes cannot belong to it",
 }
 REPAIRED = {
@@ -37,7 +38,8 @@ REPAIRED = {
     "missing_name": "an object has no <name>; it was dropped",
     "unknown_class_dropped": "an object's class is not in the label list; it was dropped as asked",
     "degenerate_box": "a box has max = min as written, to 1/100 pixel; it was dropped",
-    "swapped_box": "a box has max < min as written; it was dropped",
+    "swapped_box": "a box has max < min as written; its corners were put right",
+    "swapped_outside": "a box has max < min as written and reaches out of the image; it was dropped",
     "clipped_box": "a box reached out of the image; it was clipped",
     "outside_box": "a box lies wholly outside the image; it was dropped",
     "duplicate_box": "an object repeats another's class and box; it was dropped",
@@ -53,9 +55,17 @@ NOTED = {
     "exponent_number": "a coordinate is written with an exponent",
     "zero_coordinate": "a coordinate is 0, which 1-based data cannot have: see --zero_based",
     "fields_absent": "difficult, truncated or pose is absent; 0, 0 and Unspecified were used",
+    "tag_case": "a tag is in another case, such as <Object>; it was read all the same",
+    "polygon": "an object has a <polygon>, but no <bndbox>; the upright box around it was used",
+    "rotated_box": "an object has a <robndbox>, but no <bndbox>; the upright box around it was used",
+    "deleted_object": "an object is marked as <deleted>; it was left out",
     "parts": "an object has <part> boxes, which are not objects",
     "no_objects": "the image has no objects; it was kept as a negative",
     "dropped_empty": "the image has no objects; it was left out, as --drop_empty says",
+}
+# The reasons for which an object is dropped that nobody asked to drop, and of which nothing is kept.
+INVALID_OBJECTS = {
+    *("bad_number", "missing_corner", "missing_name", "degenerate_box", "swapped_outside", "outside_box"),
 }
 KINDS = {"refused": REFUSED, "repaired": REPAIRED, "noted": NOTED}
 

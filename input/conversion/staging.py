@@ -83,6 +83,7 @@ def stage(
         verify=config.verify,
         max_pixels=config.max_pixels,
         drop_unknown_classes=config.drop_unknown_classes,
+        drop_invalid_objects=config.drop_invalid_objects,
     )
     order = shuffled(inputs, config.seed, "shards")
     results: dict[str, ShardResult] = {}

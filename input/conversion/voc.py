@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from input.conversion import frame, images, voc_xml
 from input.conversion.config import ReadOptions
-from input.conversion.findings import Note, Refused
+from input.conversion.findings import INVALID_OBJECTS, Note, Refused
 from input.conversion.objects import place_objects, read_objects
 from input.shards import Finding
 from input.tfrecord import Annotation
@@ -57,6 +57,8 @@ def read_annotation(source: Source, options: ReadOptions) -> Example:
     document = voc_xml.read_document(source.xml_path)
     if document.replaced:
         note_xml("encoding", "save it as UTF-8, or declare its encoding in the first line")
+    if document.other_case:
+        note_xml("tag_case", "")
     if not source.image_path:
         looked_for = f"{source.image_id}.*" + (f" nor {document.filename}" if document.filename else "")
         raise Refused(source.xml_path, "missing_image", f"no {looked_for} in the image folder")
@@ -67,6 +69,11 @@ def read_annotation(source: Source, options: ReadOptions) -> Example:
     image = images.read_image(source.image_path, annotated_size, options, note_image)
     labelled_size = frame.labelled_size(annotated_size, image.size, source.xml_path, note_xml)
     objects = place_objects(written, labelled_size, image.size, options.zero_based, note_xml)
+    invalid = [finding for finding in findings if finding.reason in INVALID_OBJECTS]
+    if invalid and not objects and not options.drop_invalid_objects:
+        flaws = "; ".join(f"{finding.reason}: {finding.detail}" for finding in invalid[:3])
+        more = f"; and {len(invalid) - 3} more" if len(invalid) > 3 else ""
+        raise Refused(source.xml_path, "all_objects_dropped", f"{flaws}{more}")
     annotation = Annotation(
         image_id=source.image_id,
         filename=image_name,
