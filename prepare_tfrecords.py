@@ -63,6 +63,12 @@ flags.DEFINE_boolean(
     "drop_empty", _default.drop_empty, "Leave out images without objects, instead of keeping them as negatives."
 )
 flags.DEFINE_enum(
+    "exif",
+    _default.exif,
+    ["auto", "apply", "ignore"],
+    "Whether boxes are in the frame that an EXIF orientation gives. auto: decide from <size> and the boxes, or refuse.",
+)
+flags.DEFINE_enum(
     "verify", _default.verify, ["header", "decode"], "How to check an image that is stored without encoding it anew."
 )
 flags.DEFINE_integer("max_pixels", _default.max_pixels, "Refuse images of more pixels.", lower_bound=1)

@@ -554,7 +554,8 @@ def test_damaged_images(files, originals, spots):
     def check(case):
         extension, data = case
         files.set_image(data, extension)
-        header, decode = files.read(verify="header"), files.read()
+        options = {"exif": ("auto", "apply", "ignore")[len(data) % 3]}
+        header, decode = files.read(verify="header", **options), files.read(**options)
         assert header == decode or decode in ("damaged_image", "not_an_image")
         return name_of(decode)
 

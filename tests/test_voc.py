@@ -181,7 +181,16 @@ CASES = {
         [(5.0, 10.0, 55.0, 30.0)],
     ),
     "turned without its boxes": (swap_image("b", with_orientation(picture(), 6)), "exif_ignored", GOOD),
-    "mirrored": (swap_image("b", with_orientation(picture(), 2)), "exif_ignored", GOOD),
+    "mirrored": (swap_image("b", with_orientation(picture(), 2)), "exif_unclear", None),
+    "upside down": (swap_image("b", with_orientation(picture(), 3)), "exif_unclear", None),
+    "mirrored without objects": (
+        lambda tree: (
+            swap_image("b", with_orientation(picture(), 2))(tree),
+            replace_xml(annotation_xml(""))(tree),
+        ),
+        "exif_ignored",
+        [],
+    ),
     "exponent": (replace_xml(boxes((11, 6, "3e1", 25))), "exponent_number", GOOD),
     "comma": (replace_xml(boxes((11, 6, "30,0", 25))), "comma_number", GOOD),
     "NaN": (replace_xml(boxes((11, 6, "nan", 25), (11, 6, 30, 25))), "bad_number", GOOD),
@@ -415,22 +424,92 @@ def test_pixels_survive_encoding_anew(tree, image, image_format):
     np.testing.assert_allclose(stored.astype(int), expected, atol=5)
 
 
-@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-def test_rotation_is_baked_in(tree, orientation):
-    """A bright patch painted in the upright frame lies in the box that the upright annotation gives."""
+def stored_image(upright: np.ndarray, orientation: int) -> Image.Image:
+    """What the orientation turns into the upright one: EXIF 2.3, tag 274."""
+    stored = {
+        2: upright[:, ::-1],
+        3: np.rot90(upright, 2),
+        4: upright[::-1],
+        5: upright.T,
+        6: np.rot90(upright, 1),
+        7: np.rot90(upright, 2).T,
+        8: np.rot90(upright, -1),
+    }
+    return Image.fromarray(stored[orientation].copy())
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", [2, 3, 4, 5, 6, 7, 8])
+def test_boxes_of_a_turned_image(tree, orientation, image_format):
+    """A bright patch that is painted in the upright or in the stored frame lies in the box that is written in it."""
     upright = np.zeros((60, 40), np.uint8)
     upright[5:55, 10:30] = 255
-    # The stored image is what the orientation turns into the upright one: EXIF 2.3, tag 274.
-    stored = {5: upright.T, 6: np.rot90(upright, 1), 7: np.rot90(upright, 2).T, 8: np.rot90(upright, -1)}[orientation]
-    swap_image("b", with_orientation(Image.fromarray(stored.copy()), orientation))(tree)
-    replace_xml(TWISTED)(tree)
-    example = read(tree)
-    assert (example.annotation.height, example.annotation.width) == (60, 40)
-    pixels = tf.io.decode_jpeg(example.jpeg, channels=1).numpy()[..., 0]
-    ymin, xmin, ymax, xmax = map(int, example.annotation.boxes[0])
-    inside = np.zeros((60, 40), bool)
-    inside[ymin:ymax, xmin:xmax] = True
-    np.testing.assert_array_equal(pixels > 128, inside)
+    image = stored_image(upright, orientation)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    extension = {"JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif"}[image_format]
+    swap_image("b", encoded(image, image_format, exif=exif), extension)(tree)
+    for apply, drawn in ((True, upright), (False, np.asarray(image))):
+        rows, columns = np.nonzero(drawn)
+        box = (columns.min() + 1, rows.min() + 1, columns.max() + 1, rows.max() + 1)
+        replace_xml(annotation_xml(object_xml(box=box), size=drawn.shape))(tree)
+        example = read(tree, exif="auto" if orientation >= 5 else "apply" if apply else "ignore")
+        assert (example.annotation.height, example.annotation.width) == drawn.shape
+        pixels = tf.io.decode_jpeg(example.jpeg, channels=1).numpy()[..., 0]
+        ymin, xmin, ymax, xmax = map(int, example.annotation.boxes[0])
+        inside = np.zeros(drawn.shape, bool)
+        inside[ymin:ymax, xmin:xmax] = True
+        np.testing.assert_array_equal(pixels > 128, inside)
+        reasons = [finding.reason for finding in example.findings]
+        assert ("exif_rotated" if apply else "exif_ignored") in reasons
+        assert "size" not in reasons
+        assert "scaled" not in reasons
+
+
+WIDE, TALL = (40, 60), (60, 40)  # the image's size as stored, and as turned by an orientation of 5 to 8
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "extent", "expected"),
+    [
+        (1, TALL, (60, 40), False),
+        (2, WIDE, (40, 60), None),
+        (3, (0, 0), (10, 10), None),
+        (4, WIDE, None, False),
+        (6, TALL, (60, 40), True),
+        (6, WIDE, (40, 60), False),
+        (6, (600, 400), (600, 400), True),  # labelled before the image was resized
+        (6, (400, 600), (400, 600), False),
+        (6, TALL, (20, 20), True),  # <size> decides where the boxes fit into both
+        (6, WIDE, (60, 40), None),  # the boxes contradict <size>
+        (6, TALL, (40, 60), None),
+        (6, (0, 0), (60, 30), True),  # without <size> the boxes decide
+        (6, (0, 0), (30, 60), False),
+        (6, (0, 0), (41, 41), None),
+        (6, (0, 0), (70, 70), None),
+        (6, (0, 0), None, False),
+        (6, TALL, None, True),
+        (6, (60, 60), (10, 10), False),  # of another image, which is refused
+    ],
+)
+def test_the_frame_is_decided_by_what_is_known(orientation, size, extent, expected):
+    assert frame.is_turned(orientation, WIDE, frame.Frame(size, extent)) is expected
+
+
+def test_the_frame_of_a_square_image():
+    assert frame.is_turned(6, (50, 50), frame.Frame((50, 50), (10, 10))) is None
+    assert frame.is_turned(6, (50, 51), frame.Frame((51, 50), (10, 10))) is True  # to the pixel
+
+
+def test_the_flag_decides_against_size(tree):
+    """A tool may write the size of the stored image, though it shows the turned one."""
+    swap_image("b", with_orientation(picture(), 6))(tree)
+    replace_xml(annotation_xml(object_xml(box=(11, 6, 30, 55)), size=WIDE))(tree)
+    with pytest.raises(findings.Refused, match="--exif=apply") as refusal:
+        read(tree)
+    assert refusal.value.reason == "exif_unclear"
+    assert read(tree, exif="apply").annotation.boxes == [(5, 10, 55, 30)]
+    assert [finding.reason for finding in read(tree, exif="ignore").findings] == ["exif_ignored", "clipped_box"]
 
 
 def test_truncation_at_any_byte_is_found(tree):

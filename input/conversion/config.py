@@ -31,6 +31,7 @@ class ConvertConfig:
     drop_empty: bool = False
     drop_unknown_classes: bool = False
     drop_invalid_objects: bool = False
+    exif: str = "auto"
     verify: str = "decode"
     max_pixels: int = 100_000_000
     num_shards: int = 0  # 0: as many as shard_bytes asks for
@@ -60,8 +61,8 @@ class ConvertConfig:
     def settings(self) -> dict[str, Any]:
         """The settings that decide the outcome, beside the files and the labels."""
         names = """
-            on_error strict zero_based drop_empty drop_unknown_classes drop_invalid_objects verify max_pixels
-            num_shards shard_bytes seed val_fraction
+            on_error strict zero_based drop_empty drop_unknown_classes drop_invalid_objects exif verify
+            max_pixels num_shards shard_bytes seed val_fraction
         """
         return {name: getattr(self, name) for name in names.split()}
 
@@ -72,6 +73,7 @@ class ReadOptions:
 
     labels: tuple[str, ...]
     zero_based: bool = False  # coordinates are edges counted from 0, not pixels counted from 1
+    exif: str = "auto"  # or "apply" or "ignore": whether the boxes are in the frame that an EXIF orientation gives
     verify: str = "decode"  # or "header": what is checked of a JPEG that is stored as it is
     max_pixels: int = 100_000_000
     drop_unknown_classes: bool = False
@@ -80,6 +82,8 @@ class ReadOptions:
     def __post_init__(self) -> None:
         if self.verify not in ("header", "decode"):
             raise ValueError(f"--verify={self.verify} is unknown: choose header or decode.")
+        if self.exif not in ("auto", "apply", "ignore"):
+            raise ValueError(f"--exif={self.exif} is unknown: choose auto, apply or ignore.")
 
     @functools.cached_property
     def classes(self) -> dict[str, int]:

@@ -22,6 +22,7 @@ REFUSED = {
     "too_many_pixels": "the image exceeds --max_pixels",
     "unreadable": "the system cannot read the file",
     "all_objects_dropped": "none of its objects could be read: see --drop_invalid_objects",
+    "exif_unclear": "the boxes may be in the frame that the EXIF orientation gives, or not: see --exif",
     "other_size": "<size> has another shape than the image, so the boxes cannot belong to it",
 }
 REPAIRED = {
@@ -51,7 +52,7 @@ NOTED = {
     "reencoded": "the image was encoded anew as 8-bit RGB JPEG of quality 95",
     "grayscale": "the image has one channel; it was kept, and readers repeat the channel three times",
     "path_in_filename": "<filename> holds a folder; only its last part was used",
-    "exif_ignored": "the EXIF orientation is not applied: the boxes are in the frame of the stored pixels",
+    "exif_ignored": "the EXIF orientation was not applied: the boxes, if any, are in the frame of the stored pixels",
     "exponent_number": "a coordinate is written with an exponent",
     "zero_coordinate": "a coordinate is 0, which 1-based data cannot have: see --zero_based",
     "fields_absent": "difficult, truncated or pose is absent; 0, 0 and Unspecified were used",

@@ -80,6 +80,7 @@ def stage(
     options = ReadOptions(
         labels=labels,
         zero_based=config.zero_based,
+        exif=config.exif,
         verify=config.verify,
         max_pixels=config.max_pixels,
         drop_unknown_classes=config.drop_unknown_classes,

@@ -10,9 +10,10 @@ import unicodedata
 from pathlib import PureWindowsPath
 from typing import NamedTuple
 
-from input.conversion import frame, images, voc_xml
+from input.conversion import images, voc_xml
 from input.conversion.config import ReadOptions
 from input.conversion.findings import INVALID_OBJECTS, Note, Refused
+from input.conversion.frame import Frame, labelled_size, parse_size
 from input.conversion.objects import place_objects, read_objects
 from input.shards import Finding
 from input.tfrecord import Annotation
@@ -65,10 +66,14 @@ def read_annotation(source: Source, options: ReadOptions) -> Example:
     _check_names(source, document, note_xml)
 
     written = read_objects(document, options, source.xml_path, note_xml)
-    annotated_size = frame.parse_size(document.height, document.width)
-    image = images.read_image(source.image_path, annotated_size, options, note_image)
-    labelled_size = frame.labelled_size(annotated_size, image.size, source.xml_path, note_xml)
-    objects = place_objects(written, labelled_size, image.size, options.zero_based, note_xml)
+    ends = [max(column) for column in zip(*(item.box for item in written))]  # of ymin, xmin, ymax, xmax
+    frame = Frame(
+        size=parse_size(document.height, document.width),
+        extent=(max(ends[::2]), max(ends[1::2])) if ends else None,
+    )
+    image = images.read_image(source.image_path, frame, options, note_image)
+    size = labelled_size(frame.size, image.size, image.swappable, source.xml_path, note_xml)
+    objects = place_objects(written, size, image.size, options.zero_based, note_xml)
     invalid = [finding for finding in findings if finding.reason in INVALID_OBJECTS]
     if invalid and not objects and not options.drop_invalid_objects:
         flaws = "; ".join(f"{finding.reason}: {finding.detail}" for finding in invalid[:3])
