@@ -179,6 +179,7 @@ class Manifest:
     repaired: Findings
     noted: Findings
     inputs: dict[str, str]  # image id -> a fingerprint of its files
+    digests: dict[str, str]  # image id -> the first 16 hexadecimal digits of the stored image's SHA-256
 
     def findings(self, kind: str) -> Findings:
         """The findings of a kind: refused, repaired or noted."""
@@ -198,13 +199,15 @@ class Manifest:
     def from_json(cls, text: str | bytes) -> Manifest:
         """Reads what `to_json` wrote, and manifests of version 1, whose "repaired" was called "mended".
 
+        Those have no digests.
+
         Raises:
           ValueError: the text is no manifest; the message names the wrong field.
         """
         try:
             fields = json.loads(text)
             if fields["version"] == 1:
-                fields["repaired"] = fields.pop("mended")
+                fields.update(repaired=fields.pop("mended"), digests={})
             fields["labels"] = tuple(fields["labels"])
             fields["shards"] = tuple(_checked(ShardInfo, shard) for shard in fields["shards"])
             for kind in ("refused", "repaired", "noted"):

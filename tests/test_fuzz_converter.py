@@ -582,6 +582,7 @@ def frame_header(data: bytes) -> int:
 
 def test_damaged_frame_header(files):
     """The bytes that say how a JPEG is decoded are changed: what Pillow accepts, TensorFlow must accept as well."""
+    files.xml_path.write_text(annotation_xml(size=None))  # which any height and width agree with
     outcomes = collections.Counter()
     start = frame_header(JPEG)
     values = (*range(0, 5), 8, 0x11, 0x21, 0x22, 0x7F, 0x80, *range(0xC0, 0xD0), 0xD9, 0xFF)

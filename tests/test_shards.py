@@ -29,6 +29,7 @@ MANIFEST = Manifest(
     repaired=Findings(counts={"clipped_box": 1}, files=(Finding("a", "a.xml", "clipped_box", "xmax 9"),)),
     noted=Findings(counts={}, files=()),
     inputs={"a": "01", "b": "02", "c": "03"},
+    digests={"a": "0123456789abcdef", "b": "1", "c": "2"},
 )
 FIELDS = json.loads(MANIFEST.to_json())
 
@@ -48,8 +49,9 @@ def test_the_keys_of_the_file():
 
 def test_a_manifest_of_version_1_is_read():
     """Its repaired files are called mended."""
-    fields = {("mended" if key == "repaired" else key): value for key, value in FIELDS.items()}
-    assert Manifest.from_json(json.dumps({**fields, "version": 1})) == dataclasses.replace(MANIFEST, version=1)
+    fields = {("mended" if key == "repaired" else key): value for key, value in FIELDS.items() if key != "digests"}
+    read = Manifest.from_json(json.dumps({**fields, "version": 1}))
+    assert read == dataclasses.replace(MANIFEST, version=1, digests={})
 
 
 @pytest.mark.parametrize("key", FIELDS)

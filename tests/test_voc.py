@@ -245,9 +245,20 @@ CASES = {
     "no flags": (replace_xml(annotation_xml(object_xml(flags="<pose>Left</pose>"))), "fields_absent", GOOD),
     "parts": (replace_xml(annotation_xml(object_xml(inner=PART))), "parts", GOOD),
     "no objects": (replace_xml(annotation_xml("")), "no_objects", []),
+    "two images of one stem": (
+        lambda tree: (tree.images / "b.png").write_bytes(encoded(picture(seed=1), "PNG")),
+        "same_stem",
+        GOOD,
+    ),
+    "same image": (
+        lambda tree: (tree.images / "b.jpg").write_bytes((tree.images / "a.jpg").read_bytes()),
+        "same_image",
+        GOOD,
+    ),
     "listed twice": (lambda tree: tree.image_set("some", "a", "b", "b"), "listed_twice", GOOD),
 }
-ELSEWHERE = {"unknown_class_dropped", "dropped_empty"}  # the reasons that need a flag: tested below
+# The reasons that need a flag, or that there is no image set: tested below.
+ELSEWHERE = {"unknown_class_dropped", "dropped_empty", "in_subfolder", "no_annotation", "same_image_elsewhere"}
 
 
 @pytest.fixture
@@ -571,6 +582,44 @@ def test_unknown_classes_dropped_as_asked(tree):
     manifest, records = convert_tree(tree, drop_unknown_classes=True, on_error="fail")
     assert manifest.repaired.counts == {"unknown_class_dropped": 1}
     np.testing.assert_allclose(records["b"].boxes, GOOD, atol=1e-5)
+
+
+def test_what_a_folder_holds_beside_its_annotated_images(tree):
+    """Where an image set decides, nothing is left out."""
+    for path in ("one/c.xml", "one/two/d.xml", "one/._d.xml", "one/notes.txt", ".hidden/e.xml"):
+        (tree.annotations / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree.annotations / path).write_text(annotation_xml())
+    (tree.annotations / "one" / "circle").symlink_to(tree.annotations / "one" / "two")
+    (tree.images / "z.jpg").write_bytes(JPEG)
+    out = str(tree.root.parent / "out")
+    (manifest,) = convert.convert(ConvertConfig(output_dir=out, voc_dirs=(str(tree.root),)), Workers(1))
+    left_out = [(kind, finding.file) for kind in findings.KINDS for finding in manifest.findings(kind).files]
+    assert sorted(name for _, name in left_out) == ["one/c.xml", "one/circle/d.xml", "one/two/d.xml", "z.jpg"]
+    assert manifest.noted.counts == {"no_annotation": 1}
+    assert manifest.num_images == 2
+    (some,) = convert.convert(ConvertConfig(output_dir=out, voc_dirs=(str(tree.root),), image_set="some"), Workers(1))
+    assert some.noted.counts == {"same_image_elsewhere": 2}
+    assert some.repaired.counts == {}
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_the_same_image_in_two_splits(tmp_path, together):
+    """It is named in the split that is converted later, whether by the same command or not."""
+    root = tmp_path / "set"
+    for stem in ("train/a", "train/c", "val/b"):
+        (root / stem).parent.mkdir(parents=True, exist_ok=True)
+        (root / f"{stem}.xml").write_text(annotation_xml())
+        (root / f"{stem}.jpg").write_bytes(JPEG)
+    out = str(tmp_path / "out")
+    configs = [ConvertConfig(output_dir=out, voc_dirs=(str(root),))]
+    if not together:
+        configs = [ConvertConfig(output_dir=out, voc_dirs=(str(root / name),), split=name) for name in ("train", "val")]
+    train, val = (manifest for config in configs for manifest in convert.convert(config, Workers(1)))
+    found = [finding for manifest in (train, val) for finding in manifest.noted.files if "same" in finding.reason]
+    assert found == [
+        shards.Finding("c", "c.jpg", "same_image", "as a"),
+        shards.Finding("b", "b.jpg", "same_image_elsewhere", "as a of train"),
+    ]
 
 
 @pytest.mark.parametrize("box", [(9, 9, 9, 20), (70, 6, 90, 25), ("nan", 6, 30, 25), (61, 6, 11, 25)])

@@ -9,13 +9,14 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 from input import files, shards
-from input.conversion import voc_xml
+from input.conversion import voc, voc_xml
 from input.conversion.beam import SCRATCH
 from input.conversion.config import ConversionError, ConvertConfig
 from input.conversion.findings import KINDS
@@ -79,7 +80,9 @@ def _convert(config: ConvertConfig, workers: Workers) -> list[Manifest]:
             continue
         if config.overwrite:
             files.remove_tree(staging_dir(config.output_dir, split))
-        made[split] = _make_split(split, listing, labels, config, workers)
+        manifest = _make_split(split, listing, labels, config, workers)
+        known = [*finished.values(), *made.values(), *_other_manifests(splits, config.output_dir)]
+        made[split] = _with_findings(manifest, [*_same_images(manifest, known, listing)])
         problems += _problems(made[split], config)
     if problems:
         remedy = "Correct the files (shards without them are not made again), or leave them out with --on_error=skip."
@@ -93,16 +96,24 @@ def _convert(config: ConvertConfig, workers: Workers) -> list[Manifest]:
     return [{**finished, **made}[split] for split in splits]
 
 
+def _other_manifest_names(splits: Container[str], output_dir: str) -> list[str]:
+    """The manifests of the splits that the output folder holds beside these."""
+    end = ".manifest.json"
+    return sorted(name for name in files.names(output_dir) if name.endswith(end) and name[: -len(end)] not in splits)
+
+
+def _other_manifests(splits: Container[str], output_dir: str) -> Iterator[Manifest]:
+    for name in _other_manifest_names(splits, output_dir):
+        with contextlib.suppress(ValueError):  # a damaged one is reported when its own split is used
+            yield shards.read_manifest(os.path.join(output_dir, name))
+
+
 # The label list.
 
 
 def _choose_labels(splits: dict[str, Listing], config: ConvertConfig, workers: Workers) -> tuple[str, ...]:
     existing = os.path.join(config.output_dir, shards.LABELS)
-    others = [
-        name
-        for name in files.names(config.output_dir)
-        if name.endswith(".manifest.json") and name[: -len(".manifest.json")] not in splits
-    ]
+    others = _other_manifest_names(splits, config.output_dir)
     try:
         there = shards.parse_labels(existing) if files.exists(existing) else None
         given = shards.parse_labels(config.labels_file) if config.labels_file else None
@@ -110,7 +121,7 @@ def _choose_labels(splits: dict[str, Listing], config: ConvertConfig, workers: W
         raise ConversionError(str(error)) from error
     if given and there and given != there and others:
         raise ConversionError(
-            f"{config.labels_file} differs from {existing}, which {', '.join(sorted(others))} was made with: "
+            f"{config.labels_file} differs from {existing}, which {', '.join(others)} was made with: "
             "convert every split anew, into an empty folder."
         )
     if given:
@@ -171,10 +182,6 @@ def _make_manifest(
     labels: tuple[str, ...],
     config: ConvertConfig,
 ) -> Manifest:
-    def of_kind(kind: str) -> Findings:
-        members = sorted(finding for finding in findings if finding.reason in KINDS[kind])
-        return Findings(dict(collections.Counter(finding.reason for finding in members)), tuple(members))
-
     boxes_per_class = {label: sum(result.boxes_per_class.get(label, 0) for result in results) for label in labels}
     return Manifest(
         version=shards.MANIFEST_VERSION,
@@ -197,11 +204,41 @@ def _make_manifest(
             )
             for index, result in enumerate(results)
         ),
-        refused=of_kind("refused"),
-        repaired=of_kind("repaired"),
-        noted=of_kind("noted"),
         inputs={item.image_id: item.fingerprint for item in listing.inputs},
+        digests=dict(sorted(item for result in results for item in result.digests.items())),
+        **{kind: _of_kind(kind, findings) for kind in KINDS},
     )
+
+
+def _of_kind(kind: str, findings: Iterable[Finding]) -> Findings:
+    members = sorted(finding for finding in findings if finding.reason in KINDS[kind])
+    counts = collections.Counter(finding.reason for finding in members)
+    return Findings({reason: counts[reason] for reason in KINDS[kind] if counts[reason]}, tuple(members))
+
+
+def _with_findings(manifest: Manifest, findings: Sequence[Finding]) -> Manifest:
+    """The manifest with more findings."""
+    more = {kind: _of_kind(kind, [*manifest.findings(kind).files, *findings]) for kind in KINDS}
+    return dataclasses.replace(manifest, **more)
+
+
+def _same_images(manifest: Manifest, others: Iterable[Manifest], listing: Listing) -> Iterator[Finding]:
+    """The images with the bytes of an earlier one, in this split or in another."""
+    first: dict[str, str] = {}
+    same: dict[str, str] = {}  # image id -> that of the earlier one
+    for image_id, digest in manifest.digests.items():
+        if first.setdefault(digest, image_id) != image_id:
+            same[image_id] = first[digest]
+    elsewhere = {
+        first[digest]: f"{image_id} of {other.split}"
+        for other in others
+        for image_id, digest in reversed(other.digests.items())  # so that the first of several is named
+        if digest in first
+    }
+    for item in listing.inputs:
+        for reason, found in (("same_image", same), ("same_image_elsewhere", elsewhere)):
+            if item.image_id in found:
+                yield Finding(item.image_id, voc.name_key(item.image_name), reason, f"as {found[item.image_id]}")
 
 
 def _problems(manifest: Manifest, config: ConvertConfig) -> list[str]:

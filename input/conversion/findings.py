@@ -44,6 +44,8 @@ REPAIRED = {
     "clipped_box": "a box reached out of the image; it was clipped",
     "outside_box": "a box lies wholly outside the image; it was dropped",
     "duplicate_box": "an object repeats another's class and box; it was dropped",
+    "same_stem": "a file has the name of another, but for the extension; it was left out",
+    "in_subfolder": "an XML file is in a subfolder, and those are not searched; it was left out",
     "listed_twice": "the image set lists it more than once; it was converted once",
 }
 NOTED = {
@@ -61,6 +63,9 @@ NOTED = {
     "rotated_box": "an object has a <robndbox>, but no <bndbox>; the upright box around it was used",
     "deleted_object": "an object is marked as <deleted>; it was left out",
     "parts": "an object has <part> boxes, which are not objects",
+    "no_annotation": "an image has no XML file; it was left out",
+    "same_image": "the image has the same bytes as another; both were kept",
+    "same_image_elsewhere": "an image of another split has the same bytes; it was kept in both",
     "no_objects": "the image has no objects; it was kept as a negative",
     "dropped_empty": "the image has no objects; it was left out, as --drop_empty says",
 }

@@ -50,6 +50,7 @@ class ShardResult:
     num_truncated: int
     boxes_per_class: dict[str, int]
     images_per_class: dict[str, int]
+    digests: dict[str, str]  # image id -> the start of the stored image's SHA-256
     left_out: Sequence[str]  # image ids
     findings: Sequence[Finding]
 
@@ -130,7 +131,7 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
     counts = dict.fromkeys(("num_records", "num_bytes", "num_negatives", "num_difficult", "num_truncated"), 0)
     boxes_per_class: collections.Counter[str] = collections.Counter()
     images_per_class: collections.Counter[str] = collections.Counter()
-    left_out, findings = [], []
+    left_out, findings, digests = [], [], {}
     digest = hashlib.sha256()
     with files.create(task.path + ".shard") as shard:
         for count, item in enumerate(task.inputs, 1):
@@ -138,7 +139,9 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
             findings += found
             if example:
                 annotation = example.annotation
-                record = tfrecord.frame_record(tfrecord.encode_example(annotation, example.jpeg))
+                sha256 = hashlib.sha256(example.jpeg).hexdigest()
+                digests[item.image_id] = sha256[:16]
+                record = tfrecord.frame_record(tfrecord.encode_example(annotation, example.jpeg, sha256))
                 shard.write(record)
                 digest.update(record)
                 boxes_per_class.update(annotation.class_names)
@@ -157,6 +160,7 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
         sha256=digest.hexdigest(),
         boxes_per_class=dict(boxes_per_class),
         images_per_class=dict(images_per_class),
+        digests=digests,
         left_out=left_out,
         findings=findings,
         **counts,
