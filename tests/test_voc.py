@@ -257,8 +257,11 @@ CASES = {
     ),
     "listed twice": (lambda tree: tree.image_set("some", "a", "b", "b"), "listed_twice", GOOD),
 }
-# The reasons that need a flag, or that there is no image set: tested below.
-ELSEWHERE = {"unknown_class_dropped", "dropped_empty", "in_subfolder", "no_annotation", "same_image_elsewhere"}
+# The reasons that need a flag, several images or other labels, or that there is no image set: tested below.
+ELSEWHERE = {
+    *("unknown_class_dropped", "dropped_empty", "in_subfolder", "no_annotation", "same_image_elsewhere"),
+    *("similar_classes", "maybe_zero_based"),
+}
 
 
 @pytest.fixture
@@ -582,6 +585,36 @@ def test_unknown_classes_dropped_as_asked(tree):
     manifest, records = convert_tree(tree, drop_unknown_classes=True, on_error="fail")
     assert manifest.repaired.counts == {"unknown_class_dropped": 1}
     np.testing.assert_allclose(records["b"].boxes, GOOD, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("written", "suspected"),
+    [
+        ([(0, 5, 59, 39)] * 5, True),
+        ([(0, 5, 59, 39)] * 4, False),  # an annotator may slip
+        ([(0, 5, 59, 39)] * 8 + [(1, 5, 60, 39)], False),  # pixel 60 of 60: counted from 1
+        ([(1, 5, 59, 39)] * 8, False),
+    ],
+)
+def test_zero_based_coordinates_are_suspected(tree, written, suspected):
+    replace_xml(boxes(*((xmin, ymin + i, xmax, ymax) for i, (xmin, ymin, xmax, ymax) in enumerate(written))))(tree)
+    manifest, _ = convert_tree(tree)
+    assert manifest.noted.counts.get("maybe_zero_based", 0) == suspected
+    if suspected:
+        (finding,) = (finding for finding in manifest.noted.files if finding.reason == "maybe_zero_based")
+        assert finding.detail.startswith("5 boxes")
+    manifest, _ = convert_tree(tree, zero_based=True, overwrite=True)
+    assert manifest.noted.counts == {}
+
+
+def test_classes_that_differ_only_in_case_or_spaces(tree):
+    replace_xml(annotation_xml(*map(object_xml, ("Cat", "traffic light", "trafficlight", "dog", "dogs"))))(tree)
+    config = ConvertConfig(output_dir=str(tree.root.parent / "out"), voc_dirs=(str(tree.root),))
+    (manifest,) = convert.convert(config, Workers(1))
+    assert [(finding.file, finding.detail) for finding in manifest.noted.files] == [
+        ("labels.txt", "'Cat' and 'cat'"),
+        ("labels.txt", "'traffic light' and 'trafficlight'"),
+    ]
 
 
 def test_what_a_folder_holds_beside_its_annotated_images(tree):

@@ -13,6 +13,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import unicodedata
 from collections.abc import Container, Iterable, Iterator, Sequence
 
 from input import files, shards
@@ -24,6 +25,8 @@ from input.conversion.listing import Input, Listing, list_inputs
 from input.conversion.staging import ShardResult, stage, staging_dir
 from input.conversion.workers import Advance, Workers
 from input.shards import Finding, Findings, Manifest, ShardInfo
+
+_MANY_ZEROS = 5  # boxes with a coordinate of 0
 
 
 def convert(config: ConvertConfig, workers: Workers) -> list[Manifest]:
@@ -82,7 +85,7 @@ def _convert(config: ConvertConfig, workers: Workers) -> list[Manifest]:
             files.remove_tree(staging_dir(config.output_dir, split))
         manifest = _make_split(split, listing, labels, config, workers)
         known = [*finished.values(), *made.values(), *_other_manifests(splits, config.output_dir)]
-        made[split] = _with_findings(manifest, [*_same_images(manifest, known, listing)])
+        made[split] = _with_findings(manifest, [*_similar_classes(labels), *_same_images(manifest, known, listing)])
         problems += _problems(made[split], config)
     if problems:
         remedy = "Correct the files (shards without them are not made again), or leave them out with --on_error=skip."
@@ -169,7 +172,8 @@ def _make_split(
         left_out = {image_id for result in results for image_id in result.left_out}
         inputs = [item for item in inputs if item.image_id not in left_out]
         if not inputs or all(result.num_records for result in results):
-            return _make_manifest(split, listing, [*findings, *found], results, labels, config)
+            findings += [*found, *_maybe_zero_based(split, results)]
+            return _make_manifest(split, listing, findings, results, labels, config)
         # A shard came out empty, so few images are left: they are divided into fewer shards.
         findings += [finding for finding in found if finding.image_id in left_out]
 
@@ -214,6 +218,22 @@ def _of_kind(kind: str, findings: Iterable[Finding]) -> Findings:
     members = sorted(finding for finding in findings if finding.reason in KINDS[kind])
     counts = collections.Counter(finding.reason for finding in members)
     return Findings({reason: counts[reason] for reason in KINDS[kind] if counts[reason]}, tuple(members))
+
+
+def _maybe_zero_based(split: str, results: Sequence[ShardResult]) -> Iterator[Finding]:
+    """Coordinates counted from 1 are never 0, but are the width or height about as often as they are 1."""
+    num_at_zero = sum(result.num_at_zero for result in results)
+    if num_at_zero >= _MANY_ZEROS and not any(result.num_at_end for result in results):
+        detail = f"{num_at_zero} boxes have a coordinate of 0, none reaches the image's width or height"
+        yield Finding("", split, "maybe_zero_based", detail)
+
+
+def _similar_classes(labels: Sequence[str]) -> Iterator[Finding]:
+    by_key: dict[str, str] = {}
+    for label in labels:
+        key = "".join(unicodedata.normalize("NFKC", label).casefold().split())
+        if (first := by_key.setdefault(key, label)) != label:
+            yield Finding("", shards.LABELS, "similar_classes", f"{first!r} and {label!r}")
 
 
 def _with_findings(manifest: Manifest, findings: Sequence[Finding]) -> Manifest:

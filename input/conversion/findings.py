@@ -64,6 +64,8 @@ NOTED = {
     "deleted_object": "an object is marked as <deleted>; it was left out",
     "parts": "an object has <part> boxes, which are not objects",
     "no_annotation": "an image has no XML file; it was left out",
+    "similar_classes": "two classes differ only in case or spaces; both were kept",
+    "maybe_zero_based": "many coordinates are 0 and none is the image's width or height: see --zero_based",
     "same_image": "the image has the same bytes as another; both were kept",
     "same_image_elsewhere": "an image of another split has the same bytes; it was kept in both",
     "no_objects": "the image has no objects; it was kept as a negative",

@@ -48,6 +48,8 @@ class ShardResult:
     num_negatives: int
     num_difficult: int
     num_truncated: int
+    num_at_zero: int  # boxes with a coordinate of 0 though counted from 1
+    num_at_end: int  # boxes that reach the image's right or lower edge
     boxes_per_class: dict[str, int]
     images_per_class: dict[str, int]
     digests: dict[str, str]  # image id -> the start of the stored image's SHA-256
@@ -128,7 +130,13 @@ def _finished(task: ShardTask, final: str) -> ShardResult | None:
 
 def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
     """Writes one shard and, last, its result beside it; tells `advance` now and then how many more images are done."""
-    counts = dict.fromkeys(("num_records", "num_bytes", "num_negatives", "num_difficult", "num_truncated"), 0)
+    counts = dict.fromkeys(
+        (
+            *("num_records", "num_bytes", "num_negatives", "num_difficult", "num_truncated"),
+            *("num_at_zero", "num_at_end"),
+        ),
+        0,
+    )
     boxes_per_class: collections.Counter[str] = collections.Counter()
     images_per_class: collections.Counter[str] = collections.Counter()
     left_out, findings, digests = [], [], {}
@@ -151,6 +159,10 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
                 counts["num_negatives"] += not annotation.boxes
                 counts["num_difficult"] += sum(annotation.difficult)
                 counts["num_truncated"] += sum(annotation.truncated)
+                counts["num_at_zero"] += sum(finding.reason == "zero_coordinate" for finding in found)
+                counts["num_at_end"] += sum(
+                    ymax >= annotation.height or xmax >= annotation.width for _, _, ymax, xmax in annotation.boxes
+                )
             else:
                 left_out.append(item.image_id)
             if count % 16 == 0 or count == len(task.inputs):
