@@ -14,7 +14,7 @@ import os
 import sys
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
 from input import files, shards
@@ -53,7 +53,7 @@ flags.DEFINE_boolean(
     "Keep an image of which no object can be read as a negative, instead of refusing the file.",
 )
 flags.DEFINE_enum("on_error", _default.on_error, ["fail", "skip"], "What to do when a file yields no record.")
-flags.DEFINE_boolean("strict", _default.strict, "Count a repaired file as an error.")
+flags.DEFINE_boolean("strict", _default.strict, "Count a file in which anything was dropped or repaired as an error.")
 flags.DEFINE_boolean(
     "zero_based",
     _default.zero_based,
@@ -144,9 +144,9 @@ def main() -> None:
             sys.exit("\n".join(problems))
         return
     if not FLAGS.output_dir:
-        raise app.UsageError("give --output_dir.")
+        raise ValueError("--output_dir is missing: name a folder for the shards.")
     if FLAGS.beam_options and not FLAGS.beam_runner:
-        raise app.UsageError("--beam_options goes with --beam_runner.")
+        raise ValueError("--beam_options goes with --beam_runner.")
     config = config_from_flags()
     try:
         with make_workers() as workers:

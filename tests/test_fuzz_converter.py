@@ -202,7 +202,7 @@ def check_record(example: voc.Example, options: ReadOptions):
         assert trained_size(example.jpeg) == (height, width)
     assert 0 < height * width <= options.max_pixels
     for finding in example.findings:
-        assert finding.reason in {*findings.REPAIRED, *findings.NOTED}
+        assert finding.reason in {*findings.DROPPED, *findings.REPAIRED, *findings.NOTED}
         assert finding.image_id == "b"
         as_json(finding.file + finding.detail)
     for column in ("classes", "class_names", "difficult", "truncated", "poses"):

@@ -129,6 +129,7 @@ CASES = {
     "missing image": (lambda tree: (tree.images / "b.jpg").unlink(), "missing_image", None),
     "empty image": (swap_image("b", b""), "empty_image", None),
     "not an image": (swap_image("b", b"hello, world"), "not_an_image", None),
+    "HEIC": (swap_image("b", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", ".HEIC"), "not_an_image", None),
     "truncated": (swap_image("b", JPEG[: len(JPEG) // 2]), "damaged_image", None),
     "truncated in the header": (swap_image("b", JPEG[:100]), "damaged_image", None),
     "without its end": (without_end, "damaged_image", None),
@@ -325,7 +326,7 @@ def test_every_policy_is_documented():
 
 def test_good_files_give_no_findings(tree):
     manifest, records = convert_tree(tree, strict=True)
-    assert [manifest.findings(kind).counts for kind in findings.KINDS] == [{}, {}, {}]
+    assert [manifest.findings(kind).counts for kind in findings.KINDS] == [{}, {}, {}, {}]
     np.testing.assert_allclose(records["b"].boxes, GOOD, atol=1e-5)
     assert (records["b"].height, records["b"].width) == (40, 60)
 
@@ -543,9 +544,24 @@ def test_a_huge_image_is_refused_before_it_is_decoded(tree):
     content = encoded(picture(), "PNG")
     bomb = content[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + content[33:]
     swap_image("b", bomb)(tree)
-    with pytest.raises(findings.Refused, match="100000x100000") as refusal:
+    with pytest.raises(findings.Refused, match="100000x100000, but --max_pixels is 100000000: raise it") as refusal:
         read(tree)
     assert refusal.value.reason == "too_many_pixels"
+
+
+@pytest.mark.parametrize(
+    ("start", "detail"),
+    [
+        (b"\0\0\0\x18ftypheic", "it is HEIC: convert it to JPEG"),
+        (b"\0\0\0\x20ftypavif", "it is AVIF: convert it to JPEG"),
+        (b"\0\0\0\x20ftypmp42", r"it starts with b'\x00\x00\x00 ftyp'"),
+    ],
+)
+def test_formats_that_are_not_read(tree, start, detail):
+    swap_image("b", start + bytes(16))(tree)
+    with pytest.raises(findings.Refused) as refusal:
+        read(tree)
+    assert (refusal.value.reason, refusal.value.detail) == ("not_an_image", detail)
 
 
 def test_external_entities_are_not_read(tree, tmp_path):
@@ -583,7 +599,7 @@ def test_unreadable_file_is_named(tree, monkeypatch):
 def test_unknown_classes_dropped_as_asked(tree):
     replace_xml(annotation_xml(object_xml("cow"), object_xml()))(tree)
     manifest, records = convert_tree(tree, drop_unknown_classes=True, on_error="fail")
-    assert manifest.repaired.counts == {"unknown_class_dropped": 1}
+    assert manifest.dropped.counts == {"unknown_class_dropped": 1}
     np.testing.assert_allclose(records["b"].boxes, GOOD, atol=1e-5)
 
 
@@ -632,7 +648,7 @@ def test_what_a_folder_holds_beside_its_annotated_images(tree):
     assert manifest.num_images == 2
     (some,) = convert.convert(ConvertConfig(output_dir=out, voc_dirs=(str(tree.root),), image_set="some"), Workers(1))
     assert some.noted.counts == {"same_image_elsewhere": 2}
-    assert some.repaired.counts == {}
+    assert some.dropped.counts == {}
 
 
 @pytest.mark.parametrize("together", [True, False])
@@ -664,7 +680,7 @@ def test_an_image_is_no_negative_because_its_objects_are_unreadable(tree, box):
     assert refused.reason == "all_objects_dropped"
     manifest, records = convert_tree(tree, drop_invalid_objects=True, overwrite=True)
     assert manifest.refused.counts == {}
-    assert manifest.repaired.counts[reason] == 2
+    assert manifest.dropped.counts == {reason: 2}
     assert manifest.noted.counts == {"no_objects": 1}
     assert len(records["b"].boxes) == 0
 
@@ -706,6 +722,15 @@ def test_empty_images_dropped_as_asked(tree):
     assert manifest.noted.counts == {"dropped_empty": 1}
     assert manifest.noted.files[0].image_id == "b"
     assert set(records) == {"a"}
+
+
+def test_strict_makes_drops_errors(tree):
+    replace_xml(boxes((11, 6, 30, 25), (9, 9, 9, 20)))(tree)
+    with pytest.raises(ConversionError, match=r"1 problem:\nb\.xml: degenerate_box: .*xmin 9"):
+        convert_tree(tree, strict=True, on_error="fail")
+    manifest, records = convert_tree(tree, strict=True, on_error="skip")
+    assert set(records) == {"a"}
+    assert manifest.dropped.counts == {"degenerate_box": 1}
 
 
 def test_strict_makes_repairs_errors(tree):

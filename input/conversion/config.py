@@ -41,7 +41,7 @@ class ConvertConfig:
 
     def __post_init__(self) -> None:
         if not self.voc_dirs and not (self.annotations_dir and self.images_dir):
-            raise ConversionError("give --voc_dir, or both --annotations_dir and --images_dir.")
+            raise ConversionError("--voc_dir is missing: give it, or both --annotations_dir and --images_dir.")
         if len(self.voc_dirs) > 1 and (self.annotations_dir or self.images_dir or self.image_set_file):
             raise ConversionError("--annotations_dir, --images_dir and --image_set_file go with one --voc_dir only.")
         if self.val_fraction and (self.image_set or self.image_set_file):

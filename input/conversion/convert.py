@@ -89,7 +89,8 @@ def _convert(config: ConvertConfig, workers: Workers) -> list[Manifest]:
         problems += _problems(made[split], config)
     if problems:
         remedy = "Correct the files (shards without them are not made again), or leave them out with --on_error=skip."
-        raise ConversionError("\n".join([f"nothing was published; {len(problems)} problems:", *problems, remedy]))
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ConversionError("\n".join([f"nothing was published; {count}:", *problems, remedy]))
     if not labels:
         raise ConversionError("no class name is UTF-8: declare the encoding in the first line of the XML files.")
     _write_labels(labels, config.output_dir)
@@ -263,7 +264,7 @@ def _same_images(manifest: Manifest, others: Iterable[Manifest], listing: Listin
 
 def _problems(manifest: Manifest, config: ConvertConfig) -> list[str]:
     """Why the split cannot be published, a line for each problem."""
-    bad = [*manifest.refused.files, *(manifest.repaired.files if config.strict else ())]
+    bad = [*manifest.refused.files, *(manifest.dropped.files + manifest.repaired.files if config.strict else ())]
     if bad and config.on_error == "fail":
         return sorted(f"{finding.file}: {finding.reason}: {finding.detail}" for finding in bad)
     return [] if manifest.num_images else [f"{manifest.split}: no image is left to convert."]

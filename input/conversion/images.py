@@ -25,7 +25,12 @@ _FORMATS = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }
-IMAGE_EXTENSIONS = tuple(_FORMATS)
+IMAGE_EXTENSIONS = (*_FORMATS, ".heic", ".heif", ".avif")
+# Formats that are not read, by their brand in ISO/IEC 14496-12's `ftyp` box.
+_OTHER_FORMATS = {
+    **dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"), "HEIC"),
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+}
 _EXIF_ORIENTATION = 0x0112
 _UNDO = {  # what undoes an orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -84,14 +89,17 @@ def read_image(path: str, frame: Frame, options: ReadOptions, note: Note) -> Sto
     except Refused:
         raise
     except Image.UnidentifiedImageError as error:
-        raise Refused(path, "not_an_image", f"it starts with {data[:8]!r}") from error
+        other = _OTHER_FORMATS.get(data[8:12]) if data[4:8] == b"ftyp" else None
+        detail = f"it is {other}: convert it to JPEG" if other else f"it starts with {data[:8]!r}"
+        raise Refused(path, "not_an_image", detail) from error
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         raise Refused(path, "damaged_image", f"{type(error).__name__}: {error}") from error
 
 
 def _check_pixels(path: str, height: int, width: int, options: ReadOptions) -> None:
     if height * width > options.max_pixels:
-        raise Refused(path, "too_many_pixels", f"{width}x{height}: raise --max_pixels={options.max_pixels}")
+        detail = f"{width}x{height}, but --max_pixels is {options.max_pixels}: raise it"
+        raise Refused(path, "too_many_pixels", detail)
 
 
 class _Turn(NamedTuple):

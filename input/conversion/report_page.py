@@ -204,7 +204,7 @@ def _sheets(report: Report) -> Iterator[str]:
     yield from (_figure(report, index, []) for index in samples)
     yield "</div>\n"
     remarks: dict[str, list[str]] = {}
-    for finding in report.manifest.repaired.files:
+    for finding in report.manifest.dropped.files + report.manifest.repaired.files:
         remarks.setdefault(finding.image_id, []).append(report_words.describe_finding(finding))
     repaired = sorted((image_id, index) for index, image_id in enumerate(image_ids) if image_id in remarks)
     if repaired:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from input import files, shards, tfrecord
 from input.conversion import voc
 from input.conversion.config import ConvertConfig, ReadOptions
-from input.conversion.findings import REPAIRED, Refused
+from input.conversion.findings import DROPPED, REPAIRED, Refused
 from input.conversion.listing import Input, shuffled
 from input.conversion.workers import Advance, Workers
 from input.shards import Finding
@@ -194,5 +194,6 @@ def _read(source: voc.Source, task: ShardTask) -> tuple[voc.Example | None, list
     if empty:
         reason = "dropped_empty" if task.drop_empty else "no_objects"
         findings.append(Finding(source.image_id, example.annotation.filename, reason, ""))
-    unwanted = (empty and task.drop_empty) or (task.strict and any(found.reason in REPAIRED for found in findings))
+    flawed = any(found.reason in REPAIRED or found.reason in DROPPED for found in findings)
+    unwanted = (empty and task.drop_empty) or (task.strict and flawed)
     return None if unwanted else example, findings
