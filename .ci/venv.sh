@@ -4,7 +4,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-fail() { echo "make venv: $*" >&2; exit 1; }
+say() { echo "make venv: $*" >&2; }
+fail() { say "$@"; exit 1; }
 
 case "${GPU:-}" in
   "") if nvidia-smi -L >/dev/null 2>&1; then extras=test,and-cuda; else extras=test; fi ;;
@@ -48,19 +49,28 @@ find_python() {
 
 python=$(find_python) || true
 if [ -n "$python" ]; then
-  echo "Making .venv with $("$python" --version) and downloading TensorFlow: a minute or more." >&2
+  say "1 of 3: making .venv with $("$python" --version)."
   rm -rf .venv
   "$python" -m venv .venv
 elif [ -n "${PYTHON:-}" ]; then
   fail "PYTHON=$PYTHON does not run as Python 3.9, 3.10 or 3.11 with venv and ensurepip."
-elif uv --version >/dev/null 2>&1 && rm -rf .venv && uv venv --seed --python ">=3.9,<3.12" .venv; then
+elif uv --version >/dev/null 2>&1 && say "1 of 3: making .venv with a Python of uv's, downloaded if need be." &&
+  rm -rf .venv && uv venv --seed --python ">=3.9,<3.12" .venv; then
   :
 else
   fail "TensorFlow 2.15 needs Python 3.9, 3.10 or 3.11 with venv, and neither one nor a working uv was found:" \
     "install one (on Debian and Ubuntu: apt-get install python3.11-venv) and call make again."
 fi
 
-install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$@"; }
+# On a terminal pip shows its own progress; in a log its lines would bury the others.
+[ -t 1 ] && quiet="" || quiet=--quiet
+install() { .venv/bin/python -m pip install $quiet --disable-pip-version-check --constraint constraints.txt "$@"; }
+say "2 of 3: installing setuptools and wheel."
 install setuptools wheel # pinned, so that building the project itself fetches nothing more
+case $extras in
+  *cuda*) say "3 of 3: downloading and installing TensorFlow with CUDA, more than 2 GB: some minutes." ;;
+  *) say "3 of 3: downloading and installing TensorFlow, about 500 MB: a minute or more." ;;
+esac
 install --no-build-isolation --editable ".[$extras]"
 echo "$PWD $pins $extras" >$stamp
+say "done."

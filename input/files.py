@@ -26,17 +26,24 @@ def is_remote(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def _remote(path: str) -> Iterator[Any]:
-    """`tf.io.gfile`; its errors are raised as the system's."""
+def _errors_of_the_system(path: str) -> Iterator[None]:
     import tensorflow as tf
 
     try:
-        yield tf.io.gfile
+        yield
     except tf.errors.OpError as error:
         kinds = {tf.errors.NotFoundError: errno.ENOENT, tf.errors.PermissionDeniedError: errno.EACCES}
         number = kinds.get(type(error), errno.EIO)
         reason = os.strerror(number) if number != errno.EIO else error.message.partition("\n")[0]
         raise OSError(number, reason, path) from error
+
+
+def _gfile(function: str, path: str, *arguments: Any) -> Any:
+    """The result of a function of `tf.io.gfile`."""
+    import tensorflow as tf
+
+    with _errors_of_the_system(path):
+        return getattr(tf.io.gfile, function)(path, *arguments)
 
 
 @contextlib.contextmanager
@@ -46,7 +53,7 @@ def open(path: str, mode: str = "rb") -> Iterator[BinaryIO]:
         with builtins.open(path, mode, buffering=1 << 20 if "w" in mode else -1) as file:
             yield cast(BinaryIO, file)
         return
-    with _remote(path) as gfile, gfile.GFile(path, mode) as file:
+    with _errors_of_the_system(path), _gfile("GFile", path, mode) as file:
         yield file
 
 
@@ -80,47 +87,24 @@ def read_regular(path: str) -> bytes:
     """As `read`, but raises an OSError for a pipe or a device, for whose end `read` could wait for ever."""
     if is_remote(path):
         return read(path)
-    with builtins.open(path, "rb", buffering=0, opener=_open_without_waiting) as file:
+    with builtins.open(
+        path, "rb", buffering=0, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)
+    ) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", path)
         return file.read()
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
 def exists(path: str) -> bool:
-    if not is_remote(path):
-        return os.path.exists(path)
-    with _remote(path) as gfile:
-        return gfile.exists(path)
+    return _gfile("exists", path) if is_remote(path) else os.path.exists(path)
 
 
 def is_dir(path: str) -> bool:
-    if not is_remote(path):
-        return os.path.isdir(path)
-    with _remote(path) as gfile:
-        return gfile.isdir(path)
+    return _gfile("isdir", path) if is_remote(path) else os.path.isdir(path)
 
 
 def size(path: str) -> int:
-    if not is_remote(path):
-        return os.path.getsize(path)
-    with _remote(path) as gfile:
-        return gfile.stat(path).length
-
-
-def _stat(path: str) -> tuple[int, int]:
-    try:
-        if not is_remote(path):
-            status = os.stat(path)
-            return status.st_size, status.st_mtime_ns
-        with _remote(path) as gfile:
-            status = gfile.stat(path)
-            return status.length, status.mtime_nsec
-    except OSError:
-        return 0, 0
+    return _gfile("stat", path).length if is_remote(path) else os.path.getsize(path)
 
 
 def stats(paths: Sequence[str]) -> list[tuple[int, int]]:
@@ -131,50 +115,39 @@ def stats(paths: Sequence[str]) -> list[tuple[int, int]]:
         return list(threads.map(_stat, paths))
 
 
+def _stat(path: str) -> tuple[int, int]:
+    try:
+        if is_remote(path):
+            remote = _gfile("stat", path)
+            return remote.length, remote.mtime_nsec
+        local = os.stat(path)
+        return local.st_size, local.st_mtime_ns
+    except OSError:
+        return 0, 0
+
+
 def names(folder: str) -> list[str]:
     """The names of a folder's files and folders."""
-    if not is_remote(folder):
-        return os.listdir(folder)
-    with _remote(folder) as gfile:
-        return [name.rstrip("/") for name in gfile.listdir(folder)]
+    return [name.rstrip("/") for name in (_gfile("listdir", folder) if is_remote(folder) else os.listdir(folder))]
 
 
 def glob(pattern: str) -> list[str]:
-    if not is_remote(pattern):
-        return local_glob.glob(pattern)
-    with _remote(pattern) as gfile:
-        return gfile.glob(pattern)
+    return _gfile("glob", pattern) if is_remote(pattern) else local_glob.glob(pattern)
 
 
 def make_dirs(folder: str) -> None:
-    if not is_remote(folder):
-        os.makedirs(folder, exist_ok=True)
-        return
-    with _remote(folder) as gfile:
-        gfile.makedirs(folder)
+    _gfile("makedirs", folder) if is_remote(folder) else os.makedirs(folder, exist_ok=True)
 
 
 def replace(source: str, target: str) -> None:
-    if not is_remote(source):
-        os.replace(source, target)
-        return
-    with _remote(source) as gfile:
-        gfile.rename(source, target, overwrite=True)
+    _gfile("rename", source, target, True) if is_remote(source) else os.replace(source, target)
 
 
 def remove(path: str) -> None:
-    if not is_remote(path):
-        os.unlink(path)
-        return
-    with _remote(path) as gfile:
-        gfile.remove(path)
+    _gfile("remove", path) if is_remote(path) else os.unlink(path)
 
 
 def remove_tree(folder: str) -> None:
     """Removes a folder with all that it holds, if there is such a folder."""
-    if not is_remote(folder):
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(folder)
-        return
-    with contextlib.suppress(FileNotFoundError), _remote(folder) as gfile:
-        gfile.rmtree(folder)
+    with contextlib.suppress(FileNotFoundError):
+        _gfile("rmtree", folder) if is_remote(folder) else shutil.rmtree(folder)

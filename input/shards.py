@@ -349,19 +349,30 @@ def check_classes(paths: Sequence[str], num_classes: int) -> None:
             read_classes([path], num_classes)
 
 
-def name_records(paths: Sequence[str], indexes: Iterable[int]) -> list[str]:
-    """The image ids of the records with these indexes, counted over all shards read in order, each with its shard."""
+class RecordName(NamedTuple):
+    """What people know a record by; as text, a phrase for a message."""
+
+    image_id: str
+    path: str
+    record_index: int  # in that shard
+
+    def __str__(self) -> str:
+        return f"{self.image_id} (record {self.record_index} of {self.path})"
+
+
+def name_records(paths: Sequence[str], indexes: Iterable[int]) -> list[RecordName]:
+    """The names of the records with these indexes, counted over all shards read in order; sorted by index."""
     wanted, names, first = sorted(set(indexes)), [], 0
     for path, count in zip(paths, count_records(paths)):
-        here = {index - first for index in wanted if first <= index < first + count}
-        for index, record in enumerate(read_records(path) if here else ()):
-            if index in here:
-                try:
-                    found = decode_example(record, frozenset(["image/source_id"]))
-                    image_id = found.get("image/source_id", [b""])[0].decode("utf-8", "replace")
-                except (IndexError, ValueError):
-                    image_id = ""
-                names.append(f"{image_id or 'without image id'} (record {index} of {path})")
+        here = [index - first for index in wanted if first <= index < first + count]
+        for index in here:
+            record = next(read_records(path, start=index))
+            try:
+                found = decode_example(record, frozenset(["image/source_id"]))
+                image_id = found.get("image/source_id", [b""])[0].decode("utf-8", "replace")
+            except (IndexError, ValueError):
+                image_id = ""
+            names.append(RecordName(image_id or "without image id", path, index))
         first += count
     return names
 

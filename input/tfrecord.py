@@ -119,13 +119,13 @@ def encode_example(annotation: Annotation, jpeg: bytes, sha256: str = "") -> byt
         "image/object/truncated": annotation.truncated,
     }
     example = _Example()
-    features = example.features
+    features = example.features.feature
     for key, strings in byte_lists.items():
-        features.feature[key].bytes_list.value.extend(strings)
+        features[key].bytes_list.value.extend(strings)
     for key, floats in float_lists.items():
-        features.feature[key].float_list.value.extend(floats)
+        features[key].float_list.value.extend(floats)
     for key, ints in int_lists.items():
-        features.feature[key].int64_list.value.extend(ints)
+        features[key].int64_list.value.extend(ints)
     return example.SerializeToString(deterministic=True)
 
 
@@ -206,8 +206,8 @@ def frame_record(data: bytes) -> bytes:
     return b"".join((length, masked_crc32c(length), data, masked_crc32c(data)))
 
 
-def read_records(path: str) -> Iterator[bytes]:
-    """The records of one shard, checksums verified.
+def read_records(path: str, start: int = 0) -> Iterator[bytes]:
+    """The records of one shard from index `start` on, checksums verified; those before are skipped unread.
 
     Raises:
       DamagedShardError: names the file and the first damaged record.
@@ -215,10 +215,13 @@ def read_records(path: str) -> Iterator[bytes]:
     with files.open(path) as file:
         index, size = 0, files.size(path)
         while (length := _read_length(file, size, path, index)) is not None:
-            data = file.read(length)
-            if file.read(4) != masked_crc32c(data):
-                raise _damage(path, index, "the checksum of its data is wrong")
-            yield data
+            if index < start:
+                file.seek(length + 4, os.SEEK_CUR)
+            else:
+                data = file.read(length)
+                if file.read(4) != masked_crc32c(data):
+                    raise _damage(path, index, "the checksum of its data is wrong")
+                yield data
             index += 1
 
 

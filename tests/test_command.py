@@ -47,3 +47,21 @@ def test_an_argument_that_is_no_flag_is_a_usage_error():
     assert done.returncode == 1
     assert "unexpected arguments: OUT/train-* more; flags are written --name=value." in done.stderr
     assert "hello" not in done.stdout
+
+
+def test_messages_of_libraries_are_shown_on_demand():
+    """TensorFlow writes to absl's log and to its own, whose level is the root's; our log has a level of its own."""
+    body = """import logging, absl.logging
+    absl.logging.info("from absl")
+    logging.getLogger("tensorflow").info("from TensorFlow")
+    absl.logging.warning("a warning")
+    from trainer import reporting
+    reporting.log_to(None)
+    reporting.log.info("our own line")"""
+    done = run_command(body)
+    assert done.returncode == 0
+    assert "a warning" in done.stderr
+    assert done.stderr.rstrip().endswith("our own line")
+    assert "from " not in done.stderr
+    assert "from absl" in (more := run_command(body, "--verbosity=0").stderr)
+    assert "from TensorFlow" in more

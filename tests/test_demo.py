@@ -2,12 +2,14 @@
 
 import pytest
 import tensorflow as tf
+import voc_tree
 
+from input import shards
 from trainer import demo
 
 
 @pytest.mark.parametrize(
-    ("lists", "chosen"),
+    ("splits", "chosen"),
     [
         (("train", "val", "trainval", "test"), ("train", "val", "test")),
         (("trainval", "test"), ("trainval", "test")),
@@ -17,12 +19,43 @@ from trainer import demo
         ((), ()),
     ],
 )
-def test_image_sets_are_chosen_among_those_present(tmp_path, lists, chosen):
-    folder = tmp_path / "ImageSets" / "Main"
-    folder.mkdir(parents=True)
-    for name in lists:
-        (folder / f"{name}.txt").write_text("000001\n")
-    assert demo.choose_image_sets(str(tmp_path)) == chosen
+def test_splits_are_chosen_among_those_present(tmp_path, splits, chosen):
+    assert demo.choose_splits(splits) == chosen
+    (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+    for name in splits:
+        (tmp_path / "ImageSets" / "Main" / f"{name}.txt").write_text("000001\n")
+    expected = [[f"--image_set={split}"] for split in chosen] or [["--val_fraction=0.2"]]
+    assert demo.conversion_flags(str(tmp_path)) == expected
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        (("annots", "images"), {"train", "val"}),
+        (("train", "valid", "test"), {"train", "val", "test"}),
+    ],
+)
+def test_the_converter_finds_the_folders_of_a_data_set(tmp_path, folders, splits):
+    """Folders with other names than those of Pascal VOC, or one for each split with XML beside the images."""
+    for index in range(12):
+        beside = [folders[index % 3]] * 2 if len(folders) == 3 else folders
+        annotations, images = (tmp_path / folder for folder in beside)
+        for folder in (annotations, images):
+            folder.mkdir(exist_ok=True)
+        (annotations / f"{index}.xml").write_text(voc_tree.annotation_xml(filename=f"{index}.jpg"))
+        (images / f"{index}.jpg").write_bytes(voc_tree.encoded(voc_tree.picture(seed=index)))
+    (conversion,) = demo.conversion_flags(str(tmp_path))
+    demo.run("prepare_tfrecords.py", f"--voc_dir={tmp_path}", *conversion, f"--output_dir={tmp_path / 'out'}")
+    assert shards.shards_by_split(str(tmp_path / "out")).keys() == splits
+
+
+def test_a_data_set_without_a_split_to_hold_out_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "run", lambda *arguments: None)
+    monkeypatch.setattr(demo.shards, "shards_by_split", lambda folder: {"train": []})
+    with pytest.raises(ValueError, match="has the splits train: the demo needs train, and val or test"):
+        demo.run_demo(demo.YOURS, "data")
 
 
 def test_the_demo_stops_where_a_command_fails(capfd):
@@ -37,8 +70,8 @@ def test_the_demo_stops_where_a_command_fails(capfd):
 
 def test_pictures_are_copied_from_the_shards_unchanged(tmp_path):
     pictures = {f"{number:02d}.jpg": bytes([number]) * 9 for number in range(demo.NUM_PICTURES + 2)}
-    shards = [str(tmp_path / f"test-{shard:05d}-of-00002.tfrecord") for shard in range(2)]
-    for shard, path in enumerate(shards):
+    paths = [str(tmp_path / f"test-{shard:05d}-of-00002.tfrecord") for shard in range(2)]
+    for shard, path in enumerate(paths):
         with tf.io.TFRecordWriter(path) as writer:
             for name, encoded in list(pictures.items())[shard * 10 : shard * 10 + 10]:
                 features = {
@@ -46,6 +79,6 @@ def test_pictures_are_copied_from_the_shards_unchanged(tmp_path):
                     for key, value in (("image/filename", name.encode()), ("image/encoded", encoded))
                 }
                 writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
-    demo.write_pictures(shards, tmp_path / "pictures")
+    demo.write_pictures(paths, tmp_path / "pictures")
     written = {path.name: path.read_bytes() for path in (tmp_path / "pictures").iterdir()}
     assert written == dict(list(pictures.items())[: demo.NUM_PICTURES])

@@ -15,7 +15,7 @@ COLOURS = {"cat": class_colour(0), "dog": class_colour(1)}
 def drawn(size: tuple[int, int], *detections: predict.Found) -> np.ndarray:
     """Pixels u8 of a grey picture of (height, width) on which detections are drawn."""
     image = Image.new("RGB", size[::-1], (128, 128, 128))
-    predict.draw_detections(image, detections, COLOURS)
+    predict.draw_detections(image, detections, COLOURS, {})
     return np.asarray(image)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,7 +14,8 @@ import painted
 import pytest
 from PIL import Image
 
-from trainer import export, predict
+from input.palette import class_colour
+from trainer import drawing, export, predict
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,34 @@ def test_bad_files_are_named_and_skipped(export_dir, pictures, tmp_path, capsys)
     ]
 
 
+def test_class_names_that_the_font_lacks_are_drawn_as_numbers(pictures, tmp_path, capsys):
+    export_dir, output = str(tmp_path / "export"), tmp_path / "output"
+    labels = ("red", "黄色")
+    export.export(painted.PaintFinder(), dataclasses.replace(painted.CONFIG, labels=labels), export_dir)
+    path = str(pictures / f"{painted.PAINTINGS.index(painted.WIDE)}.png")
+    (result,) = predict.predict(export_dir, [path], str(output))
+    assert (output / "legend.txt").read_text(encoding="utf-8") == "#2 黄色\n"
+    assert f"see {output}/legend.txt" in capsys.readouterr().out
+    (detection,) = result["detections"]
+    assert detection["label"] == "黄色"
+
+    def drawn(text: str) -> np.ndarray:
+        """The picture with this class name; the names themselves are drawn where there are no numbers."""
+        image = Image.fromarray(painted.WIDE.pixels)
+        found = predict.Found(text, detection["score"], tuple(detection["box"].values()))
+        predict.draw_detections(image, [found], {text: class_colour(1)}, {})
+        return np.asarray(image)
+
+    with Image.open(output / result["picture"]) as image:
+        np.testing.assert_array_equal(np.asarray(image), drawn("#2"))
+        assert (np.asarray(image) != drawn("黄色")).any()
+
+
+@pytest.mark.parametrize("label", ["猫", "قط", "बिल्ली", "Кот", "café", "cat 猫"])
+def test_which_class_names_are_drawn_as_numbers(label):
+    assert drawing.number_labels(["cat", label, "traffic light_2 (b)"]) == {label: "#2"}
+
+
 def test_pictures_are_drawn_as_stored_whatever_their_exif_orientation(export_dir, tmp_path):
     painting = painted.WIDE
     exif = Image.Exif()
@@ -128,6 +158,7 @@ def test_the_command(export_dir, pictures, tmp_path):
     assert done.stdout.splitlines()[-1] == f"5 of 6 pictures, with detections.json, in {output}"
     assert f"skipped {pictures}/bad.png" in done.stderr
     assert len(json.loads((output / "detections.json").read_text())) == 5
+    assert not (output / "legend.txt").exists()  # the names are in English
 
 
 def test_the_command_says_what_is_wrong(export_dir, tmp_path, monkeypatch):

@@ -250,6 +250,20 @@ def test_the_command(paths, tmp_path):
     assert list(summary["per_class"]) == ["round", "square"]
 
 
+def test_class_names_that_the_font_lacks_are_drawn_as_numbers(paths, tmp_path, monkeypatch, capsys):
+    drawn = []
+    monkeypatch.setattr(preview_sheets, "draw_tile", lambda *args: drawn.append(args[2]) or Image.new("RGB", (9, 9)))
+    monkeypatch.setattr(
+        flags, "config_from_flags", lambda labels=(): dataclasses.replace(CONFIG, labels=("圆形", "square"))
+    )
+    wanted = SimpleNamespace(records=paths, output_dir=str(tmp_path / "out"), num_images=1)
+    monkeypatch.setattr(preview.absl_flags, "FLAGS", wanted)
+    preview.main()
+    assert drawn == [["#1", "square"]]
+    assert json.loads((tmp_path / "out" / "preview.json").read_text())["legend"] == {"#1": "圆形"}
+    assert capsys.readouterr().out.splitlines()[-1] == "Classes drawn as numbers: #1 圆形"
+
+
 def test_a_wrong_flag_is_named_before_anything_is_written(paths, tmp_path):
     command = [sys.executable, "-m", "trainer.preview", f"--records={paths[0]}", f"--output_dir={tmp_path}/out"]
     done = subprocess.run([*command, "--image_size=wide"], capture_output=True, text=True, check=False)

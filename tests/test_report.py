@@ -5,6 +5,7 @@ import io
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import voc_tree
+from absl import flags as absl_flags
 from lxml import etree, html
 from PIL import Image
 from voc_tree import annotation_xml, encoded, object_xml
 
+import flags
 from input import anchors, augment, tfrecord
 from input.config import AnchorConfig
 from input.conversion import config as conversion_config
@@ -184,6 +187,8 @@ def test_no_suggestion_without_gain():
     rng = np.random.default_rng(5)
     fitting = random_boxes(rng, 300, (30, 200), (256, 256))
     assert survey.suggest_anchors(fitting, np.zeros(300, int), 1, (256, 256)) is None
+    few_small = np.concatenate([fitting, random_boxes(rng, 8, (15, 16), (256, 256))])  # 2.6% of them
+    assert survey.suggest_anchors(few_small, np.zeros(308, int), 1, (256, 256)) is None
     dots = random_boxes(rng, 300, (1, 1.5), (256, 256))
     assert survey.suggest_anchors(dots, np.zeros(300, int), 1, (256, 256)) is None
 
@@ -222,7 +227,7 @@ def test_text(tree):
         "At 120x160 the default anchors match 100.0% of the boxes, of the worst class cat 100.0% (IoU >= 0.5)." in lines
     )
     assert re.search(r"^  refused +not_xml +1 +the XML cannot be parsed$", made.text, re.M)
-    assert re.search(r"^  repaired +duplicate_box +1 +an object repeats", made.text, re.M)
+    assert re.search(r"^  (repaired|dropped) +duplicate_box +1 +an object repeats", made.text, re.M)
     assert re.search(r"^  noted +no_objects +1 ", made.text, re.M)
     assert "    bad.xml: not_xml: " in made.text
     assert len(lines) <= 40
@@ -236,9 +241,24 @@ def test_text_suggests_anchors_where_the_default_ones_fit_poorly(tree):
     at = lines.index("At 64x64 the default anchors match 0.0% of the boxes, of the worst class cat 0.0% (IoU >= 0.5).")
     assert lines[at + 1] == "These would match 100.0% of the boxes, of the worst class cat 100.0%:"
     assert lines[at + 2] == "--anchor_sizes=16,32,64,128,256 --anchor_scales=1,1.25992,1.5874 --aspect_ratios=0.5,1,2"
-    assert made.words(".//x:code") == [lines[at + 2]]
+    assert made.words(".//x:code") == [lines[at + 2], lines[-1]]
     tiny = Made(tree, image_size=(4, 4), name="tiny").text
     assert "Half of the boxes that even the default anchors do not match have a side below 1.1 px; try a larger" in tiny
+
+
+def test_anchors_are_suggested_when_a_class_that_fits_well_gains_three_points(tree):
+    """Ten squares of 44 px and one of 20 px, in images of the size at which the anchors are judged."""
+    for index, side in enumerate([44] * 10 + [20]):
+        xml = annotation_xml(
+            object_xml("cat", (41, 41, 40 + side, 40 + side)), filename=f"{index}.jpg", size=(128, 128)
+        )
+        tree.add(str(index), xml, encoded(voc_tree.picture(128, 128, seed=index)))
+    lines = Made(tree, image_size=(128, 128)).text.splitlines()
+    at = lines.index(
+        "At 128x128 the default anchors match 90.9% of the boxes, of the worst class cat 90.9% (IoU >= 0.5)."
+    )
+    assert lines[at + 1] == "These would match 100.0% of the boxes, of the worst class cat 100.0%:"
+    assert lines[at + 2].startswith("--anchor_sizes=24,48,96,192,384 ")
 
 
 def label_file(tree: voc_tree.VocTree, *labels: str) -> str:
@@ -255,11 +275,13 @@ def test_text_stays_short_and_aligned(tree):
     tree.add("good", annotation_xml(*boxes, filename="good.jpg"))
     made = Made(tree, on_error="skip", labels_file=label_file(tree, *labels))
     lines = made.text.splitlines()
-    assert len(lines) <= 40
+    assert lines[0] == "all: 20 of 21 images: the XML cannot be parsed (not_xml)."
+    assert lines[-1].startswith("python -m trainer.task ")
+    assert len(lines[1:-2]) <= 40
     assert "\x1b" not in made.text
     assert "  and 13 more classes with 0 boxes" in lines
     assert "    and 12 more, which the manifest names" in lines
-    rows = lines[1:6]
+    rows = lines[2:7]
     assert rows[1].split()[0] == "猫"
     assert rows[2].split()[0] == "è" * 29 + "…"
     images = rows[0].index("images") + len("images")
@@ -287,7 +309,7 @@ def test_page_is_whole_and_needs_nothing_else(tree):
     assert len(links) == 9
     assert all(link.startswith("data:image/jpeg;base64,") for link in links)
     assert not re.search(r"<script|<link|@import|url\(|\son\w+=", made.html)
-    assert len(made.page.xpath("//x:h2", namespaces=XHTML)) == 4
+    assert len(made.page.xpath("//x:h2", namespaces=XHTML)) == 5
     plots = made.page.xpath("//x:div[@class='plots']/x:svg", namespaces=XHTML)
     assert len(plots) == 2
     for plot in plots:
@@ -300,7 +322,7 @@ def test_page_is_whole_and_needs_nothing_else(tree):
 
 def test_names_are_shown_as_they_are(tree):
     painted(tree, 3)
-    tree.add("a&b <i>", annotation_xml(object_xml("dog"), filename="a&amp;b &lt;i>.jpg", size=(9, 9)))
+    tree.add("a&b <i>", annotation_xml(object_xml("dog"), filename="a&amp;b &lt;i>.jpg", size=(41, 60)))
     made = Made(tree)
     assert NASTY in made.words(".//x:td")
     assert f"{NASTY} 1" in made.words(".//x:figcaption")[0] + made.words(".//x:figcaption")[1]
@@ -338,7 +360,11 @@ def test_repaired_images_are_shown_with_what_was_done(tree, monkeypatch):
     monkeypatch.setattr(report_page, "MAX_REPAIRED", 2)
     monkeypatch.setattr(report_page, "NUM_SAMPLES", 3)
     made = Made(tree, on_error="skip")
-    assert made.words(".//x:h2")[-2:] == ["3 random images", "3 repaired images, the first 2 of them"]
+    assert made.words(".//x:h2")[-3:] == [
+        "3 random images",
+        "3 images with repairs or dropped objects, the first 2 of them",
+        "Training",
+    ]
     captions = made.words(".//x:figcaption")
     assert len(captions) == 5
     assert captions[3].endswith("bent.xml: clipped_box: xmin 5 ymin 5 xmax 99 ymax 9 in 60x40")
@@ -351,8 +377,8 @@ def test_repaired_images_are_shown_with_what_was_done(tree, monkeypatch):
 def test_other_workers_and_other_runs_give_the_same_page(tree):
     painted(tree, 30)
     first, again, parallel = Made(tree), Made(tree), Made(tree, workers=2, name="other")
-    assert first.html == again.html == parallel.html
-    assert first.text == again.text == parallel.text
+    assert first.html == again.html == parallel.html.replace(str(parallel.out), str(first.out))
+    assert first.text == again.text == parallel.text.replace(str(parallel.out), str(first.out))
     assert sorted(set(os.listdir(first.out)) - {shard.name for shard in first.manifest.shards}) == [
         "all.manifest.json",
         "all.report.html",
@@ -372,12 +398,108 @@ def test_no_boxes_at_all(tree):
     for stem in ("a", "b"):
         tree.add(stem, annotation_xml("", filename=stem + ".jpg"))
     made = Made(tree, labels_file=label_file(tree, "cat"))
-    assert made.text.splitlines()[:2] == [
+    assert made.text.splitlines()[1:3] == [
         "all: 2 images (2 without objects), 0 boxes, 2 shards",
         "No boxes, so nothing for anchors to match.",
     ]
     assert all("no objects" in words for words in made.words(".//x:figcaption"))
     assert made.page.find(".//x:div[@class='plots']", XHTML) is None
+
+
+def test_what_many_images_share_stands_first(tree):
+    """Of twelve images two reach out of the image, one is no XML, and all but that one name another folder."""
+    for index in range(11):
+        box = (5, 5, 99 if index < 2 else 50, 30)
+        tree.add(str(index), annotation_xml(object_xml("cat", box), filename=f"{index}.jpg", folder="elsewhere"))
+    tree.add("bad", "<annotation")
+    made = Made(tree, on_error="skip")
+    flaw = "2 of 12 images: a box reached out of the image; it was clipped (clipped_box)."
+    assert made.text.splitlines()[0] == f"all: {flaw}"
+    assert made.text.splitlines()[1].startswith("all: 11 images ")
+    assert made.page.find("x:body", XHTML)[1].text == flaw
+    found = [
+        line.split()[:3] for line in made.text.splitlines() if line.startswith(("  refused", "  repaired", "  no"))
+    ]
+    assert found == [["refused", "not_xml", "1"], ["repaired", "clipped_box", "2"], ["noted", "folder", "11"]]
+
+
+def test_images_with_more_boxes_than_training_keeps(tree):
+    counts = (100, 101, 123)
+    for count in counts:
+        boxes = [object_xml("cat", (1 + i % 12, 1 + i // 12, 40, 30)) for i in range(count)]
+        tree.add(str(count), annotation_xml(*boxes, filename=f"{count}.jpg"))
+    made = Made(tree)
+    sentence = "2 images hold more than 100 boxes, of which training drops the smallest; --max_boxes=123 keeps all."
+    assert sentence in made.text.splitlines()
+    assert sentence in made.words(".//x:p")
+    assert " --max_boxes=123 " in made.text.splitlines()[-1]
+
+
+@pytest.fixture
+def parse():
+    """The config that a command for trainer.task gives, and the flags themselves."""
+
+    def config(command: str):
+        python, module, name, *arguments = shlex.split(command)
+        assert (python, module, name) == ("python", "-m", "trainer.task")
+        absl_flags.FLAGS.unparse_flags()
+        absl_flags.FLAGS([name, *arguments])
+        return flags.config_from_flags(), absl_flags.FLAGS
+
+    yield config
+    for flag in absl_flags.FLAGS.flags_by_module_dict()["flags"]:
+        flag.unparse()
+
+
+def test_the_report_ends_with_a_command_that_trains_on_this_data(tree, parse):
+    """The objects have a side of 21 px where the images are 320 px wide: the default anchors are too large."""
+    for index in range(150):
+        xml = annotation_xml(object_xml("cat", (41, 41, 80, 80)), filename=f"{index}.jpg", size=(400, 600))
+        tree.add(str(index), xml, encoded(voc_tree.picture(400, 600, seed=index)))
+    made = Made(tree, split="train", name="out put")
+    sentence, command = made.text.splitlines()[-2:]
+    assert sentence == "To train on this data (docs/RECIPES.md explains the numbers):"
+    assert made.words(".//x:p")[-2:] == [sentence, command]
+    config, given = parse(command)
+    assert given.train_records == [f"{made.out}/train-*.tfrecord"]
+    assert (given.val_records, given.model_dir) == ([], "RUN")
+    assert config.input.image_size == (224, 320)
+    assert config.input.anchor.sizes == (24.0, 48.0, 96.0, 192.0, 384.0)
+    assert (config.input.batch_size, config.train.train_steps) == (8, 600)
+    assert (config.train.optimizer.optimizer, config.train.optimizer.learning_rate) == ("adamw", 0.0005)
+
+
+def test_a_split_to_hold_out_goes_with_the_training(tree, parse):
+    painted(tree, 12)
+    for split in ("test", "train", "val", "trainval"):
+        tree.image_set(split, *(f"img{index:03d}" for index in range(12)))
+    texts = {split: Made(tree, image_set=split).text.splitlines() for split in ("test", "train", "val", "trainval")}
+    out = tree.root.parent / "out"
+    for split in ("test", "val"):
+        assert texts[split][-2:] == [
+            "This flag evaluates a run on this split while it trains:",
+            f"--val_records='{out}/{split}-*.tfrecord'",
+        ]
+    for split in ("train", "trainval"):
+        assert parse(texts[split][-1])[1].val_records == [f"{out}/test-*.tfrecord"]
+    assert parse(Made(tree, image_set="train").text.splitlines()[-1])[1].val_records == [f"{out}/val-*.tfrecord"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "side", "chosen"),
+    [
+        ([(480, 640)], 40, (256, 320)),
+        ([(480, 640)], 24, (384, 512)),
+        ([(480, 640)], 4, (768, 1024)),
+        ([(640, 480)], 40, (320, 256)),
+        ([(480, 640), (640, 480)], 40, (320, 320)),
+        ([(100, 4000)], 90, (32, 800)),
+    ],
+)
+def test_the_size_of_the_input_follows_the_images_and_the_smallest_objects(sizes, side, chosen):
+    boxes = [np.array([(0, 0, side, side)] * 9 + [(0, 0, 90, 90)] * 11)] * len(sizes)
+    data = some_survey(sizes, boxes, ([0] * 9 + [1] * 11) * len(sizes))
+    assert survey.choose_image_size(data, 3) == chosen
 
 
 def test_an_image_that_cannot_be_decoded_is_named_so(tree):

@@ -171,7 +171,7 @@ def test_a_folder_stands_for_its_shards(split, tmp_path):
 
 def test_records_are_named_by_their_index_over_several_shards(tmp_path):
     paths = toy_shards.write_shards(tmp_path)  # images 0 3 6 9, 1 4 7, 2 5 8
-    assert shards.name_records(paths, [9, 0, 4, 4]) == [
+    assert list(map(str, shards.name_records(paths, [9, 0, 4, 4]))) == [
         f"image-0 (record 0 of {paths[0]})",
         f"image-1 (record 0 of {paths[1]})",
         f"image-8 (record 2 of {paths[2]})",

@@ -221,6 +221,7 @@ def shard(tmp_path) -> str:
 def test_framing_is_tensorflows(shard, tmp_path):
     records = [record.numpy() for record in tf.data.TFRecordDataset(shard)]
     assert records == list(tfrecord.read_records(shard))
+    assert [list(tfrecord.read_records(shard, start)) for start in (1, 2, 3)] == [records[1:], [], []]
     assert tfrecord.count_records_in_file(shard) == len(records) == 2
     theirs = str(tmp_path / "theirs.tfrecord")
     with tf.io.TFRecordWriter(theirs) as writer:

@@ -18,7 +18,7 @@ import tensorflow as tf
 import tiny
 import toy_shards
 
-from input import tfrecord
+from input import shards, tfrecord
 from input.config import AugmentConfig
 from trainer import checkpoints, inference, reporting, train
 
@@ -147,12 +147,22 @@ def test_a_damaged_shard_is_named(tmp_path):
     paths = toy_shards.write_shards(tmp_path / "records", 8, num_shards=2)
     content = bytearray(pathlib.Path(paths[1]).read_bytes())
     content[len(content) // 2] ^= 1
-    # The size and the manifest are right, so that the damage is found only when the records are read.
-    manifest = {"labels": toy_shards.LABELS, "shards": []}
-    for path in paths:
-        size = os.path.getsize(path)
-        manifest["shards"].append({"name": os.path.basename(path), "num_bytes": size, "num_records": 4, "sha256": ""})
-    (tmp_path / "records" / "train.manifest.json").write_text(json.dumps(manifest))
+    # The manifest vouches for the labels and the size is right, so only reading the records shows the damage.
+    infos = tuple(
+        shards.ShardInfo(name=os.path.basename(path), num_records=4, num_bytes=os.path.getsize(path), sha256="")
+        for path in paths
+    )
+    nothing = shards.Findings(counts={}, files=())
+    manifest = shards.Manifest(
+        version=shards.MANIFEST_VERSION,
+        split="train",
+        labels=toy_shards.LABELS,
+        shards=infos,
+        **dict.fromkeys(("num_images", "num_boxes", "num_negatives", "num_difficult", "num_truncated"), 0),
+        **{key: {} for key in ("boxes_per_class", "images_per_class", "settings", "inputs")},
+        **dict.fromkeys(("refused", "repaired", "noted"), nothing),
+    )
+    (tmp_path / "records" / "train.manifest.json").write_text(manifest.to_json())
     pathlib.Path(paths[1]).write_bytes(content)
     with pytest.raises(
         tfrecord.DamagedShardError, match=r"train-00001-of-00002\.tfrecord: damaged at record \d.*resumes from the last"

@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
 
 from absl import flags
 
@@ -91,13 +92,23 @@ def run(*arguments: str) -> None:
         sys.exit(status)
 
 
-def choose_image_sets(voc_dir: str) -> tuple[str, ...]:
-    """The image sets for training, for evaluation while training (where there are three), and to hold out; or ()."""
-    folder = pathlib.Path(voc_dir) / "ImageSets" / "Main"
+def choose_splits(names: Collection[str]) -> tuple[str, ...]:
+    """The splits for training, for evaluation while training (where there are three), and to hold out; or ()."""
     for splits in (("train", "val", "test"), ("trainval", "test"), ("train", "test"), ("train", "val")):
-        if all((folder / f"{split}.txt").is_file() for split in splits):
+        if set(splits) <= set(names):
             return splits
     return ()
+
+
+def conversion_flags(voc_dir: str) -> list[list[str]]:
+    """The flags of each call of the converter that together make the splits of a data set."""
+    folder = pathlib.Path(voc_dir)
+    if image_sets := choose_splits([path.stem for path in folder.glob("ImageSets/Main/*.txt")]):
+        return [[f"--image_set={split}"] for split in image_sets]
+    subfolders = {path.name.lower() for path in folder.glob("*") if path.is_dir()}
+    if subfolders & {"train", "valid", "val", "validation", "test"}:
+        return [[]]  # the converter makes a split of each
+    return [["--val_fraction=0.2"]]
 
 
 def write_pictures(paths: list[str], output_dir: pathlib.Path) -> None:
@@ -114,6 +125,7 @@ def run_demo(demo: Demo, voc_dir: str) -> None:
     """Runs all commands in demo/NAME, whose earlier content is removed, and prints the result as JSON.
 
     Raises:
+      ValueError: the data set has no split to hold out.
       SystemExit: a command failed, or the result is below `demo.required_ap50`.
     """
     root = pathlib.Path("demo") / demo.name
@@ -128,10 +140,12 @@ def run_demo(demo: Demo, voc_dir: str) -> None:
     records, model, export, inputs, pictures = (
         str(root / name) for name in ("records", "run", "export", "held_out", "pictures")
     )
-    splits = choose_image_sets(voc_dir)
-    for conversion in [f"--image_set={split}" for split in splits] or ["--val_fraction=0.2"]:
-        run("prepare_tfrecords.py", f"--voc_dir={voc_dir}", conversion, f"--output_dir={records}")
-    training, *watched, held_out = splits or ("train", "val")
+    for conversion in conversion_flags(voc_dir):
+        run("prepare_tfrecords.py", f"--voc_dir={voc_dir}", *conversion, f"--output_dir={records}")
+    splits = shards.shards_by_split(records)
+    if not (chosen := choose_splits(splits)):
+        raise ValueError(f"{voc_dir} has the splits {', '.join(splits)}: the demo needs train, and val or test.")
+    training, *watched, held_out = chosen
     train_records, test_records = (f"{records}/{split}-*.tfrecord" for split in (training, held_out))
     val_records = [f"--val_records={records}/{split}-*.tfrecord" for split in watched]
     settings = [f"--train_records={train_records}", *val_records, f"--model_dir={model}", *demo.train_flags]
@@ -151,10 +165,6 @@ def main() -> None:
     if not os.path.isfile("prepare_tfrecords.py"):
         raise FileNotFoundError("run the demo in a checkout of the repository, where prepare_tfrecords.py is.")
     voc_dir = os.path.expanduser(FLAGS.voc_dir)
-    if voc_dir and not os.path.isdir(os.path.join(voc_dir, "Annotations")):
-        raise FileNotFoundError(
-            f"{voc_dir} holds no Annotations folder: give the folder with Annotations and JPEGImages in it."
-        )
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # at 2 each command starts with three lines about CUDA
     # oneDNN halves the CPU time of a step of this small network; on some CPUs it is not TensorFlow's default.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -163,7 +173,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string(
-        "voc_dir", "", "Folder of your data in the layout of Pascal VOC; without it the demo draws its own."
+        "voc_dir", "", "Folder of your data, as for prepare_tfrecords.py; without it the demo draws its own."
     )
     flags.DEFINE_bool("smoke", False, "Make a short run, which shows only that all commands work.")
     command.run(main)

@@ -17,6 +17,20 @@ def load_font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
+def number_labels(labels: Sequence[str]) -> dict[str, str]:
+    """What to write instead of each class name that has a character that the font lacks: "#N", N counted from 1.
+
+    N is the number of the name's line in `labels.txt`. Names that can be written are left out.
+    """
+    font = load_font(16)
+    box = bytes(font.getmask("\uffff"))  # what the font draws for a character that it lacks
+
+    def is_drawable(character: str) -> bool:
+        return character.isspace() or bytes(font.getmask(character)) != box
+
+    return {label: f"#{number}" for number, label in enumerate(labels, 1) if not all(map(is_drawable, label))}
+
+
 def draw_box(image: Image.Image, box: Sequence[float], colour: Colour, line: int) -> None:
     """Draws the edges of a box (ymin, xmin, ymax, xmax in px), `line` px wide and inside it.
 

@@ -4,6 +4,7 @@
 
 `PRED/detections.json` is a list with, for each file, `path`, `width`, `height`, `picture` (the file in PRED) and
 `detections`, best first: `label`, `score`, and `box` with `ymin`, `xmin`, `ymax`, `xmax` in pixels of the file.
+Class names that the font cannot write are drawn as numbers, which `PRED/legend.txt` explains.
 
 Pictures and boxes are in the pixels as stored, which is what the network saw: an EXIF orientation is not applied.
 """
@@ -43,6 +44,8 @@ def predict(
 ) -> list[dict[str, Any]]:
     """Runs an export on picture files; writes the pictures with boxes and `detections.json` to `output_dir`.
 
+    If class names are drawn as numbers (`drawing.number_labels`), `legend.txt` there has a line for each of them.
+
     A file that is no picture, or is damaged, is named on stderr and left out.
 
     Args:
@@ -70,6 +73,11 @@ def predict(
     os.makedirs(output_dir, exist_ok=True)
 
     colours = {label: class_colour(index) for index, label in enumerate(labels)}
+    numbers = drawing.number_labels(labels)
+    if numbers:
+        legend = os.path.join(output_dir, "legend.txt")
+        checkpoints.write_file(legend, "".join(f"{number} {label}\n" for label, number in numbers.items()))
+        print(f"Some class names are drawn as numbers, since the font lacks their letters: see {legend}")
     results: list[dict[str, Any]] = []
     names: set[str] = set()
     readable = _readable(paths)
@@ -82,7 +90,7 @@ def predict(
             detections = [Found(labels[index], score, tuple(box)) for index, score, box in zip(*columns)]
             name = _picture_name(path, names)
             image = Image.fromarray(picture)
-            draw_detections(image, detections, colours)
+            draw_detections(image, detections, colours, numbers)
             image.save(os.path.join(output_dir, name), quality=95)
             results.append(
                 {
@@ -126,16 +134,18 @@ def _picture_name(path: str, taken: set[str]) -> str:
     return name
 
 
-def draw_detections(image: Image.Image, detections: Sequence[Found], colours: Mapping[str, Colour]) -> None:
+def draw_detections(
+    image: Image.Image, detections: Sequence[Found], colours: Mapping[str, Colour], numbers: Mapping[str, str]
+) -> None:
     """Draws boxes, labels and scores onto an RGB image: labels over all boxes, and the first detections over others.
 
-    Lines and letters grow with the image.
+    Lines and letters grow with the image. `numbers` has what is written instead of some class names.
     """
     side = (image.width * image.height) ** 0.5
     for found in reversed(detections):
         drawing.draw_box(image, found.box, colours[found.label], line=max(1, round(side / 250)))
     for found in reversed(detections):
-        text = f"{found.label} {found.score:.2f}"
+        text = f"{numbers.get(found.label, found.label)} {found.score:.2f}"
         drawing.draw_label(image, found.box, text, colours[found.label], font_size=max(10.0, side / 40))
 
 

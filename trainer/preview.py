@@ -3,7 +3,8 @@
 `python -m trainer.preview --records='OUT/train-*.tfrecord' --output_dir=DIR [--num_images=24] [flags as for training]`
 
 Writes `DIR/sheet-000.jpg` and so on, and `DIR/preview.json` with the counts of boxes, by the states that
-`trainer/preview_data.py` explains.
+`trainer/preview_data.py` explains. Class names that the font cannot write are drawn as numbers, whose names both
+`preview.json` and the terminal show.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from absl import flags as absl_flags
 
 from input.config import InputConfig
-from trainer import command, preview_sheets
+from trainer import command, drawing, preview_sheets
 from trainer.config import Config
 from trainer.preview_data import DIFFICULT, MATCHED, STATES, Picture, anchor_sizes, receive
 
@@ -39,7 +40,8 @@ def write_preview(paths: Sequence[str], config: Config, output_dir: str, num_ima
       num_images: how many images to show.
 
     Returns:
-      The content of `preview.json`: the counts of `summarize`, `sheets` (files in DIR), `records`, `input` (settings).
+      The content of `preview.json`: the counts of `summarize`, `sheets` (files in DIR), `records`, `input`
+      (settings), and `legend` (the class names that are drawn as numbers, by number).
 
     Raises:
       ValueError: there are no records.
@@ -47,6 +49,8 @@ def write_preview(paths: Sequence[str], config: Config, output_dir: str, num_ima
     from input import shards
     from trainer import checkpoints
 
+    numbers = drawing.number_labels(config.labels)
+    drawn_labels = [numbers.get(label, label) for label in config.labels]
     os.makedirs(output_dir, exist_ok=True)
     for old in glob.glob(os.path.join(glob.escape(output_dir), "sheet-[0-9][0-9][0-9].jpg")):
         os.remove(old)
@@ -58,8 +62,7 @@ def write_preview(paths: Sequence[str], config: Config, output_dir: str, num_ima
         indices = sorted({picture.record_index for picture in group})
         names = dict(zip(indices, shards.name_records(paths, indices)))
         tiles = [
-            preview_sheets.draw_tile(picture, names[picture.record_index].partition(" (record ")[0], config.labels)
-            for picture in group
+            preview_sheets.draw_tile(picture, names[picture.record_index].image_id, drawn_labels) for picture in group
         ]
         sheets.append(f"sheet-{len(sheets):03d}.jpg")
         sheet = preview_sheets.draw_sheet(tiles, config.input)
@@ -71,6 +74,7 @@ def write_preview(paths: Sequence[str], config: Config, output_dir: str, num_ima
         "sheets": sheets,
         "records": list(paths),
         "input": dataclasses.asdict(config.input),
+        "legend": {number: label for label, number in numbers.items()},
     }
     text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     checkpoints.write_file(os.path.join(output_dir, "preview.json"), text)
@@ -141,6 +145,8 @@ def main() -> None:
     summary = write_preview(paths, config, FLAGS.output_dir, FLAGS.num_images)
     print(f"images: {summary['num_images']}, contact sheets: {len(summary['sheets'])}, in {FLAGS.output_dir}\n")
     print(format_summary(summary, config.input))
+    if summary["legend"]:
+        print("Classes drawn as numbers: " + ", ".join(" ".join(item) for item in summary["legend"].items()))
 
 
 if __name__ == "__main__":

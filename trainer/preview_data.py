@@ -100,11 +100,7 @@ def receive(paths: Sequence[str], config: InputConfig, num_images: int) -> Itera
 
 
 def find_assigned_boxes(
-    class_targets: np.ndarray,
-    matched_boxes: np.ndarray,
-    boxes: np.ndarray,
-    classes: np.ndarray,
-    difficult: np.ndarray,
+    class_targets: np.ndarray, matched_boxes: np.ndarray, boxes: np.ndarray, classes: np.ndarray, difficult: np.ndarray
 ) -> np.ndarray:
     """Which box each positive anchor is assigned to: targets hold only what the anchor should become.
 

@@ -88,10 +88,11 @@ def check_finite(result: LoopResult, last_step: int, train_paths: Sequence[str])
     """
     bad = [int(index) for index in result.bad_records.numpy() if index >= 0]
     if bad:
+        names = map(str, shards.name_records(train_paths, bad))
         raise FloatingPointError(
             f"the loss was not a finite number between steps {last_step - int(result.num_steps) + 1} and {last_step}, "
-            f"first for the batch of images {', '.join(shards.name_records(train_paths, bad))}. Look at these images; "
-            "or lower --learning_rate, lengthen --warmup_steps, or use --precision=float32. "
+            f"first for the batch of images {', '.join(names)}. Look at these images; or "
+            "lower --learning_rate, lengthen --warmup_steps, or use --precision=float32. "
             "The same command resumes from the last checkpoint, which was saved before."
         )
 

@@ -15,6 +15,7 @@ import json
 import os
 import unicodedata
 from collections.abc import Container, Iterable, Iterator, Sequence
+from typing import Any
 
 from input import files, shards
 from input.conversion import voc, voc_xml
@@ -75,7 +76,9 @@ def locked(directory: str) -> Iterator[None]:
 def _convert(config: ConvertConfig, workers: Workers) -> list[Manifest]:
     splits = list_inputs(config)
     labels = _choose_labels(splits, config, workers)
-    finished, made, problems = {}, {}, []
+    finished: dict[str, Manifest] = {}
+    made: dict[str, Manifest] = {}
+    problems = []
     for split, listing in splits.items():
         if done := _already_done(split, listing, labels, config):
             finished[split] = done
@@ -239,7 +242,7 @@ def _similar_classes(labels: Sequence[str]) -> Iterator[Finding]:
 
 def _with_findings(manifest: Manifest, findings: Sequence[Finding]) -> Manifest:
     """The manifest with more findings."""
-    more = {kind: _of_kind(kind, [*manifest.findings(kind).files, *findings]) for kind in KINDS}
+    more: dict[str, Any] = {kind: _of_kind(kind, [*manifest.findings(kind).files, *findings]) for kind in KINDS}
     return dataclasses.replace(manifest, **more)
 
 

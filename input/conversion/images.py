@@ -15,16 +15,8 @@ from input.conversion.config import ReadOptions
 from input.conversion.findings import Note, Refused
 from input.conversion.frame import Frame, Size, is_turned
 
-_FORMATS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".png": "PNG",
-    ".bmp": "BMP",
-    ".gif": "GIF",
-    ".webp": "WEBP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-}
+_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+_FORMATS = dict(zip(_EXTENSIONS, ("JPEG", "JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "TIFF")))
 IMAGE_EXTENSIONS = (*_FORMATS, ".heic", ".heif", ".avif")
 # Formats that are not read, by their brand in ISO/IEC 14496-12's `ftyp` box.
 _OTHER_FORMATS = {

@@ -17,7 +17,6 @@ _MIN_SIDE = 0.01  # pixels; of a JPEG's 65535, the float32 of the records still 
 
 class Object(NamedTuple):
     name: str
-    class_index: int
     box: Box  # as written, or edges in pixels from 0 inside the image
     difficult: int
     truncated: int
@@ -55,7 +54,6 @@ def read_objects(document: Document, options: ReadOptions, path: str, note: Note
             objects.append(
                 Object(
                     name=name,
-                    class_index=options.classes[name],
                     box=box,
                     difficult=_flag(texts.difficult),
                     truncated=_flag(texts.truncated),
@@ -74,16 +72,15 @@ def place_objects(
       objects: with boxes as written, which refer to an image of `labelled_size`.
       zero_based: the boxes are edges counted from 0, not pixels counted from 1.
     """
-    placed: dict[tuple[Box, int], Object] = {}
+    placed: dict[tuple[str, Box], Object] = {}
     for item in objects:
         box = _fit_box(item.box, labelled_size, image_size, zero_based, note)
         if not box:
             continue
-        key = box, item.class_index
-        if key in placed:
+        if (item.name, box) in placed:
             note("duplicate_box", item.name)
             continue
-        placed[key] = item._replace(box=box)
+        placed[item.name, box] = item._replace(box=box)
     return list(placed.values())
 
 
@@ -98,8 +95,8 @@ def _read_box(texts: ObjectTexts, note: Note) -> Box | None:
     """
     if texts.points:
         points = []
-        for x, y in texts.points:
-            point = _read_numbers({"x": x, "y": y}, ("x", "y"), note)
+        for written in texts.points:
+            point = _read_numbers(dict(zip("xy", written)), "xy", note)
             if not point:
                 return None
             points.append(point)

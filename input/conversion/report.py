@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from input import files, shards
-from input.config import AnchorConfig
 from input.conversion import report_page, report_words, survey
-from input.conversion.findings import KINDS, NAMED_NOTES
+from input.conversion.findings import NAMED_NOTES
 from input.conversion.report_words import Report
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ _MAX_FILES = 8  # files named
 def write_report(
     output_dir: str, manifest: shards.Manifest, image_size: tuple[int, int], workers: Workers
 ) -> tuple[str, str]:
-    """Writes the page; the same shards give the same bytes.
+    """Writes the page; the same shards in the same folder give the same bytes.
 
     Args:
       output_dir: the folder of the shards.
@@ -47,12 +46,16 @@ def write_report(
     paths = [os.path.join(output_dir, shard.name) for shard in manifest.shards]
     data = survey.take_survey(paths, workers, manifest.num_images, f"reporting {split}")
     boxes, num_classes = survey.input_boxes(data, image_size), len(manifest.labels)
-    fits = [survey.measure_fit(boxes, data.classes, num_classes, AnchorConfig(), image_size)]
-    if fits[0].per_class[fits[0].worst] < report_words.POOR:
-        suggested = survey.suggest_anchors(boxes, data.classes, num_classes, image_size)
-        if suggested:
-            fits.append(survey.measure_fit(boxes, data.classes, num_classes, suggested, image_size))
-    report = Report(manifest=manifest, data=data, boxes=boxes, fits=fits, image_size=image_size, shard_paths=paths)
+    fits = survey.measure_fits(boxes, data.classes, num_classes, image_size)
+    report = Report(
+        manifest=manifest,
+        data=data,
+        boxes=boxes,
+        fits=fits,
+        image_size=image_size,
+        shard_paths=paths,
+        training=report_words.make_training_advice(manifest, data, output_dir),
+    )
     path = shards.report_path(output_dir, split)
     with files.create(path, os.path.join(output_dir, f".{split}.report.html.partial")) as file:
         for part in report_page.make_page(report):
@@ -61,10 +64,12 @@ def write_report(
 
 
 def _lines(report: Report) -> Iterator[str]:
-    """At most about 40 lines of about 110 columns."""
+    """At most about 40 lines of about 110 columns, but for the command at the end."""
     manifest = report.manifest
+    split = report_words.clean(manifest.split)
+    yield from (f"{split}: {flaw}" for flaw in report_words.shared_flaws(manifest))
     yield (
-        f"{report_words.clean(manifest.split)}: {manifest.num_images:,} images ({manifest.num_negatives:,} without "
+        f"{split}: {manifest.num_images:,} images ({manifest.num_negatives:,} without "
         f"objects), {manifest.num_boxes:,} boxes, {len(manifest.shards)} shards"
     )
     if manifest.num_boxes:
@@ -75,8 +80,9 @@ def _lines(report: Report) -> Iterator[str]:
         stored = ["  as stored", *_quantiles(survey.box_sides(report.data.boxes))]
         resized = [f"  at {report.size_name}", *_quantiles(survey.box_sides(report.boxes))]
         yield from _table([header, stored, resized], "<>>>>>")
-    yield from report_words.verdict(report)
+    yield from filter(None, [report_words.too_many_boxes(report), *report_words.verdict(report)])
     yield from _findings(manifest)
+    yield from filter(None, report.training)
 
 
 def _class_table(report: Report) -> Iterator[str]:
@@ -101,7 +107,7 @@ def _class_table(report: Report) -> Iterator[str]:
 def _findings(manifest: shards.Manifest) -> Iterator[str]:
     if rows := report_words.finding_rows(manifest):
         yield from _table([[kind, reason, f"{count:,}", meaning] for kind, reason, count, meaning in rows], "<<><")
-    named = [finding for kind in KINDS if kind != "noted" for finding in manifest.findings(kind).files]
+    named = [*manifest.refused.files, *report_words.changed_files(manifest)]
     named += [finding for finding in manifest.noted.files if finding.reason in NAMED_NOTES]
     for finding in named[:_MAX_FILES]:
         yield _shorten(f"    {report_words.describe_finding(finding)}", 110)

@@ -9,10 +9,8 @@ import base64
 import hashlib
 import html
 import io
-import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -24,7 +22,7 @@ from input.conversion.report_words import Report
 from input.shards import Manifest
 
 NUM_SAMPLES = 24  # random pictures
-MAX_REPAIRED = 100  # pictures of repaired images
+MAX_REPAIRED = 100  # pictures of images with repairs or dropped objects
 _MAX_FILES = 200  # files named for each kind of finding
 _PICTURE_SIDE = 400  # px of the longer side of a picture
 _MATCHED, _UNMATCHED, _SUGGESTED = "#4c78a8", "#d64545", "#2e8b57"
@@ -55,6 +53,8 @@ def make_page(report: Report) -> Iterator[str]:
     yield '<!DOCTYPE html>\n<html xmlns="http://www.w3.org/1999/xhtml" lang="en"><head><meta charset="utf-8"/>'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
     yield f"<title>{split}: report</title><style>{_STYLE}</style></head>\n<body><h1>{split}</h1>\n"
+    for flaw in report_words.shared_flaws(manifest):
+        yield f'<p class="poor">{html.escape(flaw)}</p>\n'
     num_bytes = sum(shard.num_bytes for shard in manifest.shards)
     facts = [
         f"{manifest.num_images:,} images, {manifest.num_negatives:,} of them without objects",
@@ -65,13 +65,16 @@ def make_page(report: Report) -> Iterator[str]:
     yield f"<p>{'; '.join(facts)}.</p>\n<h2>Classes</h2>\n"
     yield from _class_table(report)
     yield "<h2>Do anchors fit?</h2>\n"
-    for line in report_words.verdict(report):
+    for line in filter(None, [report_words.too_many_boxes(report), *report_words.verdict(report)]):
         yield f"<p><code>{line}</code></p>\n" if line.startswith("--") else f"<p>{_escape(line)}</p>\n"
     if manifest.num_boxes:
         yield from _plots(report)
-    yield "<h2>Refused, repaired, noted</h2>\n"
+    yield f"<h2>{', '.join(KINDS).capitalize()}</h2>\n"
     yield from _findings(manifest)
     yield from _sheets(report)
+    sentence, command = map(_escape, report.training)
+    if command:
+        yield f"<h2>Training</h2>\n<p>{sentence}</p>\n<p><code>{command}</code></p>\n"
     yield "</body></html>\n"
 
 
@@ -179,7 +182,7 @@ def _histogram(
 def _findings(manifest: Manifest) -> Iterator[str]:
     rows = report_words.finding_rows(manifest)
     if not rows:
-        yield "<p>Nothing was refused, repaired or noted.</p>\n"
+        yield "<p>Nothing was found.</p>\n"
         return
     yield '<table><tr><th></th><th>reason</th><th class="number">times</th><th>meaning</th></tr>\n'
     for kind, reason, count, meaning in rows:
@@ -204,12 +207,12 @@ def _sheets(report: Report) -> Iterator[str]:
     yield from (_figure(report, index, []) for index in samples)
     yield "</div>\n"
     remarks: dict[str, list[str]] = {}
-    for finding in report.manifest.dropped.files + report.manifest.repaired.files:
+    for finding in report_words.changed_files(report.manifest):
         remarks.setdefault(finding.image_id, []).append(report_words.describe_finding(finding))
     repaired = sorted((image_id, index) for index, image_id in enumerate(image_ids) if image_id in remarks)
     if repaired:
         only = f", the first {MAX_REPAIRED} of them" if len(repaired) > MAX_REPAIRED else ""
-        yield f'<h2>{len(repaired):,} repaired images{only}</h2>\n<div class="sheet">\n'
+        yield f'<h2>{len(repaired):,} images with repairs or dropped objects{only}</h2>\n<div class="sheet">\n'
         yield from (_figure(report, index, remarks[image_id]) for image_id, index in repaired[:MAX_REPAIRED])
         yield "</div>\n"
 
@@ -225,16 +228,17 @@ def choose_samples(image_ids: np.ndarray, seed: int) -> list[int]:
 
 def _figure(report: Report, index: int, remarks: Sequence[str]) -> str:
     """One picture with its boxes drawn over the JPEG, and its caption."""
-    data, labels = report.data, report.manifest.labels
-    picture, members = _read_picture(report, index), data.boxes_of(index)
-    height, width = data.sizes[index].tolist()
+    data, labels, members = report.data, report.manifest.labels, report.data.boxes_of(index)
+    original_height, original_width = data.sizes[index].tolist()
+    scale = min(1.0, _PICTURE_SIDE / max(original_height, original_width))
+    height, width = max(round(original_height * scale), 1), max(round(original_width * scale), 1)
     classes = data.classes[members].tolist()
-    boxes = data.boxes[members] * np.tile((picture.height / height, picture.width / width), 2)
-    if picture.jpeg:
-        source = f"data:image/jpeg;base64,{base64.b64encode(picture.jpeg).decode()}"
-        drawn = [f'<image href="{source}" width="{picture.width}" height="{picture.height}"/>']
+    boxes = data.boxes[members] * np.tile((height / original_height, width / original_width), 2)
+    if jpeg := _read_jpeg(report, index, height, width):
+        source = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+        drawn = [f'<image href="{source}" width="{width}" height="{height}"/>']
     else:
-        drawn = [f'<text x="4" y="{picture.height // 2}">cannot be decoded</text>']
+        drawn = [f'<text x="4" y="{height // 2}">cannot be decoded</text>']
     for (ymin, xmin, ymax, xmax), label, difficult in zip(boxes.tolist(), classes, data.difficult[members].tolist()):
         drawn.append(
             f'<rect class="{"difficult" if difficult else "plain"}" x="{xmin:.1f}" y="{ymin:.1f}" '
@@ -243,36 +247,25 @@ def _figure(report: Report, index: int, remarks: Sequence[str]) -> str:
         )
     shown = [f"{_swatch(label)}{_escape(labels[label])} {classes.count(label)}" for label in sorted(set(classes))]
     name = _escape(data.image_ids[index])
-    caption = [f"<b>{name}</b> {width} x {height}", ", ".join(shown) or "no objects", *map(html.escape, remarks)]
+    size = f"{original_width} x {original_height}"
+    caption = [f"<b>{name}</b> {size}", ", ".join(shown) or "no objects", *map(html.escape, remarks)]
     return (
-        f'<figure><svg viewBox="0 0 {picture.width} {picture.height}" role="img" aria-label="{name}">'
+        f'<figure><svg viewBox="0 0 {width} {height}" role="img" aria-label="{name}">'
         f"{''.join(drawn)}</svg><figcaption>{'<br/>'.join(caption)}</figcaption></figure>\n"
     )
 
 
-class _Picture(NamedTuple):
-    """A stored image, made small."""
-
-    jpeg: bytes  # empty where the image cannot be decoded
-    height: int
-    width: int
-
-
-def _read_picture(report: Report, index: int) -> _Picture:
-    """The image with this index in the survey."""
+def _read_jpeg(report: Report, index: int, height: int, width: int) -> bytes:
+    """The image with this index in the survey, made small; empty if it cannot be decoded."""
     shard, position = report.data.locate(index)
-    records = tfrecord.read_records(report.shard_paths[shard])
-    record = next(itertools.islice(records, position, None))
+    record = next(tfrecord.read_records(report.shard_paths[shard], start=position))
     encoded = tfrecord.decode_example(record, frozenset(["image/encoded"]))["image/encoded"][0]
-    height, width = report.data.sizes[index].tolist()
-    scale = min(1.0, _PICTURE_SIDE / max(height, width))
-    height, width = max(round(height * scale), 1), max(round(width * scale), 1)
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             image.draft("RGB", (width, height))
             small = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
     except Exception:  # Pillow raises almost any exception on an image whose header alone was verified
-        return _Picture(b"", height, width)
+        return b""
     out = io.BytesIO()
     small.save(out, "JPEG", quality=80)
-    return _Picture(out.getvalue(), height, width)
+    return out.getvalue()

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import collections
 import math
+import os
 import re
+import shlex
 from typing import NamedTuple
 
 import numpy as np
 
-from input.config import AnchorConfig
+from input import files, shards
+from input.config import AnchorConfig, InputConfig
 from input.conversion import survey
 from input.conversion.findings import KINDS
 from input.shards import Finding, Manifest
 
+FEW_IMAGES = 5000  # below this, training is advised to take the settings for small data sets
 POOR = 0.9  # the anchors fit a class poorly if they match a smaller share of its boxes
+HARMLESS = "folder"  # the reason of a note that says nothing about the data
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -23,9 +29,10 @@ class Report(NamedTuple):
     manifest: Manifest
     data: survey.Survey
     boxes: np.ndarray  # f32 [n, 4] px of the network's input
-    fits: list[survey.Fit]  # of the default anchors and, if those fit poorly, of better ones where there are any
+    fits: list[survey.Fit]  # of the default anchors and of better ones, where there are any
     image_size: tuple[int, int]
     shard_paths: list[str]
+    training: tuple[str, str]  # a sentence, and the command or flag that it is about
 
     @property
     def size_name(self) -> str:
@@ -82,6 +89,16 @@ def box_facts(report: Report) -> list[str]:
     ]
 
 
+def too_many_boxes(report: Report) -> str:
+    """A sentence on images with more boxes than training keeps by default; empty if there are none."""
+    kept, most = InputConfig.max_boxes, report.data.num_boxes.max()
+    number = int((report.data.num_boxes > kept).sum())
+    if not number:
+        return ""
+    images = "1 image holds" if number == 1 else f"{number:,} images hold"
+    return f"{images} more than {kept} boxes, of which training drops the smallest; --max_boxes={most} keeps all."
+
+
 def verdict(report: Report) -> list[str]:
     """Sentences on whether anchors fit; flags to use instead, which start with --, are a line of their own."""
     if not len(report.boxes):
@@ -110,13 +127,68 @@ def _anchor_flags(anchor: AnchorConfig) -> str:
     return " ".join(f"--{flag}={','.join(f'{value:.6g}' for value in numbers)}" for flag, numbers in values.items())
 
 
-def finding_rows(manifest: Manifest) -> list[tuple[str, str, int, str]]:
-    """What was found: its kind (refused, repaired or noted), the reason, how often, and what the reason means."""
+def make_training_advice(manifest: Manifest, data: survey.Survey, output_dir: str) -> tuple[str, str]:
+    """A sentence and the command to train on a split, or the flag to evaluate on it if it is `val` or `test`.
+
+    docs/RECIPES.md explains the rules. Both are empty without boxes.
+    """
+
+    def records(flag: str, split: str) -> str:
+        return f"--{flag}={shlex.quote(os.path.join(output_dir, f'{clean(split)}-*.tfrecord'))}"
+
+    split, num_images, num_classes = manifest.split, manifest.num_images, len(manifest.labels)
+    if not manifest.num_boxes:
+        return "", ""
+    if split in ("val", "test"):
+        return "This flag evaluates a run on this split while it trains:", records("val_records", split)
+    held_out = ["test"] if split == "trainval" else ["val", "test"]
+    watched = [name for name in held_out if files.exists(shards.manifest_path(output_dir, name))]
+    image_size = survey.choose_image_size(data, num_classes)
+    fits = survey.measure_fits(survey.input_boxes(data, image_size), data.classes, num_classes, image_size)
+    batch_size = 8 if num_images < FEW_IMAGES else 16
+    steps = max(500, math.ceil(30 * num_images / batch_size / 100) * 100)
+    settings = ["--backbone=resnet18", "--optimizer=adamw", "--learning_rate=0.0005", "--weight_decay=0.01"]
+    command = [
+        "python -m trainer.task",
+        records("train_records", split),
+        *(records("val_records", name) for name in watched[:1]),
+        "--model_dir=RUN",
+        f"--image_size={'x'.join(map(str, image_size))}",
+        _anchor_flags(fits[-1].anchor),
+        *([f"--max_boxes={data.num_boxes.max()}"] if data.num_boxes.max() > InputConfig.max_boxes else []),
+        f"--batch_size={batch_size}",
+        f"--train_steps={steps}",
+        *(settings if num_images < FEW_IMAGES else []),
+    ]
+    return "To train on this data (docs/RECIPES.md explains the numbers):", " ".join(command)
+
+
+def shared_flaws(manifest: Manifest) -> list[str]:
+    """A line for each flaw that several images, and more than a tenth of all, share; the most frequent comes first."""
+    found = {(finding.image_id, finding.reason) for kind in KINDS for finding in manifest.findings(kind).files}
+    num_images = len(manifest.inputs.keys() | {image_id for image_id, _ in found})
+    counts = collections.Counter(reason for _, reason in sorted(found) if reason != HARMLESS)
+    meanings = {reason: meaning for of_kind in KINDS.values() for reason, meaning in of_kind.items()}
     return [
+        f"{count:,} of {num_images:,} images: {meanings[reason]} ({reason})."
+        for reason, count in counts.most_common()
+        if count > max(1, num_images / 10)
+    ]
+
+
+def finding_rows(manifest: Manifest) -> list[tuple[str, str, int, str]]:
+    """What was found: its kind, the reason, how often, and what the reason means; the harmless note comes last."""
+    rows = [
         (kind, reason, count, meanings[reason])
         for kind, meanings in KINDS.items()
         for reason, count in manifest.findings(kind).counts.items()
     ]
+    return sorted(rows, key=lambda row: HARMLESS in row)
+
+
+def changed_files(manifest: Manifest) -> list[Finding]:
+    """The findings about images whose records differ from what their files say."""
+    return [finding for kind in KINDS if kind not in ("refused", "noted") for finding in manifest.findings(kind).files]
 
 
 def describe_finding(finding: Finding) -> str:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from input.conversion.workers import Advance, Workers
 
 THRESHOLD = MatchConfig().positive_iou  # an anchor is positive from this IoU with a box on
+GAIN = 0.03  # anchors that match this much more of some class's boxes are worth a suggestion
+SIDES = (320, 512, 640, 800, 1024)  # px, of the longer side of the network's input, to choose from
+SMALL = 16.0  # px, two cells of P3: below this side objects are hard to find
 _SMALLEST_SIZES = (32, 24, 48, 16, 64, 12, 96, 8, 6, 4)  # px, to try on P3; those nearest to the default come first
 
 
@@ -78,6 +81,23 @@ def input_boxes(survey: Survey, image_size: tuple[int, int]) -> np.ndarray:
     return survey.boxes * np.repeat(np.tile(resized / sizes, 2), survey.num_boxes, axis=0)
 
 
+def choose_image_size(survey: Survey, num_classes: int) -> tuple[int, int]:
+    """A size (height, width) of the network's input for this data; there must be boxes.
+
+    Its shape is that of the images: the geometric mean of width / height. It is the smallest of `SIDES` at which nine
+    in ten boxes of every class have a side of at least `SMALL`, or else the largest.
+    """
+    aspect = math.exp(np.log(survey.sizes[:, 1] / survey.sizes[:, 0]).mean())
+    size = (0, 0)
+    for side in SIDES:
+        height, width = (max(round(side * min(share, 1) / 32) * 32, 32) for share in (1 / aspect, aspect))
+        size = height, width
+        sides = by_class(box_sides(input_boxes(survey, size)), survey.classes, num_classes)
+        if all(np.quantile(each, 0.1) >= SMALL for each in sides if len(each)):
+            break
+    return size
+
+
 def _heights_and_widths(boxes: np.ndarray) -> np.ndarray:
     return np.maximum(boxes[:, 2:] - boxes[:, :2], 2.0**-10).T  # a tiny box may round to nothing in float32
 
@@ -125,16 +145,30 @@ def measure_fit(
     return Fit(anchor, matched, np.divide(hits, totals, out=np.full(num_classes, np.nan), where=totals > 0))
 
 
+def measure_fits(boxes: np.ndarray, classes: np.ndarray, num_classes: int, image_size: tuple[int, int]) -> list[Fit]:
+    """The fit of the default anchors and, where others match clearly more boxes of some class, of those too."""
+    fits = [measure_fit(boxes, classes, num_classes, AnchorConfig(), image_size)]
+    if suggested := suggest_anchors(boxes, classes, num_classes, image_size) if len(boxes) else None:
+        fit = measure_fit(boxes, classes, num_classes, suggested, image_size)
+        fits += [fit] if gains(fit, fits[0]) else []
+    return fits
+
+
+def gains(fit: Fit, other: Fit) -> bool:
+    """Whether `fit` matches clearly more boxes of some class than `other` does."""
+    return bool(np.nanmax(fit.per_class - other.per_class) >= GAIN - 1e-9)
+
+
 def suggest_anchors(
     boxes: np.ndarray, classes: np.ndarray, num_classes: int, image_size: tuple[int, int]
 ) -> AnchorConfig | None:
-    """Anchors that match clearly more of these boxes than the default ones do, or None.
+    """Anchors that match clearly more boxes of some class than the default ones do, or None.
 
-    Anchors are judged by the share of boxes that they match, averaged over the classes, so that a rare class counts as
-    much as a common one. The smallest size is chosen freely; sizes double from level to level, as the strides do. The
-    scales stay: with three an octave no box's side is further than 12% from an anchor's. The aspect ratios are the
-    default ones or, where those match fewer boxes, three or five centres of k-means on the logarithms of the boxes'
-    own. Fewer are tried first, since each ratio costs computation at every location of the image.
+    Anchors are better if the share of boxes that they match, averaged over the classes, is larger, and larger by `GAIN`
+    for some class; so a rare class counts as much as a common one. The smallest size is chosen freely; sizes double
+    from level to level, as the strides do. The scales stay: with three an octave no box's side is further than 12% from
+    an anchor's. The aspect ratios are the default ones, or three or five centres of k-means on the logarithms of the
+    boxes' own. Fewer are tried first, since each ratio costs computation at every location of the image.
 
     Args:
       boxes: [n, 4] px of the network's input, n > 0.
@@ -145,24 +179,22 @@ def suggest_anchors(
     sample = _sample_evenly(classes, num_classes)
     boxes, classes = boxes[sample], classes[sample]
 
-    def score(anchor: AnchorConfig) -> float:
-        return float(np.nanmean(measure_fit(boxes, classes, num_classes, anchor, image_size).per_class))
+    def measure(anchor: AnchorConfig) -> Fit:
+        return measure_fit(boxes, classes, num_classes, anchor, image_size)
 
     default = AnchorConfig()
-    best, best_score = None, score(default)
+    best = first = measure(default)
+    if best.per_class[best.worst] > 1 - GAIN:
+        return None
     log_ratios, weights = np.log(aspect_ratios(boxes)), 1 / np.bincount(classes)[classes]
     fitted = [sorted({float(f"{math.exp(mean):.2g}") for mean in k_means(log_ratios, weights, k)}) for k in (3, 5)]
     for ratios in (default.aspect_ratios, *map(tuple, fitted)):
-        candidates = [
-            AnchorConfig(sizes=tuple(float(smallest << i) for i in range(5)), aspect_ratios=ratios)
-            for smallest in _SMALLEST_SIZES
-        ]
-        scores = [score(candidate) for candidate in candidates]
-        # The first that is nearly as good as the best of them, so that sizes near the default ones are preferred.
-        choice = next(index for index, value in enumerate(scores) if value >= max(scores) - 0.005)
-        if scores[choice] > best_score + 0.02:
-            best, best_score = candidates[choice], scores[choice]
-    return best
+        for smallest in _SMALLEST_SIZES:
+            sizes = tuple(float(smallest << level) for level in range(5))
+            fit = measure(AnchorConfig(sizes=sizes, aspect_ratios=ratios))
+            if np.nanmean(fit.per_class) > np.nanmean(best.per_class) and gains(fit, best):
+                best = fit
+    return None if best is first else best.anchor
 
 
 def _sample_evenly(classes: np.ndarray, num_classes: int, limit: int = 6000) -> np.ndarray:

@@ -85,7 +85,7 @@ def read_annotation(source: Source, options: ReadOptions) -> Example:
         height=image.height,
         width=image.width,
         boxes=[item.box for item in objects],
-        classes=[item.class_index for item in objects],
+        classes=[options.classes[item.name] for item in objects],
         class_names=[item.name for item in objects],
         difficult=[item.difficult for item in objects],
         truncated=[item.truncated for item in objects],

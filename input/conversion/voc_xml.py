@@ -13,13 +13,7 @@ from input import files
 from input.conversion.findings import Refused
 from input.tfrecord import CORNERS
 
-_PARSER_OPTIONS = {
-    "resolve_entities": False,
-    "no_network": True,
-    "remove_comments": True,
-    "remove_pis": True,
-    "collect_ids": False,
-}
+_PARSER_OPTIONS = {"resolve_entities": False, "no_network": True, "remove_comments": True, "remove_pis": True}
 _PARSER = etree.XMLParser(**_PARSER_OPTIONS)
 _UTF8_PARSER = etree.XMLParser(**_PARSER_OPTIONS, encoding="utf-8")  # whatever the file declares
 # The tags that are read, whatever the case of their letters.
