@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, logging
 
 
 def run(main: Callable[[], None]) -> None:
@@ -23,6 +23,6 @@ def run(main: Callable[[], None]) -> None:
         except (ValueError, OSError, FloatingPointError) as error:
             sys.exit(f"error: {error}")
 
-    # Otherwise app.run would raise it from WARNING to INFO, at which TensorFlow names all that it writes.
-    flags.FLAGS["verbosity"].using_default_value = False
+    # Unless --verbosity is given, app.run would raise it to INFO, at which TensorFlow names all that it writes.
+    logging.set_verbosity(logging.WARNING)
     app.run(checked_main)
