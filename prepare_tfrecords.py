@@ -14,7 +14,7 @@ import os
 import sys
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
 from input import files, shards
@@ -47,8 +47,13 @@ flags.DEFINE_boolean(
     _default.drop_unknown_classes,
     "Drop objects whose class is not in the label list, instead of refusing the file.",
 )
+flags.DEFINE_boolean(
+    "drop_invalid_objects",
+    _default.drop_invalid_objects,
+    "Keep an image of which no object can be read as a negative, instead of refusing the file.",
+)
 flags.DEFINE_enum("on_error", _default.on_error, ["fail", "skip"], "What to do when a file yields no record.")
-flags.DEFINE_boolean("strict", _default.strict, "Count a repaired file as an error.")
+flags.DEFINE_boolean("strict", _default.strict, "Count a file in which anything was dropped or repaired as an error.")
 flags.DEFINE_boolean(
     "zero_based",
     _default.zero_based,
@@ -56,6 +61,12 @@ flags.DEFINE_boolean(
 )
 flags.DEFINE_boolean(
     "drop_empty", _default.drop_empty, "Leave out images without objects, instead of keeping them as negatives."
+)
+flags.DEFINE_enum(
+    "exif",
+    _default.exif,
+    ["auto", "apply", "ignore"],
+    "Whether boxes are in the frame that an EXIF orientation gives. auto: decide from <size> and the boxes, or refuse.",
 )
 flags.DEFINE_enum(
     "verify", _default.verify, ["header", "decode"], "How to check an image that is stored without encoding it anew."
@@ -133,9 +144,9 @@ def main() -> None:
             sys.exit("\n".join(problems))
         return
     if not FLAGS.output_dir:
-        raise app.UsageError("give --output_dir.")
+        raise ValueError("--output_dir is missing: name a folder for the shards.")
     if FLAGS.beam_options and not FLAGS.beam_runner:
-        raise app.UsageError("--beam_options goes with --beam_runner.")
+        raise ValueError("--beam_options goes with --beam_runner.")
     config = config_from_flags()
     try:
         with make_workers() as workers:

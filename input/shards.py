@@ -22,6 +22,8 @@ MANIFEST_VERSION = 2  # raised when the manifest changes, or when the same input
 
 _REMEDY = "delete this file and run prepare_tfrecords.py again."
 
+_FINDINGS = ("refused", "dropped", "repaired", "noted")  # the kinds, each a field of the manifest
+
 _Kind = TypeVar("_Kind")
 
 
@@ -176,13 +178,16 @@ class Manifest:
     settings: dict[str, Any]
     shards: tuple[ShardInfo, ...]
     refused: Findings
+    dropped: Findings
     repaired: Findings
     noted: Findings
     inputs: dict[str, str]  # image id -> a fingerprint of its files
+    digests: dict[str, str]  # image id -> the first 16 hexadecimal digits of the stored image's SHA-256
 
     def findings(self, kind: str) -> Findings:
-        """The findings of a kind: refused, repaired or noted."""
-        return {"refused": self.refused, "repaired": self.repaired, "noted": self.noted}[kind]
+        """The findings of a kind: refused, dropped, repaired or noted."""
+        findings: Findings = getattr(self, kind)
+        return findings
 
     def shard(self, name: str) -> ShardInfo | None:
         """The shard called `name`; None where the manifest does not name it."""
@@ -190,13 +195,15 @@ class Manifest:
 
     def to_json(self) -> str:
         fields = dataclasses.asdict(self)
-        for kind in ("refused", "repaired", "noted"):
+        for kind in _FINDINGS:
             fields[kind]["files"] = [finding._asdict() for finding in fields[kind]["files"]]
         return json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:
-        """Reads what `to_json` wrote, and manifests of version 1, whose "repaired" was called "mended".
+        """Reads what `to_json` wrote, and manifests of version 1.
+
+        In those "mended" is what was repaired or dropped, and there are no digests.
 
         Raises:
           ValueError: the text is no manifest; the message names the wrong field.
@@ -204,10 +211,10 @@ class Manifest:
         try:
             fields = json.loads(text)
             if fields["version"] == 1:
-                fields["repaired"] = fields.pop("mended")
+                fields.update(repaired=fields.pop("mended"), dropped={"counts": {}, "files": []}, digests={})
             fields["labels"] = tuple(fields["labels"])
             fields["shards"] = tuple(_checked(ShardInfo, shard) for shard in fields["shards"])
-            for kind in ("refused", "repaired", "noted"):
+            for kind in _FINDINGS:
                 lines = tuple(Finding(**line) for line in fields[kind]["files"])
                 fields[kind] = _checked(Findings, {**fields[kind], "files": lines})
             return _checked(cls, fields)

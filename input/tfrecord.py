@@ -85,19 +85,20 @@ def _make_example_class() -> Any:
 _Example = _make_example_class()
 
 
-def encode_example(annotation: Annotation, jpeg: bytes) -> bytes:
+def encode_example(annotation: Annotation, jpeg: bytes, sha256: str = "") -> bytes:
     """The serialized tf.Example of one image; equal arguments give equal bytes.
 
     Args:
       annotation: what the image shows; its boxes already lie inside the image.
       jpeg: the encoded image, stored as it is.
+      sha256: of `jpeg`, in hexadecimal, where the caller has it.
     """
     height, width, boxes = annotation.height, annotation.width, annotation.boxes
     byte_lists = {
         "image/encoded": [jpeg],
         "image/filename": [annotation.filename.encode()],
         "image/format": [b"jpeg"],
-        "image/key/sha256": [hashlib.sha256(jpeg).hexdigest().encode()],
+        "image/key/sha256": [(sha256 or hashlib.sha256(jpeg).hexdigest()).encode()],
         "image/object/class/text": [name.encode() for name in annotation.class_names],
         "image/object/view": [pose.encode() for pose in annotation.poses],
         "image/source_id": [annotation.image_id.encode()],

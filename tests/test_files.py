@@ -248,7 +248,7 @@ def test_missing_and_bad_files_of_a_bucket_are_named(bucket):
         run(f"{bucket}/voc", f"{bucket}/out")
     assert "img003.xml: missing_image" in str(error.value)
     assert "img005.xml: empty_annotation" in str(error.value)
-    with pytest.raises(ConversionError, match=f"{bucket}/nowhere/Annotations: No such file or directory"):
+    with pytest.raises(ConversionError, match=f"{bucket}/nowhere: there is no such folder"):
         run(f"{bucket}/nowhere", f"{bucket}/out")
 
 

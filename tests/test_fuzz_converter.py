@@ -29,7 +29,7 @@ import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from voc_tree import annotation_xml, encoded, object_xml, picture
+from voc_tree import annotation_xml, box_xml, encoded, object_xml, picture
 
 from input import tfrecord
 from input.conversion import findings, jpeg, voc, voc_xml
@@ -44,7 +44,7 @@ JPEG = encoded(picture(HEIGHT, WIDTH))
 # One of these is noted for every object that the record lacks.
 DROPPED = {
     *("bad_number", "missing_corner", "missing_name", "unknown_class_dropped"),
-    *("degenerate_box", "swapped_box", "outside_box", "duplicate_box"),
+    *("degenerate_box", "swapped_outside", "outside_box", "duplicate_box", "deleted_object"),
 }
 
 
@@ -119,30 +119,46 @@ def read_with_xml_etree(data: bytes) -> voc_xml.Document:
         found = last(element, tag)
         return None if found is None else " ".join((found.text or "").split())
 
-    def corners(item: Element) -> dict[str, str]:
-        box = last(item, "bndbox")
-        return {} if box is None else {child.tag: text(box, child.tag) or "" for child in box}
+    def of_children(parent: Element | None) -> dict[str, str]:
+        return {} if parent is None else {child.tag: text(parent, child.tag) or "" for child in parent}
+
+    def points(item: Element) -> list[tuple[str, str]]:
+        found = []
+        for polygon in item.findall("polygon"):
+            found += [(text(point, "x") or "", text(point, "y") or "") for point in polygon.findall("pt")]
+            numbered = of_children(polygon)
+            numbers = {tag[1:] for tag in numbered if tag[0] in "xy" and tag[1:].isdigit()}
+            found += [(numbered.get("x" + n, ""), numbered.get("y" + n, "")) for n in sorted(numbers)]
+        return found
+
+    def object_texts(item: Element) -> voc_xml.ObjectTexts:
+        corners = of_children(last(item, "bndbox"))
+        has_box = any(corners.get(corner) for corner in ("xmin", "ymin", "xmax", "ymax"))
+        return voc_xml.ObjectTexts(
+            name=text(item, "name") or "",
+            corners=corners,
+            points=[] if has_box else points(item),
+            rotated={} if has_box else of_children(last(item, "robndbox")),
+            deleted=text(item, "deleted") == "1",
+            difficult=text(item, "difficult"),
+            truncated=text(item, "truncated"),
+            pose=text(item, "pose"),
+            has_parts=last(item, "part") is not None,
+        )
 
     root = xml.etree.ElementTree.fromstring(data)
+    other_case = False
+    for child in root.iter():
+        if child.tag != child.tag.lower() and child.tag.lower() in TAGS and child.tag.isascii():
+            child.tag, other_case = child.tag.lower(), True
     size = last(root, "size")
     return voc_xml.Document(
         filename=text(root, "filename") or "",
         folder=text(root, "folder") or "",
         height=text(size, "height") or "",
         width=text(size, "width") or "",
-        objects=[
-            voc_xml.ObjectTexts(
-                name=text(item, "name") or "",
-                corners={
-                    child.tag: text(box, child.tag) or "" for box in [last(item, "bndbox")] for child in box or ()
-                },
-                difficult=text(item, "difficult"),
-                truncated=text(item, "truncated"),
-                pose=text(item, "pose"),
-                has_parts=last(item, "part") is not None,
-            )
-            for item in root.findall("object")
-        ],
+        objects=[object_texts(item) for item in root.findall("object")],
+        other_case=other_case,
         replaced=False,
     )
 
@@ -186,7 +202,7 @@ def check_record(example: voc.Example, options: ReadOptions):
         assert trained_size(example.jpeg) == (height, width)
     assert 0 < height * width <= options.max_pixels
     for finding in example.findings:
-        assert finding.reason in {*findings.REPAIRED, *findings.NOTED}
+        assert finding.reason in {*findings.DROPPED, *findings.REPAIRED, *findings.NOTED}
         assert finding.image_id == "b"
         as_json(finding.file + finding.detail)
     for column in ("classes", "class_names", "difficult", "truncated", "poses"):
@@ -209,6 +225,10 @@ def check_record(example: voc.Example, options: ReadOptions):
     assert np.all(boxes >= 0)
     assert np.all(boxes <= 1)
     assert np.all(boxes[:, :2] < boxes[:, 2:])
+
+
+def count_objects(data: str | bytes) -> int:
+    return sum(child.tag.lower() == "object" for child in xml.etree.ElementTree.fromstring(data))
 
 
 def check_no_object_vanishes(example: voc.Example, num_objects: int):
@@ -242,7 +262,8 @@ numbers = st.one_of(st.integers(1, 60).map(str), st.integers(-5, 99).map(str), s
 texts = st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\ufffe\uffff"), max_size=9)
 TAGS = (
     *("annotation", "object", "name", "bndbox", "xmin", "ymin", "xmax", "ymax", "size", "width", "height", "filename"),
-    *("folder", "part", "pose", "truncated", "difficult", "polygon", "xml-é", "a:object"),
+    *("folder", "part", "pose", "truncated", "difficult", "polygon", "xml-é", "a:object", "pt", "robndbox", "deleted"),
+    *("Object", "BndBox", "XMin", "x", "y", "x1", "y1", "cx", "cy", "w", "h", "angle"),
 )
 content = st.one_of(numbers, texts.map(escape), st.sampled_from(LABELS))
 tags = st.sampled_from(TAGS)
@@ -260,9 +281,9 @@ def test_any_tree_of_elements(files):
     def check(text):
         files.xml_path.write_text(text, encoding="utf-8")
         files.check_texts()
-        example = files.read(drop_unknown_classes=True)
+        example = files.read(drop_unknown_classes=True, drop_invalid_objects=True)
         if isinstance(example, voc.Example):
-            check_no_object_vanishes(example, len(xml.etree.ElementTree.fromstring(text).findall("object")))
+            check_no_object_vanishes(example, count_objects(text))
         return name_of(example)
 
     outcomes = fuzz(any_document, check)
@@ -290,18 +311,40 @@ def elements(tag: str, inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     return inner.map(functools.partial(element, tag))
 
 
-def sound_object(name: str, xs: list[int], ys: list[int]) -> Object:
-    box = (min(xs), min(ys), max(xs), max(ys))
-    return Object(object_xml(name, box), (name, box))
+def sound_object(name: str, xs: list[int], ys: list[int], shape: str) -> Object:
+    """An object whose box is between these edges, however it is written."""
+    xmin, ymin, xmax, ymax = box = (min(xs), min(ys), max(xs), max(ys))
+    middle = (xmin + xmax) / 2, (ymin + ymax) / 2
+    points = [(xmin, middle[1]), (middle[0], ymin), (xmax, middle[1]), (middle[0], ymax)]
+    rotated = zip(("cx", "cy", "w", "h", "angle"), (*middle, xmax - xmin, ymax - ymin, 0))
+    written = {
+        "box": box_xml(box),
+        "swapped": box_xml((xmax, ymin, xmin, ymax)),
+        "case": re.sub("<(/?)(.)", lambda match: f"<{match[1]}{match[2].upper()}", box_xml(box)),
+        "pt": element("polygon", *(f"<pt><x>{x}</x><y>{y}</y></pt>" for x, y in points)),
+        "x1": element("polygon", *(f"<x{i}>{x}</x{i}><y{i}>{y}</y{i}>" for i, (x, y) in enumerate(points))),
+        "rotated": element("robndbox", *(f"<{tag}>{value}</{tag}>" for tag, value in rotated)),
+    }
+    return Object(object_xml(name, box).replace(box_xml(box), written[shape]), (name, box))
+
+
+SCALES = (1, 1, 1, 10, 1.5)  # of the size that was labelled, as a multiple of the image's; no box is outside of it
+
+
+def size_xml(scale: float) -> str:
+    return f"<size><width>{round(WIDTH * scale)}</width><height>{round(HEIGHT * scale)}</height></size>"
 
 
 odd_corners = shuffled(*(elements(corner, numbers) for corner in ("xmin", "ymin", "xmax", "ymax")))
+odd_points = shuffled(elements("x", numbers), elements("y", numbers))
 odd_names = st.sampled_from((*LABELS, *LABELS, " cat\n", "", "<b/>", "cow", "ca<!-- -->t", "&#99;at"))
 odd_flags = st.sampled_from(("0", "1", "yes", "2", "", "é"))
 odd_objects = shuffled(
     elements("name", odd_names),
     elements("bndbox", odd_corners),
     elements("bndbox", odd_corners),
+    elements("polygon", st.lists(elements("pt", odd_points), max_size=4).map("".join)),
+    elements("robndbox", shuffled(*(elements(tag, numbers) for tag in ("cx", "cy", "w", "h", "angle")))),
     *(elements(tag, odd_flags) for tag in ("difficult", "truncated", "pose")),
     trees,
 )
@@ -312,14 +355,22 @@ objects = st.one_of(
         st.sampled_from(LABELS),
         st.lists(st.integers(1, WIDTH), min_size=2, max_size=2, unique=True),
         st.lists(st.integers(1, HEIGHT), min_size=2, max_size=2, unique=True),
+        st.sampled_from(("box", "swapped", "case", "pt", "x1", "rotated")),
     ),
 )
+any_sizes = elements("size", shuffled(elements("width", numbers), elements("height", numbers), trees))
 headers = shuffled(
     elements("filename", texts.map(escape)),
     elements("folder", texts.map(escape)),
-    elements("size", shuffled(elements("width", numbers), elements("height", numbers), trees)),
+    st.sampled_from(SCALES).map(size_xml) | any_sizes,
     st.just("<segmented/>"),
 )
+
+
+def scale_of(example: voc.Example) -> float:
+    """The image's size as a multiple of the size that its boxes refer to."""
+    details = [finding.detail for finding in example.findings if finding.reason == "scaled"]
+    return WIDTH / int(details[0].partition("x")[0]) if details else 1.0
 
 
 def test_voc_documents(files):
@@ -329,13 +380,25 @@ def test_voc_documents(files):
         header, members, zero_based, verify = case
         text = element(ROOT, header, *(member.xml for member in members))
         files.xml_path.write_text(text, encoding="utf-8")
-        example = files.read(drop_unknown_classes=True, zero_based=zero_based, verify=verify)
+        options = {"zero_based": zero_based, "verify": verify}
+        example = files.read(drop_unknown_classes=True, drop_invalid_objects=True, **options)
+        strictly = files.read(drop_unknown_classes=True, **options)
+        if strictly == "all_objects_dropped":
+            assert isinstance(example, voc.Example)
+            assert not example.annotation.boxes
+        else:
+            assert strictly == example
         if isinstance(example, voc.Example):
             check_no_object_vanishes(example, len(members))
             first = 0 if zero_based else 1
-            kept = set(zip(example.annotation.class_names, example.annotation.boxes))
-            for name, (xmin, ymin, xmax, ymax) in filter(None, (member.sound for member in members)):
-                assert (name, (ymin - first, xmin - first, ymax, xmax)) in kept
+            kept = [*zip(example.annotation.class_names, example.annotation.boxes)]
+            scale = scale_of(example)
+            sound = [member.sound for member in members if member.sound]
+            for name, (xmin, ymin, xmax, ymax) in sound if scale <= 1 else ():  # otherwise <size> cuts the boxes off
+                box = np.multiply((ymin - first, xmin - first, ymax, xmax), scale)
+                assert any(name == other and np.allclose(box, written, rtol=0.05) for other, written in kept)
+                if scale == 1:
+                    assert (name, tuple(box)) in kept
         return name_of(example)
 
     cases = st.tuples(headers, st.lists(objects, max_size=6), st.booleans(), st.sampled_from(("header", "decode")))
@@ -436,7 +499,7 @@ def test_damaged_annotations(files, drop_unknown_classes):
         files.check_texts()
         example = files.read(drop_unknown_classes=drop_unknown_classes)
         if isinstance(example, voc.Example) and all(finding.reason != "encoding" for finding in example.findings):
-            check_no_object_vanishes(example, len(xml.etree.ElementTree.fromstring(data).findall("object")))
+            check_no_object_vanishes(example, count_objects(data))
         return name_of(example)
 
     outcomes = fuzz(damaged(originals, Spots(b">", 2), XML_TOKENS), check)
@@ -491,7 +554,8 @@ def test_damaged_images(files, originals, spots):
     def check(case):
         extension, data = case
         files.set_image(data, extension)
-        header, decode = files.read(verify="header"), files.read()
+        options = {"exif": ("auto", "apply", "ignore")[len(data) % 3]}
+        header, decode = files.read(verify="header", **options), files.read(**options)
         assert header == decode or decode in ("damaged_image", "not_an_image")
         return name_of(decode)
 
@@ -518,6 +582,7 @@ def frame_header(data: bytes) -> int:
 
 def test_damaged_frame_header(files):
     """The bytes that say how a JPEG is decoded are changed: what Pillow accepts, TensorFlow must accept as well."""
+    files.xml_path.write_text(annotation_xml(size=None))  # which any height and width agree with
     outcomes = collections.Counter()
     start = frame_header(JPEG)
     values = (*range(0, 5), 8, 0x11, 0x21, 0x22, 0x7F, 0x80, *range(0xC0, 0xD0), 0xD9, 0xFF)

@@ -77,6 +77,22 @@ def test_command(tree, tmp_path):
     assert [name for name in os.listdir(out) if name.startswith("all")] == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--voc_dir=x"], "--output_dir is missing"),
+        (["--output_dir=x"], "--voc_dir is missing"),
+        (["--voc_dir=x", "--output_dir=x", "y"], "unexpected arguments: y"),
+    ],
+)
+def test_wrong_use_is_one_line(tmp_path, arguments, message):
+    done = command(*arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {message}")
+    assert done.stderr.count("\n") == 1
+    assert not done.stdout
+
+
 def test_manifest_says_what_the_shards_hold(tree, tmp_path):
     (manifest,) = run(tree)
     assert shards.read_manifest(f"{tmp_path}/out/all.manifest.json") == manifest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pathlib
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -56,7 +57,7 @@ class VocTree:
         if xml is None:
             xml = annotation_xml(filename=stem + extension)
         (self.annotations / f"{stem}.xml").write_bytes(xml.encode() if isinstance(xml, str) else xml)
-        image = encoded(picture(seed=len(stem))) if image is None else image
+        image = encoded(picture(seed=zlib.crc32(stem.encode()))) if image is None else image
         (self.images / (stem + extension)).write_bytes(image)
 
     def add_many(self, count: int):

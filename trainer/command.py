@@ -11,13 +11,13 @@ from absl import app, logging
 def run(main: Callable[[], None]) -> None:
     """Parses the flags, calls `main` and ends the process.
 
-    An argument that is no flag is a usage error. An error that tells the user what to do (ValueError, OSError,
+    An argument that is no flag is an error. An error that tells the user what to do (ValueError, OSError,
     FloatingPointError) ends the process as one line, `error: ...`, since a traceback would bury it.
     """
 
     def checked_main(argv: list[str]) -> None:
         if len(argv) > 1:
-            raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}; flags are written --name=value.")
+            sys.exit(f"error: unexpected arguments: {' '.join(argv[1:])}; flags are written --name=value.")
         try:
             main()
         except (ValueError, OSError, FloatingPointError) as error:

@@ -30,6 +30,8 @@ class ConvertConfig:
     zero_based: bool = False
     drop_empty: bool = False
     drop_unknown_classes: bool = False
+    drop_invalid_objects: bool = False
+    exif: str = "auto"
     verify: str = "decode"
     max_pixels: int = 100_000_000
     num_shards: int = 0  # 0: as many as shard_bytes asks for
@@ -39,7 +41,7 @@ class ConvertConfig:
 
     def __post_init__(self) -> None:
         if not self.voc_dirs and not (self.annotations_dir and self.images_dir):
-            raise ConversionError("give --voc_dir, or both --annotations_dir and --images_dir.")
+            raise ConversionError("--voc_dir is missing: give it, or both --annotations_dir and --images_dir.")
         if len(self.voc_dirs) > 1 and (self.annotations_dir or self.images_dir or self.image_set_file):
             raise ConversionError("--annotations_dir, --images_dir and --image_set_file go with one --voc_dir only.")
         if self.val_fraction and (self.image_set or self.image_set_file):
@@ -59,8 +61,8 @@ class ConvertConfig:
     def settings(self) -> dict[str, Any]:
         """The settings that decide the outcome, beside the files and the labels."""
         names = """
-            on_error strict zero_based drop_empty drop_unknown_classes verify max_pixels
-            num_shards shard_bytes seed val_fraction
+            on_error strict zero_based drop_empty drop_unknown_classes drop_invalid_objects exif verify
+            max_pixels num_shards shard_bytes seed val_fraction
         """
         return {name: getattr(self, name) for name in names.split()}
 
@@ -71,13 +73,17 @@ class ReadOptions:
 
     labels: tuple[str, ...]
     zero_based: bool = False  # coordinates are edges counted from 0, not pixels counted from 1
+    exif: str = "auto"  # or "apply" or "ignore": whether the boxes are in the frame that an EXIF orientation gives
     verify: str = "decode"  # or "header": what is checked of a JPEG that is stored as it is
     max_pixels: int = 100_000_000
     drop_unknown_classes: bool = False
+    drop_invalid_objects: bool = False  # keep an image of which no object can be read, as a negative
 
     def __post_init__(self) -> None:
         if self.verify not in ("header", "decode"):
             raise ValueError(f"--verify={self.verify} is unknown: choose header or decode.")
+        if self.exif not in ("auto", "apply", "ignore"):
+            raise ValueError(f"--exif={self.exif} is unknown: choose auto, apply or ignore.")
 
     @functools.cached_property
     def classes(self) -> dict[str, int]:

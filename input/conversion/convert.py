@@ -9,13 +9,16 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Container, Iterable, Iterator, Sequence
+from typing import Any
 
 from input import files, shards
-from input.conversion import voc_xml
+from input.conversion import voc, voc_xml
 from input.conversion.beam import SCRATCH
 from input.conversion.config import ConversionError, ConvertConfig
 from input.conversion.findings import KINDS
@@ -23,6 +26,8 @@ from input.conversion.listing import Input, Listing, list_inputs
 from input.conversion.staging import ShardResult, stage, staging_dir
 from input.conversion.workers import Advance, Workers
 from input.shards import Finding, Findings, Manifest, ShardInfo
+
+_MANY_ZEROS = 5  # boxes with a coordinate of 0
 
 
 def convert(config: ConvertConfig, workers: Workers) -> list[Manifest]:
@@ -71,7 +76,9 @@ def locked(directory: str) -> Iterator[None]:
 def _convert(config: ConvertConfig, workers: Workers) -> list[Manifest]:
     splits = list_inputs(config)
     labels = _choose_labels(splits, config, workers)
-    finished, made, problems = {}, {}, []
+    finished: dict[str, Manifest] = {}
+    made: dict[str, Manifest] = {}
+    problems = []
     for split, listing in splits.items():
         if done := _already_done(split, listing, labels, config):
             finished[split] = done
@@ -79,11 +86,16 @@ def _convert(config: ConvertConfig, workers: Workers) -> list[Manifest]:
             continue
         if config.overwrite:
             files.remove_tree(staging_dir(config.output_dir, split))
-        made[split] = _make_split(split, listing, labels, config, workers)
+        manifest = _make_split(split, listing, labels, config, workers)
+        known = [*finished.values(), *made.values(), *_other_manifests(splits, config.output_dir)]
+        made[split] = _with_findings(manifest, [*_similar_classes(labels), *_same_images(manifest, known, listing)])
         problems += _problems(made[split], config)
     if problems:
         remedy = "Correct the files (shards without them are not made again), or leave them out with --on_error=skip."
-        raise ConversionError("\n".join([f"nothing was published; {len(problems)} problems:", *problems, remedy]))
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ConversionError("\n".join([f"nothing was published; {count}:", *problems, remedy]))
+    if not labels:
+        raise ConversionError("no class name is UTF-8: declare the encoding in the first line of the XML files.")
     _write_labels(labels, config.output_dir)
     for manifest in made.values():
         _publish(manifest, config.output_dir)
@@ -91,16 +103,24 @@ def _convert(config: ConvertConfig, workers: Workers) -> list[Manifest]:
     return [{**finished, **made}[split] for split in splits]
 
 
+def _other_manifest_names(splits: Container[str], output_dir: str) -> list[str]:
+    """The manifests of the splits that the output folder holds beside these."""
+    end = ".manifest.json"
+    return sorted(name for name in files.names(output_dir) if name.endswith(end) and name[: -len(end)] not in splits)
+
+
+def _other_manifests(splits: Container[str], output_dir: str) -> Iterator[Manifest]:
+    for name in _other_manifest_names(splits, output_dir):
+        with contextlib.suppress(ValueError):  # a damaged one is reported when its own split is used
+            yield shards.read_manifest(os.path.join(output_dir, name))
+
+
 # The label list.
 
 
 def _choose_labels(splits: dict[str, Listing], config: ConvertConfig, workers: Workers) -> tuple[str, ...]:
     existing = os.path.join(config.output_dir, shards.LABELS)
-    others = [
-        name
-        for name in files.names(config.output_dir)
-        if name.endswith(".manifest.json") and name[: -len(".manifest.json")] not in splits
-    ]
+    others = _other_manifest_names(splits, config.output_dir)
     try:
         there = shards.parse_labels(existing) if files.exists(existing) else None
         given = shards.parse_labels(config.labels_file) if config.labels_file else None
@@ -108,7 +128,7 @@ def _choose_labels(splits: dict[str, Listing], config: ConvertConfig, workers: W
         raise ConversionError(str(error)) from error
     if given and there and given != there and others:
         raise ConversionError(
-            f"{config.labels_file} differs from {existing}, which {', '.join(sorted(others))} was made with: "
+            f"{config.labels_file} differs from {existing}, which {', '.join(others)} was made with: "
             "convert every split anew, into an empty folder."
         )
     if given:
@@ -120,12 +140,12 @@ def _choose_labels(splits: dict[str, Listing], config: ConvertConfig, workers: W
 
 
 def find_classes(inputs: Sequence[Input], workers: Workers) -> tuple[str, ...]:
-    """All class names, sorted."""
+    """All class names in UTF-8, sorted."""
     chunks = [inputs[start : start + 256] for start in range(0, len(inputs), 256)]
-    labels = tuple(sorted(set().union(*workers.map(_class_names, chunks, len(inputs), "finding classes"))))
-    if not labels:
+    names = set().union(*workers.map(_class_names, chunks, len(inputs), "finding classes"))
+    if not names:
         raise ConversionError("no annotation names a class: check --voc_dir, or give --labels.")
-    return labels
+    return tuple(sorted(name for name in names if "\ufffd" not in name))  # the files with the others are refused
 
 
 def _class_names(inputs: Sequence[Input], advance: Advance) -> set[str]:
@@ -156,7 +176,8 @@ def _make_split(
         left_out = {image_id for result in results for image_id in result.left_out}
         inputs = [item for item in inputs if item.image_id not in left_out]
         if not inputs or all(result.num_records for result in results):
-            return _make_manifest(split, listing, [*findings, *found], results, labels, config)
+            findings += [*found, *_maybe_zero_based(split, results)]
+            return _make_manifest(split, listing, findings, results, labels, config)
         # A shard came out empty, so few images are left: they are divided into fewer shards.
         findings += [finding for finding in found if finding.image_id in left_out]
 
@@ -169,10 +190,6 @@ def _make_manifest(
     labels: tuple[str, ...],
     config: ConvertConfig,
 ) -> Manifest:
-    def of_kind(kind: str) -> Findings:
-        members = sorted(finding for finding in findings if finding.reason in KINDS[kind])
-        return Findings(dict(collections.Counter(finding.reason for finding in members)), tuple(members))
-
     boxes_per_class = {label: sum(result.boxes_per_class.get(label, 0) for result in results) for label in labels}
     return Manifest(
         version=shards.MANIFEST_VERSION,
@@ -195,16 +212,62 @@ def _make_manifest(
             )
             for index, result in enumerate(results)
         ),
-        refused=of_kind("refused"),
-        repaired=of_kind("repaired"),
-        noted=of_kind("noted"),
         inputs={item.image_id: item.fingerprint for item in listing.inputs},
+        digests=dict(sorted(item for result in results for item in result.digests.items())),
+        **{kind: _of_kind(kind, findings) for kind in KINDS},
     )
+
+
+def _of_kind(kind: str, findings: Iterable[Finding]) -> Findings:
+    members = sorted(finding for finding in findings if finding.reason in KINDS[kind])
+    counts = collections.Counter(finding.reason for finding in members)
+    return Findings({reason: counts[reason] for reason in KINDS[kind] if counts[reason]}, tuple(members))
+
+
+def _maybe_zero_based(split: str, results: Sequence[ShardResult]) -> Iterator[Finding]:
+    """Coordinates counted from 1 are never 0, but are the width or height about as often as they are 1."""
+    num_at_zero = sum(result.num_at_zero for result in results)
+    if num_at_zero >= _MANY_ZEROS and not any(result.num_at_end for result in results):
+        detail = f"{num_at_zero} boxes have a coordinate of 0, none reaches the image's width or height"
+        yield Finding("", split, "maybe_zero_based", detail)
+
+
+def _similar_classes(labels: Sequence[str]) -> Iterator[Finding]:
+    by_key: dict[str, str] = {}
+    for label in labels:
+        key = "".join(unicodedata.normalize("NFKC", label).casefold().split())
+        if (first := by_key.setdefault(key, label)) != label:
+            yield Finding("", shards.LABELS, "similar_classes", f"{first!r} and {label!r}")
+
+
+def _with_findings(manifest: Manifest, findings: Sequence[Finding]) -> Manifest:
+    """The manifest with more findings."""
+    more: dict[str, Any] = {kind: _of_kind(kind, [*manifest.findings(kind).files, *findings]) for kind in KINDS}
+    return dataclasses.replace(manifest, **more)
+
+
+def _same_images(manifest: Manifest, others: Iterable[Manifest], listing: Listing) -> Iterator[Finding]:
+    """The images with the bytes of an earlier one, in this split or in another."""
+    first: dict[str, str] = {}
+    same: dict[str, str] = {}  # image id -> that of the earlier one
+    for image_id, digest in manifest.digests.items():
+        if first.setdefault(digest, image_id) != image_id:
+            same[image_id] = first[digest]
+    elsewhere = {
+        first[digest]: f"{image_id} of {other.split}"
+        for other in others
+        for image_id, digest in reversed(other.digests.items())  # so that the first of several is named
+        if digest in first
+    }
+    for item in listing.inputs:
+        for reason, found in (("same_image", same), ("same_image_elsewhere", elsewhere)):
+            if item.image_id in found:
+                yield Finding(item.image_id, voc.name_key(item.image_name), reason, f"as {found[item.image_id]}")
 
 
 def _problems(manifest: Manifest, config: ConvertConfig) -> list[str]:
     """Why the split cannot be published, a line for each problem."""
-    bad = [*manifest.refused.files, *(manifest.repaired.files if config.strict else ())]
+    bad = [*manifest.refused.files, *(manifest.dropped.files + manifest.repaired.files if config.strict else ())]
     if bad and config.on_error == "fail":
         return sorted(f"{finding.file}: {finding.reason}: {finding.detail}" for finding in bad)
     return [] if manifest.num_images else [f"{manifest.split}: no image is left to convert."]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-# Each reason, with what it means and what is done. Refused files give no record. The record of repaired files differs
-# from what they say. A note is for information only.
+# Each reason, with what it means and what is done. Refused files give no record. An object or file that was dropped is
+# left out. The record of repaired files differs from what they say. A note is for information only. Reports keep the
+# order of the reasons.
 REFUSED = {
     "missing_annotation": "the image set lists it, but there is no such XML file",
     "empty_annotation": "the XML file is empty",
@@ -21,41 +22,65 @@ REFUSED = {
     "damaged_image": "the image cannot be decoded to its end",
     "too_many_pixels": "the image exceeds --max_pixels",
     "unreadable": "the system cannot read the file",
+    "all_objects_dropped": "none of its objects could be read: see --drop_invalid_objects",
+    "exif_unclear": "the boxes may be in the frame that the EXIF orientation gives, or not: see --exif",
+    "other_size": "<size> has another shape than the image, so the boxes cannot belong to it",
 }
-REPAIRED = {
-    "encoding": "bytes that are not UTF-8, outside of names, were replaced",
-    "size": "<size> is absent or differs from the image; the image wins",
-    "filename": "<filename> names another image; the image with the XML's name was used",
-    "image_name": "no image has the XML's name; the one that <filename> names was used",
-    "disguised_image": "the image is of another format than its extension says; it is stored as JPEG",
-    "exif_rotated": "the boxes are in the frame that the EXIF orientation gives; the image was rotated as it says",
-    "comma_number": "a coordinate has a decimal comma; it was read as a point",
+DROPPED = {
     "bad_number": "a coordinate is not a finite number; the box was dropped",
     "missing_corner": "a coordinate is absent; the box was dropped",
     "missing_name": "an object has no <name>; it was dropped",
     "unknown_class_dropped": "an object's class is not in the label list; it was dropped as asked",
     "degenerate_box": "a box has max = min as written, to 1/100 pixel; it was dropped",
-    "swapped_box": "a box has max < min as written; it was dropped",
-    "clipped_box": "a box reached out of the image; it was clipped",
+    "swapped_outside": "a box has max < min as written and reaches out of the image; it was dropped",
     "outside_box": "a box lies wholly outside the image; it was dropped",
     "duplicate_box": "an object repeats another's class and box; it was dropped",
+    "same_stem": "a file has the name of another, but for the extension; it was left out",
+    "in_subfolder": "an XML file is in a subfolder, and those are not searched; it was left out",
+}
+REPAIRED = {
+    "encoding": "bytes that are not UTF-8, outside of names, were replaced",
+    "size": "<size> is absent, or wrong by one pixel; that of the image was used",
+    "scaled": "the image was resized after it was labelled; the boxes were scaled from <size> to the image",
+    "filename": "<filename> names another image; the image with the XML's name was used",
+    "image_name": "no image has the XML's name; the one that <filename> names was used",
+    "disguised_image": "the image is of another format than its extension says; it is stored as JPEG",
+    "exif_rotated": "the boxes are in the frame that the EXIF orientation gives; the image was rotated as it says",
+    "comma_number": "a coordinate has a decimal comma; it was read as a point",
+    "swapped_box": "a box has max < min as written; its corners were put right",
+    "clipped_box": "a box reached out of the image; it was clipped",
     "listed_twice": "the image set lists it more than once; it was converted once",
 }
 NOTED = {
-    "folder": "<folder> names another folder; <folder> is never used",
     "extension": "<filename> has no or another extension than the image",
     "reencoded": "the image was encoded anew as 8-bit RGB JPEG of quality 95",
     "grayscale": "the image has one channel; it was kept, and readers repeat the channel three times",
     "path_in_filename": "<filename> holds a folder; only its last part was used",
-    "exif_ignored": "the EXIF orientation is not applied: the boxes are in the frame of the stored pixels",
+    "exif_ignored": "the EXIF orientation was not applied: the boxes, if any, are in the frame of the stored pixels",
     "exponent_number": "a coordinate is written with an exponent",
     "zero_coordinate": "a coordinate is 0, which 1-based data cannot have: see --zero_based",
     "fields_absent": "difficult, truncated or pose is absent; 0, 0 and Unspecified were used",
+    "tag_case": "a tag is in another case, such as <Object>; it was read all the same",
+    "polygon": "an object has a <polygon>, but no <bndbox>; the upright box around it was used",
+    "rotated_box": "an object has a <robndbox>, but no <bndbox>; the upright box around it was used",
+    "deleted_object": "an object is marked as <deleted>; it was left out",
     "parts": "an object has <part> boxes, which are not objects",
+    "no_annotation": "an image has no XML file; it was left out",
+    "similar_classes": "two classes differ only in case or spaces; both were kept",
+    "maybe_zero_based": "many coordinates are 0 and none is the image's width or height: see --zero_based",
+    "same_image": "the image has the same bytes as another; both were kept",
+    "same_image_elsewhere": "an image of another split has the same bytes; it was kept in both",
     "no_objects": "the image has no objects; it was kept as a negative",
     "dropped_empty": "the image has no objects; it was left out, as --drop_empty says",
+    "folder": "<folder> names another folder; <folder> is never used",
 }
-KINDS = {"refused": REFUSED, "repaired": REPAIRED, "noted": NOTED}
+# What is noted not of one image alone, and therefore named in the short report too.
+NAMED_NOTES = {"no_annotation", "similar_classes", "maybe_zero_based", "same_image", "same_image_elsewhere"}
+# The reasons for which an object is dropped that nobody asked to drop, and of which nothing is kept.
+INVALID_OBJECTS = {
+    *("bad_number", "missing_corner", "missing_name", "degenerate_box", "swapped_outside", "outside_box"),
+}
+KINDS = {"refused": REFUSED, "dropped": DROPPED, "repaired": REPAIRED, "noted": NOTED}
 
 Note = Callable[[str, str], None]  # records a finding: takes its reason and its detail
 

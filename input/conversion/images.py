@@ -13,10 +13,26 @@ from input import files
 from input.conversion import jpeg
 from input.conversion.config import ReadOptions
 from input.conversion.findings import Note, Refused
+from input.conversion.frame import Frame, Size, is_turned
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-_FORMATS = dict(zip(IMAGE_EXTENSIONS, ("JPEG", "JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "TIFF")))
+_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+_FORMATS = dict(zip(_EXTENSIONS, ("JPEG", "JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "TIFF")))
+IMAGE_EXTENSIONS = (*_FORMATS, ".heic", ".heif", ".avif")
+# Formats that are not read, by their brand in ISO/IEC 14496-12's `ftyp` box.
+_OTHER_FORMATS = {
+    **dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"), "HEIC"),
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+}
 _EXIF_ORIENTATION = 0x0112
+_UNDO = {  # what undoes an orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is the limit, and is checked before anything is decoded
 
 
@@ -24,17 +40,21 @@ class StoredImage(NamedTuple):
     jpeg: bytes
     height: int
     width: int
+    swappable: bool = False  # its EXIF orientation swaps height and width, whether or not that was done
+
+    @property
+    def size(self) -> Size:
+        return self.height, self.width
 
 
-def read_image(path: str, annotated_size: tuple[int, int], options: ReadOptions, note: Note) -> StoredImage:
+def read_image(path: str, frame: Frame, options: ReadOptions, note: Note) -> StoredImage:
     """Reads an image file and gives the JPEG that is stored: the file's own bytes where possible.
 
     Args:
-      annotated_size: (height, width) that the annotation gives. It tells whether the boxes are in the frame of the
-        stored pixels or in the frame that the EXIF orientation gives.
+      frame: what the annotation tells; it decides whether an EXIF orientation is applied.
 
     Raises:
-      Refused: the file cannot be read or decoded, or the image is too large.
+      Refused: the file cannot be read or decoded, the image is too large, or it is unclear how it is to be turned.
     """
     try:
         data = files.read_regular(path)
@@ -56,53 +76,83 @@ def read_image(path: str, annotated_size: tuple[int, int], options: ReadOptions,
             warnings.simplefilter("ignore")  # what matters raises
             with Image.open(io.BytesIO(data), formats=tuple(_FORMATS.values())) as image:
                 _check_pixels(path, image.height, image.width, options)
-                return _store(image, data, shape is not None, expected, annotated_size, note)
+                turn = _decide_turn(path, image, frame, options) if shape is None else _Turn(1, False)
+                return _store(image, data, turn, expected, note)
     except Refused:
         raise
     except Image.UnidentifiedImageError as error:
-        raise Refused(path, "not_an_image", f"it starts with {data[:8]!r}") from error
+        other = _OTHER_FORMATS.get(data[8:12]) if data[4:8] == b"ftyp" else None
+        detail = f"it is {other}: convert it to JPEG" if other else f"it starts with {data[:8]!r}"
+        raise Refused(path, "not_an_image", detail) from error
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         raise Refused(path, "damaged_image", f"{type(error).__name__}: {error}") from error
 
 
 def _check_pixels(path: str, height: int, width: int, options: ReadOptions) -> None:
     if height * width > options.max_pixels:
-        raise Refused(path, "too_many_pixels", f"{width}x{height}: raise --max_pixels={options.max_pixels}")
+        detail = f"{width}x{height}, but --max_pixels is {options.max_pixels}: raise it"
+        raise Refused(path, "too_many_pixels", detail)
 
 
-def _store(
-    image: Image.Image, data: bytes, plain: bool, expected: str | None, annotated_size: tuple[int, int], note: Note
-) -> StoredImage:
+class _Turn(NamedTuple):
+    """What to do about an EXIF orientation."""
+
+    orientation: int  # 1 to 8; 1 turns nothing
+    apply: bool
+
+    @property
+    def swaps(self) -> bool:
+        """The orientation swaps height and width, whether or not it is applied."""
+        return self.orientation >= 5
+
+
+def _decide_turn(path: str, image: Image.Image, frame: Frame, options: ReadOptions) -> _Turn:
+    orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    if orientation not in _UNDO:
+        return _Turn(1, False)
+    if options.exif != "auto":
+        return _Turn(orientation, options.exif == "apply")
+    stored = image.height, image.width
+    if image.format == "TIFF" and orientation >= 5:  # of which Pillow gives the size after turning
+        stored = stored[::-1]
+    apply = is_turned(orientation, stored, frame)
+    if apply is None:
+        detail = f"orientation {orientation}: --exif=apply if the boxes fit the turned image, otherwise --exif=ignore"
+        raise Refused(path, "exif_unclear", detail)
+    return _Turn(orientation, apply)
+
+
+def _store(image: Image.Image, data: bytes, turn: _Turn, expected: str | None, note: Note) -> StoredImage:
     """Decodes the image to its end, and encodes it anew only where it must be.
 
     Args:
       data: the bytes of the file that `image` was opened from.
-      plain: it is a JPEG without Exif data.
       expected: the format that the file's extension names.
     """
     actual = "JPEG" if image.format == "MPO" else image.format  # MPO: several JPEGs in one file; the first counts
     if actual != expected:
         note("disguised_image", f"{actual} {image.mode}")
-    height, width = image.height, image.width
-    # Pillow applies the orientation of a TIFF itself.
-    orientation = 1 if plain or actual == "TIFF" else image.getexif().get(_EXIF_ORIENTATION, 1)
-    if orientation in range(5, 9) and annotated_size == (width, height) != (height, width):
-        note("exif_rotated", f"orientation {orientation}")
-        return _encode(_to_rgb(ImageOps.exif_transpose(image)))
-    if orientation in range(2, 9):
-        note("exif_ignored", f"orientation {orientation}")
+    if turn.orientation > 1:
+        note("exif_rotated" if turn.apply else "exif_ignored", f"orientation {turn.orientation}")
+    if turn.apply:
+        upright = image if actual == "TIFF" else ImageOps.exif_transpose(image)  # Pillow turns a TIFF itself
+        return _encode(_to_rgb(upright), turn)
     if actual == "JPEG" and image.mode in ("L", "RGB"):
         # At an eighth of the size every coefficient is decoded, but few pixels are computed. Not decoded as grey: that
         # would hide impossible sampling of the colours.
+        height, width = image.height, image.width
         image.draft(None, (max(width // 8, 1), max(height // 8, 1)))
         image.load()
         jpeg.check_scan(data)
         if image.mode == "L":
             note("grayscale", "JPEG L")
-        return StoredImage(data, height, width)
+        return StoredImage(data, height, width, turn.swaps)
     if actual == expected:
         note("reencoded", f"{actual} {image.mode}")
-    return _encode(_to_rgb(image))
+    if actual == "TIFF" and turn.orientation > 1:
+        image.load()
+        image = image.transpose(_UNDO[turn.orientation])
+    return _encode(_to_rgb(image), turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -112,7 +162,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _encode(image: Image.Image) -> StoredImage:
+def _encode(image: Image.Image, turn: _Turn) -> StoredImage:
     out = io.BytesIO()
     image.save(out, "JPEG", quality=95)
-    return StoredImage(out.getvalue(), image.height, image.width)
+    return StoredImage(out.getvalue(), image.height, image.width, turn.swaps)

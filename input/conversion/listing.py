@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import hashlib
 import io
 import os
@@ -114,8 +115,9 @@ def _list_data_set(
 ) -> None:
     """Adds what one data set holds to `inputs`, by image id, and what is wrong with its lists to `findings`."""
     xml_dir, image_dir = os.path.join(folders.annotations, ""), os.path.join(folders.images, "")
-    xml_files = _list_folder(os.path.dirname(xml_dir), (".xml",))
-    image_files = _list_folder(os.path.dirname(image_dir), images.IMAGE_EXTENSIONS)
+    xml_files, other_xml = _list_folder(os.path.dirname(xml_dir), (".xml",))
+    image_files, other_images = _list_folder(os.path.dirname(image_dir), images.IMAGE_EXTENSIONS)
+    used = set()
     set_file = config.image_set_file
     if not set_file and config.image_set:
         set_file = os.path.join(voc_dir, "ImageSets", "Main", config.image_set + ".txt")
@@ -132,14 +134,28 @@ def _list_data_set(
         if xml_name and not image_name:
             filename = voc.name_key(voc_xml.named_image(xml_dir + xml_name))
             image_name = image_files.get(os.path.splitext(filename)[0]) or image_files.get(filename, "")
+        used.add(image_name)
+        for name in other_xml.get(image_id, []) + other_images.get(os.path.splitext(image_name)[0], []):
+            findings.append(Finding(image_id, name, "same_stem", f"{xml_name} and {image_name} were used"))
         inputs[image_id] = Input(
             image_id=image_id, xml_dir=xml_dir, xml_name=xml_name, image_dir=image_dir, image_name=image_name
         )
+    if not set_file:
+        for stem, name in image_files.items():
+            if name not in used:
+                findings.append(Finding(stem, voc.name_key(name), "no_annotation", ""))
+        for name in _xml_below(os.path.dirname(xml_dir)):
+            stem = os.path.splitext(os.path.basename(name))[0]
+            findings.append(Finding(voc.name_key(stem), voc.name_key(name), "in_subfolder", ""))
 
 
-def _list_folder(path: str, extensions: Sequence[str]) -> dict[str, str]:
-    """The names of files with one of the extensions, by stem; of several with one stem the earlier extension wins."""
+def _list_folder(path: str, extensions: Sequence[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """The names of files with one of the extensions, by stem.
+
+    Of several with one stem the earlier extension wins, and the others are given apart.
+    """
     found: dict[str, tuple[int, str]] = {}
+    others: dict[str, list[str]] = {}
     ranks = {extension: rank for rank, extension in enumerate(extensions)}
     try:
         for name in files.names(path):
@@ -147,10 +163,28 @@ def _list_folder(path: str, extensions: Sequence[str]) -> dict[str, str]:
             rank = ranks.get(dot + extension.lower())
             if rank is not None and stem.strip(".") and not stem.startswith("._"):  # macOS leaves those behind
                 key = voc.name_key(stem)
-                found[key] = min(found.get(key, (rank, name)), (rank, name))
+                best, *rest = sorted([(rank, name), *([found[key]] if key in found else [])])
+                found[key] = best
+                for _, other in rest:
+                    others.setdefault(key, []).append(voc.name_key(other))
     except OSError as error:
         raise ConversionError(f"{path}: {error.strerror}; check --voc_dir, --annotations_dir, --images_dir.") from error
-    return {key: name for key, (_, name) in found.items()}
+    return {key: name for key, (_, name) in found.items()}, {key: sorted(names) for key, names in others.items()}
+
+
+def _xml_below(folder: str, below: str = "") -> Iterator[str]:
+    """The XML files in the subfolders of a folder, each with its path from there."""
+    for name in sorted(files.names(os.path.join(folder, below))):
+        path = os.path.join(below, name)
+        extension = os.path.splitext(name)[1]
+        if name.startswith((".", "__")):
+            continue
+        if extension[1:].isalpha():  # a file; a bucket would take milliseconds to say so
+            if below and extension.lower() == ".xml":
+                yield path
+        elif path.count(os.sep) < 8 and files.is_dir(os.path.join(folder, path)):  # links may go round in circles
+            with contextlib.suppress(OSError):
+                yield from _xml_below(folder, path)
 
 
 def _read_image_set(path: str) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from input import files, shards
 from input.conversion import report_page, report_words, survey
+from input.conversion.findings import NAMED_NOTES
 from input.conversion.report_words import Report
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def _findings(manifest: shards.Manifest) -> Iterator[str]:
     if rows := report_words.finding_rows(manifest):
         yield from _table([[kind, reason, f"{count:,}", meaning] for kind, reason, count, meaning in rows], "<<><")
     named = [*manifest.refused.files, *report_words.changed_files(manifest)]
+    named += [finding for finding in manifest.noted.files if finding.reason in NAMED_NOTES]
     for finding in named[:_MAX_FILES]:
         yield _shorten(f"    {report_words.describe_finding(finding)}", 110)
     if len(named) > _MAX_FILES:

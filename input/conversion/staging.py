@@ -17,7 +17,7 @@ from typing import NamedTuple
 from input import files, shards, tfrecord
 from input.conversion import voc
 from input.conversion.config import ConvertConfig, ReadOptions
-from input.conversion.findings import REPAIRED, Refused
+from input.conversion.findings import DROPPED, REPAIRED, Refused
 from input.conversion.listing import Input, shuffled
 from input.conversion.workers import Advance, Workers
 from input.shards import Finding
@@ -48,8 +48,11 @@ class ShardResult:
     num_negatives: int
     num_difficult: int
     num_truncated: int
+    num_at_zero: int  # boxes with a coordinate of 0 though counted from 1
+    num_at_end: int  # boxes that reach the image's right or lower edge
     boxes_per_class: dict[str, int]
     images_per_class: dict[str, int]
+    digests: dict[str, str]  # image id -> the start of the stored image's SHA-256
     left_out: Sequence[str]  # image ids
     findings: Sequence[Finding]
 
@@ -80,9 +83,11 @@ def stage(
     options = ReadOptions(
         labels=labels,
         zero_based=config.zero_based,
+        exif=config.exif,
         verify=config.verify,
         max_pixels=config.max_pixels,
         drop_unknown_classes=config.drop_unknown_classes,
+        drop_invalid_objects=config.drop_invalid_objects,
     )
     order = shuffled(inputs, config.seed, "shards")
     results: dict[str, ShardResult] = {}
@@ -125,10 +130,16 @@ def _finished(task: ShardTask, final: str) -> ShardResult | None:
 
 def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
     """Writes one shard and, last, its result beside it; tells `advance` now and then how many more images are done."""
-    counts = dict.fromkeys(("num_records", "num_bytes", "num_negatives", "num_difficult", "num_truncated"), 0)
+    counts = dict.fromkeys(
+        (
+            *("num_records", "num_bytes", "num_negatives", "num_difficult", "num_truncated"),
+            *("num_at_zero", "num_at_end"),
+        ),
+        0,
+    )
     boxes_per_class: collections.Counter[str] = collections.Counter()
     images_per_class: collections.Counter[str] = collections.Counter()
-    left_out, findings = [], []
+    left_out, findings, digests = [], [], {}
     digest = hashlib.sha256()
     with files.create(task.path + ".shard") as shard:
         for count, item in enumerate(task.inputs, 1):
@@ -136,7 +147,9 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
             findings += found
             if example:
                 annotation = example.annotation
-                record = tfrecord.frame_record(tfrecord.encode_example(annotation, example.jpeg))
+                sha256 = hashlib.sha256(example.jpeg).hexdigest()
+                digests[item.image_id] = sha256[:16]
+                record = tfrecord.frame_record(tfrecord.encode_example(annotation, example.jpeg, sha256))
                 shard.write(record)
                 digest.update(record)
                 boxes_per_class.update(annotation.class_names)
@@ -146,6 +159,10 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
                 counts["num_negatives"] += not annotation.boxes
                 counts["num_difficult"] += sum(annotation.difficult)
                 counts["num_truncated"] += sum(annotation.truncated)
+                counts["num_at_zero"] += sum(finding.reason == "zero_coordinate" for finding in found)
+                counts["num_at_end"] += sum(
+                    ymax >= annotation.height or xmax >= annotation.width for _, _, ymax, xmax in annotation.boxes
+                )
             else:
                 left_out.append(item.image_id)
             if count % 16 == 0 or count == len(task.inputs):
@@ -155,6 +172,7 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
         sha256=digest.hexdigest(),
         boxes_per_class=dict(boxes_per_class),
         images_per_class=dict(images_per_class),
+        digests=digests,
         left_out=left_out,
         findings=findings,
         **counts,
@@ -176,5 +194,6 @@ def _read(source: voc.Source, task: ShardTask) -> tuple[voc.Example | None, list
     if empty:
         reason = "dropped_empty" if task.drop_empty else "no_objects"
         findings.append(Finding(source.image_id, example.annotation.filename, reason, ""))
-    unwanted = (empty and task.drop_empty) or (task.strict and any(found.reason in REPAIRED for found in findings))
+    flawed = any(found.reason in REPAIRED or found.reason in DROPPED for found in findings)
+    unwanted = (empty and task.drop_empty) or (task.strict and flawed)
     return None if unwanted else example, findings

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import PureWindowsPath
 from typing import NamedTuple
 
@@ -9,10 +11,17 @@ from lxml import etree
 
 from input import files
 from input.conversion.findings import Refused
+from input.tfrecord import CORNERS
 
 _PARSER_OPTIONS = {"resolve_entities": False, "no_network": True, "remove_comments": True, "remove_pis": True}
 _PARSER = etree.XMLParser(**_PARSER_OPTIONS)
 _UTF8_PARSER = etree.XMLParser(**_PARSER_OPTIONS, encoding="utf-8")  # whatever the file declares
+# The tags that are read, whatever the case of their letters.
+_TAGS = {
+    *("annotation", "filename", "folder", "size", "height", "width", "object", "name", "bndbox", *CORNERS),
+    *("difficult", "truncated", "pose", "part", "polygon", "pt", "robndbox", "deleted"),
+}
+_UPPER_CASE_TAG = re.compile(rb"<\w*[A-Z]")
 
 
 class ObjectTexts(NamedTuple):
@@ -20,6 +29,11 @@ class ObjectTexts(NamedTuple):
 
     name: str
     corners: dict[str, str]  # of the children of <bndbox>, by tag
+    points: list[
+        tuple[str, str]
+    ]  # x and y of the <polygon>; empty where <bndbox> gives a corner, as the one that follows
+    rotated: dict[str, str]  # of the children of <robndbox>, by tag
+    deleted: bool
     difficult: str | None  # None where there is no such element, as in the two that follow
     truncated: str | None
     pose: str | None
@@ -34,6 +48,7 @@ class Document(NamedTuple):
     height: str
     width: str
     objects: list[ObjectTexts]
+    other_case: bool  # a tag was in another case
     replaced: bool  # bytes that are not UTF-8 were replaced by U+FFFD
 
 
@@ -49,12 +64,14 @@ def read_document(path: str) -> Document:
         raise Refused(path, "unreadable", error.strerror or str(error)) from error
     if not data or data.isspace():
         raise Refused(path, "empty_annotation", "the file is empty")
-    if b"<!ENTITY" in data.replace(b"\0", b""):  # UTF-16 has zeros between the letters
+    without_zeros = data.replace(b"\0", b"")  # UTF-16 has zeros between the letters
+    if b"<!ENTITY" in without_zeros:
         raise Refused(path, "entities", "it defines entities; remove its <!DOCTYPE ...>")
     try:
         root, replaced = _parse(data)
     except etree.XMLSyntaxError as error:
         raise Refused(path, "not_xml", error.msg or "cannot be parsed") from error
+    other_case = bool(_UPPER_CASE_TAG.search(without_zeros)) and _lower_tags(root)
     texts, size = _texts(root), _texts(_last_child(root, "size"))
     if root.tag != "annotation" or texts.keys().isdisjoint(("object", "filename", "size")):
         raise Refused(path, "other_schema", f"<{root.tag}> is not the <annotation> of Pascal VOC")
@@ -64,6 +81,7 @@ def read_document(path: str) -> Document:
         height=size.get("height", ""),
         width=size.get("width", ""),
         objects=[_read_object(element) for element in root.iterchildren("object")],
+        other_case=other_case,
         replaced=replaced,
     )
 
@@ -79,6 +97,16 @@ def _parse(data: bytes) -> tuple[etree._Element, bool]:
         return etree.fromstring(text.encode(), _UTF8_PARSER), True
 
 
+def _lower_tags(root: etree._Element) -> bool:
+    """Puts the tags that are read in lower case; whether there was such a tag in another case."""
+    found = False
+    for element in root.iter(etree.Element):
+        lower = element.tag.lower()
+        if element.tag != lower and lower in _TAGS:
+            element.tag, found = lower, True
+    return found
+
+
 def _texts(element: etree._Element | None) -> dict[str, str]:
     """The text of each child by its tag; of several with one tag, the last."""
     return {} if element is None else {child.tag: " ".join((child.text or "").split()) for child in element}
@@ -90,14 +118,30 @@ def _last_child(element: etree._Element, tag: str) -> etree._Element | None:
 
 def _read_object(element: etree._Element) -> ObjectTexts:
     texts = _texts(element)
+    corners = _texts(_last_child(element, "bndbox"))
+    has_box = any(corners.get(corner) for corner in CORNERS)
     return ObjectTexts(
         name=texts.get("name", ""),
-        corners=_texts(_last_child(element, "bndbox")),
+        corners=corners,
+        points=[] if has_box else list(_points(element)),
+        rotated={} if has_box else _texts(_last_child(element, "robndbox")),
+        deleted=texts.get("deleted") == "1",
         difficult=texts.get("difficult"),
         truncated=texts.get("truncated"),
         pose=texts.get("pose"),
         has_parts="part" in texts,
     )
+
+
+def _points(element: etree._Element) -> Iterator[tuple[str, str]]:
+    """The points of all polygons of an object: <pt><x/><y/></pt> for each, or <x1/><y1/><x2/><y2/>..."""
+    for polygon in element.iterchildren("polygon"):
+        for point in polygon.iterchildren("pt"):
+            texts = _texts(point)
+            yield texts.get("x", ""), texts.get("y", "")
+        texts = _texts(polygon)
+        for number in sorted({tag[1:] for tag in texts if re.fullmatch(r"[xy]\d+", str(tag))}):
+            yield texts.get("x" + number, ""), texts.get("y" + number, "")
 
 
 def class_names(path: str) -> set[str]:
