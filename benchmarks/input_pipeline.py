@@ -25,7 +25,7 @@ import tensorflow as tf
 from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from input import batch_augment, pipeline, shards
+from input import batch_augment, pipeline, shards, targets
 from input.config import AugmentConfig, InputConfig
 
 # Without these the system takes back each freed batch and hands it out anew, page by page, which a GPU's allocator does
@@ -68,7 +68,7 @@ def make_full(paths, config):
 
     @tf.function
     def assign_targets(batch):
-        return pipeline.assign(batch_augment.augment_boxes(batch, augment), config, method="sparse")
+        return targets.assign(batch_augment.augment_boxes(batch, augment), config, method="sparse")
 
     for batch in dataset:
         yield augment_images(batch), assign_targets(batch)

@@ -1,15 +1,20 @@
-"""Anchors of the pyramid's levels. NumPy alone: they are constants of a configuration and an image size."""
+"""The anchors of the pyramid's levels. In NumPy, because they are constants of a configuration and an image size."""
+
+from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
+
+from input.config import AnchorConfig
 
 
-def grid_sizes(config, image_size):
+def grid_sizes(config: AnchorConfig, image_size: tuple[int, int]) -> list[tuple[int, int]]:
     """Rows and columns of each level's feature map: [(ceil(height / stride), ceil(width / stride)), ...]."""
     height, width = image_size
     return [(-(-height // 2**level), -(-width // 2**level)) for level in config.levels]
 
 
-def anchor_shapes(config):
+def anchor_shapes(config: AnchorConfig) -> np.ndarray:
     """Heights and widths of the anchors, f32 [levels, anchors per location, 2] px, the aspect ratio varying fastest."""
     return np.array(
         [
@@ -24,32 +29,32 @@ def anchor_shapes(config):
     )
 
 
-def make_anchors(config, image_size):
-    """All anchors of an image, f32 NumPy array [a, 4], (ymin, xmin, ymax, xmax) in px; they may reach outside it.
+def make_anchors(config: AnchorConfig, image_size: tuple[int, int]) -> np.ndarray:
+    """All anchors of an image, f32 [a, 4], (ymin, xmin, ymax, xmax) in px; they may reach outside it.
 
     The order is that of the heads' outputs: level, row, column, scale, aspect ratio, the last varying fastest.
     The anchors of row i and column j are centred at ((i + 0.5) * stride, (j + 0.5) * stride).
 
     Args:
-      config: AnchorConfig.
+      config: sizes, scales and aspect ratios.
       image_size: (height, width) px.
     """
     anchors = []
     for level, shapes, (rows, columns) in zip(config.levels, anchor_shapes(config), grid_sizes(config, image_size)):
-        centers = (np.stack(np.mgrid[:rows, :columns], axis=-1).astype(np.float32) + 0.5) * 2**level
+        centers = (np.moveaxis(np.mgrid[:rows, :columns], 0, -1).astype(np.float32) + 0.5) * 2**level
         corners = centers[:, :, np.newaxis] - shapes / 2, centers[:, :, np.newaxis] + shapes / 2
         anchors.append(np.concatenate(corners, axis=-1).reshape(-1, 4))
     return np.concatenate(anchors).astype(np.float32)
 
 
-def best_iou_per_box(boxes, config, image_size):
-    """The highest IoU of each box with any anchor, f64 NumPy array [n]: which boxes these anchors fit.
+def best_iou_per_box(boxes: npt.ArrayLike, config: AnchorConfig, image_size: tuple[int, int]) -> np.ndarray:
+    """The highest IoU of each box with any anchor, f64 [n]: how well the anchors fit these boxes.
 
-    Of the anchors of one shape the nearest overlaps most, so that a box needs only the nearest cell of each level.
+    Among the anchors of one shape the nearest overlaps most, so only the nearest cell of each level is compared.
 
     Args:
       boxes: [n, 4] px of an image of `image_size`; empty ones get 0.
-      config: AnchorConfig.
+      config: sizes, scales and aspect ratios.
       image_size: (height, width) px.
     """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 1, 4)

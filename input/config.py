@@ -1,11 +1,13 @@
-"""Settings of the data side. No TensorFlow import here, so that `--help` answers at once."""
+"""Settings of the input. No TensorFlow import here, so that `--help` answers at once."""
+
+from __future__ import annotations
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class AnchorConfig:
-    """Anchors of P3-P7; defaults of the RetinaNet paper (Lin et al. 2017, section 4).
+    """The anchors of P3-P7; the defaults are those of the RetinaNet paper (Lin et al. 2017, section 4).
 
     An anchor of base size `s`, scale `c` and aspect ratio `r` (width / height) has area `(s * c) ** 2`,
     height `s * c / sqrt(r)` and width `s * c * sqrt(r)`, in pixels of the network's input.
@@ -13,11 +15,11 @@ class AnchorConfig:
 
     min_level: int = 3
     max_level: int = 7
-    sizes: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)  # one a level
+    sizes: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)  # one for each level
     scales: tuple[float, ...] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.sizes) != self.max_level - self.min_level + 1:
             raise ValueError(
                 f"--anchor_sizes needs {self.max_level - self.min_level + 1} values, one for each of the levels "
@@ -46,16 +48,16 @@ class MatchConfig:
 
     positive_iou: float = 0.5  # IoU >= this: positive
     negative_iou: float = 0.4  # IoU < this: background; in between: ignored
-    force_match: bool = True  # every box keeps its best anchor, whatever the IoU
+    force_match: bool = True  # every box gets its best anchor, whatever their IoU: a low-quality match
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.negative_iou <= self.positive_iou <= 1:
             raise ValueError(
-                f"need 0 < negative_iou <= positive_iou <= 1; got {self.negative_iou} and {self.positive_iou}."
+                f"need 0 < --negative_iou <= --positive_iou <= 1; got {self.negative_iou} and {self.positive_iou}."
             )
 
 
-# What RandAugment chooses from, and how far each goes at its greatest magnitude, in the units of `AugmentConfig`.
+# The operations that RandAugment chooses from, and the limit of each at magnitude 10, in the units of `AugmentConfig`.
 RANDAUGMENT_LIMITS = {
     "rotate": 30.0,
     "shear": 0.3,
@@ -72,34 +74,37 @@ MAX_MAGNITUDE = 10
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """What happens to a training image. The defaults change nothing (`--augment=none`)."""
+    """How training images are augmented. The defaults change nothing (`--augment=none`).
 
-    # On the host, per image.
-    iou_crop: float = 0.0  # probability of SSD's crop
-    scale_min: float = 1.0  # scale jitter: the resized image's size relative to the letterboxed one
-    scale_max: float = 1.0
-    warp: float = 0.0  # probability of rotation, shear and translation, in one resampling
-    rotate: float = 10.0  # degrees, at most
-    shear: float = 0.1  # shift of x as a share of y, at most
-    translate: float = 0.1  # share of each side, at most
-    randaugment: int = 0  # operations drawn for an image, 0 to 3
+    Each setting is a probability unless its comment gives a unit.
+    """
+
+    # On the host, for each image.
+    iou_crop: float = 0.0  # SSD's crop
+    scale_min: float = 1.0  # scale jitter: smallest size, relative to that of the letterboxed image
+    scale_max: float = 1.0  # scale jitter: largest size
+    warp: float = 0.0  # rotation, shear and translation, in one resampling
+    rotate: float = 10.0  # largest angle, in degrees
+    shear: float = 0.1  # largest shift of x, as a share of y
+    translate: float = 0.1  # largest shift, as a share of each side
+    randaugment: int = 0  # number of operations chosen for an image, 0 to 3
     randaugment_magnitude: float = 5.0  # 0 to 10
-    # On the device, per batch. Those of one word are probabilities, unless they say otherwise.
+    # On the device, for each batch.
     horizontal_flip: float = 0.0
     vertical_flip: float = 0.0
     brightness: float = 0.0  # largest shift, as a share of the full range
-    contrast: float = 0.0  # factor drawn from [1 - contrast, 1 + contrast]
-    saturation: float = 0.0  # factor drawn from [1 - saturation, 1 + saturation]
+    contrast: float = 0.0  # largest change of the factor 1
+    saturation: float = 0.0  # largest change of the factor 1
     hue: float = 0.0  # largest rotation, in turns
     grayscale: float = 0.0
     cutout: float = 0.0
     cutmix: float = 0.0
     mixup: float = 0.0
     mosaic: float = 0.0
-    # A box of which a part is cropped away or covered is kept if its centre or this share of its area is visible.
+    # A partly cropped or covered box is kept if its centre or this share of its area is visible.
     min_visible: float = 0.25
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in (
             "iou_crop",
             "warp",
@@ -130,11 +135,11 @@ class AugmentConfig:
 
     @property
     def mixes(self) -> bool:
-        """Whether images of one batch get into each other."""
+        """Whether images of one batch are mixed with each other."""
         return any((self.cutmix, self.mixup, self.mosaic))
 
     @classmethod
-    def preset(cls, name: str) -> "AugmentConfig":
+    def preset(cls, name: str) -> AugmentConfig:
         """The augmentation called `name`: none, paper, default or strong."""
         presets = {
             "none": cls(),
@@ -169,27 +174,27 @@ class AugmentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InputConfig:
-    """From shards to batches."""
+    """How shards become batches."""
 
     image_size: tuple[int, int] = (512, 512)  # (height, width) of the network's input, multiples of 32
-    batch_size: int = 16  # global: over all replicas
-    max_boxes: int = 100  # boxes an image is padded to; the largest are kept
+    batch_size: int = 16  # of all replicas together
+    max_boxes: int = 100  # every image is padded to so many boxes; of more, the largest are kept
     shuffle_buffer: int = 2048  # records, still encoded
     seed: int = 0
     target_assignment: str = "device"  # or "host"
-    deterministic_input: bool = True  # false: a slow image does not hold up others, and the order is not repeatable
+    deterministic_input: bool = True  # false: batches may overtake a slow one, in no repeatable order
     cache_records: bool = False  # keep the encoded records in memory after the first epoch
-    max_damaged: int = 100  # images that cannot be decoded; more end the run
-    mixture: tuple[tuple[float, int], ...] = ()  # (weight, number) of consecutive groups of training shards
-    repeat_threshold: float = 0.0  # share of images below which a class is shown more often
-    data_service: str = ""  # address of a tf.data service that does the host's work
+    max_damaged: int = 100  # images that cannot be decoded are left out; more than these end the run
+    mixture: tuple[tuple[float, int], ...] = ()  # (weight, number of shards) of each group of training shards, in order
+    repeat_threshold: float = 0.0  # classes that a smaller share of the images shows are shown more often
+    data_service: str = ""  # address of the tf.data service that makes the batches; empty: none
     anchor: AnchorConfig = AnchorConfig()
     match: MatchConfig = MatchConfig()
     augment: AugmentConfig = AugmentConfig.preset("default")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if min(self.image_size) <= 0 or any(side % 32 for side in self.image_size):
-            raise ValueError(f"image_size {self.image_size} must be positive multiples of 32.")
+            raise ValueError(f"--image_size is {self.image_size}: both sides must be positive multiples of 32.")
         for name in ("batch_size", "max_boxes", "shuffle_buffer"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1; got {getattr(self, name)}.")
@@ -206,10 +211,10 @@ class InputConfig:
 
 
 def parse_image_size(text: str, flag: str = "image_size") -> tuple[int, int]:
-    """ "512" or "480x640" (height x width) -> (height, width), each padded up to a multiple of 32.
+    """The (height, width) that "512" or "480x640" gives, each rounded up to a multiple of 32.
 
     Raises:
-      ValueError: naming the flag.
+      ValueError: the text is no size; the message names the flag.
     """
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.isdigit() and int(side) > 0 for side in sides):

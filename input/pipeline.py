@@ -1,44 +1,21 @@
-"""Shard files -> `Dataset[Batch]`, all in graph mode."""
+"""Records to `Dataset[Batch]`, all in graph mode."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import tensorflow as tf
 
-from input import augment, batch_augment, sampling, shards, targets, tfrecord, types
+from input import augment, batch_augment, sampling, targets, tfrecord
 from input.config import InputConfig
+from input.sampling import SampledRecord
+from input.types import Batch, Targets
 
 _AUTOTUNE = tf.data.AUTOTUNE
 
 
-def _or_blank(load, blank):
-    """A function of a batch of records that calls `load`; where that fails, on one record after the other.
-
-    Args:
-      load: a function of tensors [b, ...] for `Dataset.map`.
-      blank: likewise; stands in for `load` where a record cannot be loaded.
-    """
-
-    def first_of(*datasets):
-        first = datasets[0].ignore_errors()
-        for dataset in datasets[1:]:
-            first = first.concatenate(dataset)
-        return first.take(1)  # so the later ones are made only where the first gives nothing
-
-    def load_or_blank(*records):
-        batch_size = records[0].shape[0]
-        batch = tf.data.Dataset.from_tensors(records)
-        singles = tf.data.Dataset.from_tensor_slices(records).batch(1, drop_remainder=True)
-        singles = singles.flat_map(
-            lambda *record: first_of(*(tf.data.Dataset.from_tensors(record).map(make) for make in (load, blank)))
-        )
-        singles = singles.unbatch().batch(batch_size, drop_remainder=True)
-        return first_of(batch.map(load), singles).get_single_element()
-
-    return load_or_blank
-
-
 def make_dataset(
-    paths,
+    paths: Sequence[str],
     config: InputConfig,
     *,
     training: bool,
@@ -51,9 +28,9 @@ def make_dataset(
 
     Args:
       paths: shard files, in order.
-      config: image size, padding, augmentation and seed; `config.batch_size`, the global one, is not read.
-      training: endless, shuffled and augmented; otherwise each image once, in order, unaugmented, the last batch
-        padded with images marked not `valid`. A record that cannot be decoded is grey and marked so in either case.
+      config: image size, padding, augmentation and seed; its `batch_size`, the global one, is not read.
+      training: endless, shuffled and augmented; otherwise each image once, in order, unaugmented, the last batch padded
+        with images that are not `valid`. In both cases a record that cannot be decoded is grey and not `valid`.
       batch_size: images in a batch.
       first_record: training only: how many records an earlier run has already consumed, in this pipeline.
       num_pipelines, pipeline_id: training only: of several workers, each reads every `num_pipelines`-th file.
@@ -64,47 +41,31 @@ def make_dataset(
     Raises:
       ValueError: there are no files, no records, or fewer files with records than pipelines.
     """
-    found = sampling.list_shards(paths)
-    if len(found) < num_pipelines:
-        raise ValueError(
-            f"{len(found)} shards with records for {num_pipelines} workers: convert again with --num_shards a "
-            f"multiple of {num_pipelines}."
+
+    def load(records: SampledRecord) -> Batch:
+        return augment.load_and_crop(
+            tfrecord.parse_examples(records.stored.serialized),
+            config,
+            training=training,
+            record_index=records.stored.record_index,
+            valid=records.valid,
+            random_numbers=records.random_numbers,
         )
 
-    def load(index, serialized, valid, draws):
-        records = tfrecord.parse_examples(serialized)
-        return augment.load_and_crop(records, index, valid, draws, config, training=training)
-
-    def blank(index, serialized, valid, draws):
-        return augment.blank(index, draws, config)
-
-    load_or_blank = _or_blank(load, blank)
+    def blank(records: SampledRecord) -> Batch:
+        return augment.blank(config, record_index=records.stored.record_index, random_numbers=records.random_numbers)
 
     if training:
-        own_shards = found[pipeline_id::num_pipelines]
-        if config.data_service:
-            records = sampling.served_records(found, config, first_record * num_pipelines)  # all take from one job
-        elif config.mixture:
-            records = sampling.mixed_records(own_shards, config, first_record)
-        elif config.repeat_threshold:
-            classes = shards.read_classes(paths, len(shards.read_labels(paths)))
-            records = sampling.training_records(
-                own_shards, config, first_record, sampling.Copies(own_shards, classes, config)
-            )
-        else:
-            records = sampling.training_records(own_shards, config, first_record)
-
-        def load_batch(record, draws):
-            return load_or_blank(*record, tf.ones([batch_size], tf.bool), draws)
+        records = sampling.training_records(
+            paths, config, first_record=first_record, num_pipelines=num_pipelines, pipeline_id=pipeline_id
+        )
     else:
-        records = sampling.evaluation_records(found, batch_size)
-
-        def load_batch(record, valid):
-            return load_or_blank(*record, valid, tf.zeros([batch_size, types.NUM_DRAWS]))
-
-    deterministic = config.deterministic_input or not training
-    dataset = records.batch(batch_size, drop_remainder=True)
-    dataset = dataset.map(load_batch, num_parallel_calls=_AUTOTUNE, deterministic=deterministic)
+        records = sampling.evaluation_records(paths, batch_size)
+    dataset = records.batch(batch_size, drop_remainder=True).map(
+        lambda batch: _load_or_blank(batch, load, blank),
+        num_parallel_calls=_AUTOTUNE,
+        deterministic=config.deterministic_input or not training,
+    )
     if training and config.data_service:
         dataset = dataset.apply(
             tf.data.experimental.service.distribute(
@@ -117,33 +78,40 @@ def make_dataset(
     return dataset.prefetch(_AUTOTUNE)
 
 
-def assign(batch: types.Batch, config: InputConfig, *, method: str) -> types.Targets:
-    """The targets of a batch's boxes, all ignored where an image is not valid.
+def _load_or_blank(
+    records: SampledRecord, load: Callable[[SampledRecord], Batch], blank: Callable[[SampledRecord], Batch]
+) -> Batch:
+    """`load` of a batch of records, with `blank` in place of the records for which it raises an error.
 
-    `method` is that of `targets.assign_targets`.
+    The whole batch is loaded at once. Only if that fails, each record is loaded by itself.
     """
-    assigned = targets.assign_targets(
-        batch.boxes,
-        batch.classes,
-        batch.difficult,
-        batch.box_weights,
-        anchor_config=config.anchor,
-        match_config=config.match,
-        image_size=config.image_size,
-        method=method,
-    )
-    ignored = tf.constant(types.IGNORED, assigned.class_targets.dtype)
-    return assigned._replace(class_targets=tf.where(batch.valid[:, tf.newaxis], assigned.class_targets, ignored))
+
+    def load_one(record: SampledRecord) -> tf.data.Dataset:
+        dataset = tf.data.Dataset.from_tensors(record)
+        return _first_without_error(dataset.map(load), dataset.map(blank))
+
+    whole = tf.data.Dataset.from_tensors(records).map(load)
+    singles = tf.data.Dataset.from_tensor_slices(records).batch(1, drop_remainder=True).flat_map(load_one)
+    singles = singles.unbatch().batch(records.valid.shape[0], drop_remainder=True)
+    return _first_without_error(whole, singles).get_single_element()
+
+
+def _first_without_error(first: tf.data.Dataset, second: tf.data.Dataset) -> tf.data.Dataset:
+    """The one element of the first dataset, or of the second if making that raises an error.
+
+    In a graph only a dataset can catch an error. The second element is not made unless it is needed.
+    """
+    return first.ignore_errors().concatenate(second).take(1)
 
 
 def assign_on_host(dataset: tf.data.Dataset, config: InputConfig) -> tf.data.Dataset:
-    """`Dataset[Batch]` -> `Dataset[(Batch, Targets)]`: flips the boxes and assigns the anchors' targets on the host.
+    """`Dataset[Batch]` -> `Dataset[(Batch, Targets)]`: augments the boxes and assigns the anchors' targets on the host.
 
-    The images are left for the device to augment by the same draws.
+    The images are left for the device to augment, by the same random numbers.
     """
 
-    def augment_and_assign(batch: types.Batch):
+    def augment_and_assign(batch: Batch) -> tuple[Batch, Targets]:
         batch = batch_augment.augment_boxes(batch, config.augment)
-        return batch, assign(batch, config, method="sparse")
+        return batch, targets.assign(batch, config, method="sparse")
 
     return dataset.map(augment_and_assign, num_parallel_calls=_AUTOTUNE, deterministic=True).prefetch(_AUTOTUNE)

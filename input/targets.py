@@ -1,48 +1,76 @@
-"""Matching boxes to anchors, and what each anchor should then answer.
+"""Assigns boxes to anchors: what the network should predict for each anchor.
 
-The rules, the same for both methods:
+The rules, which are the same for both methods:
 
-- A padding box (class -1) or an empty one takes no part.
-- An anchor is positive for the box, not difficult, with which its IoU is highest (ties: the lowest box index) when
-  that reaches `positive_iou`.
-- With `force_match` each box, not difficult, also claims the anchor with which its IoU is highest and above 0
-  (within 1e-6: the lowest anchor index), whatever that anchor's IoU with other boxes. Where several boxes claim one
-  anchor, it goes to the highest IoU, then to the lowest box index; the others do not look for another anchor.
-- Any other anchor is ignored when its IoU with some box, difficult or not, reaches `negative_iou`, and background
+- A padding box (class -1) or an empty one takes no part. A difficult one takes part in the last rule only.
+- An anchor is assigned to the box with which its IoU is highest (ties: the lowest box index) if that IoU reaches
+  `positive_iou`.
+- With `force_match` each box also gets a low-quality match: the anchor with which its IoU is highest and above 0
+  (within 1e-6: the lowest anchor index) is assigned to it, whatever the anchor's IoU with other boxes. If several boxes
+  have the same such anchor, the highest IoU decides, then the lowest box index; the other boxes get no other anchor.
+- Any other anchor is ignored if its IoU with some box, difficult or not, reaches `negative_iou`, and is background
   otherwise.
 """
+
+from __future__ import annotations
 
 import numpy as np
 import tensorflow as tf
 
 from input import boxes as box_ops
 from input.anchors import anchor_shapes, grid_sizes, make_anchors
-from input.types import BACKGROUND, IGNORED, Targets
+from input.config import AnchorConfig, InputConfig, MatchConfig
+from input.types import BACKGROUND, IGNORED, Batch, Targets
 
 NEAR_TIE = 1e-6  # IoUs closer than this are equal, so that rounding does not choose an anchor
-FORCED = 2.0  # added to the IoU of a claimed anchor: above every IoU
-MARGIN = 1e-2  # px by which the sparse search looks too far: more than rounding can take away
+LOW_QUALITY_BONUS = 2.0  # added to the IoU of a low-quality match, which is then above every other
+MARGIN = 1e-2  # px by which the sparse search looks too far: more than any rounding error
 
 
-def assign_targets(boxes, classes, difficult, box_weights, *, anchor_config, match_config, image_size, method="dense"):
-    """What every anchor of a batch of images should answer. Eagerly, in a tf.function or in Dataset.map.
+def assign(batch: Batch, config: InputConfig, *, method: str) -> Targets:
+    """The targets of a batch, all IGNORED for an image that is not valid; `method` is that of `assign_targets`."""
+    targets = assign_targets(
+        batch.boxes,
+        batch.classes,
+        batch.difficult,
+        batch.box_weights,
+        anchor_config=config.anchor,
+        match_config=config.match,
+        image_size=config.image_size,
+        method=method,
+    )
+    return targets._replace(class_targets=tf.where(batch.valid[:, tf.newaxis], targets.class_targets, IGNORED))
+
+
+def assign_targets(
+    boxes: tf.Tensor,
+    classes: tf.Tensor,
+    difficult: tf.Tensor,
+    box_weights: tf.Tensor,
+    *,
+    anchor_config: AnchorConfig,
+    match_config: MatchConfig,
+    image_size: tuple[int, int],
+    method: str = "dense",
+) -> Targets:
+    """The targets of every anchor of a batch of images. Works eagerly, in a tf.function and in Dataset.map.
 
     Args:
       boxes: [b, m, 4] px of the network's input.
       classes: i32 [b, m]; -1 pads.
       difficult: bool [b, m].
       box_weights: f32 [b, m].
-      anchor_config: AnchorConfig.
-      match_config: MatchConfig.
+      anchor_config: the anchors.
+      match_config: the thresholds.
       image_size: (height, width) of the network's input.
-      method: "dense" compares every box with every anchor, with static shapes and no scatter: for a GPU, and it
-        compiles under XLA. "sparse" visits only the anchors that may match a box: for the host and any other CPU.
+      method: "dense" compares every box with every anchor, with static shapes and no scatter: it is for a GPU, and
+        compiles under XLA. "sparse" looks only at the anchors near a box: it is for the host and any other CPU.
 
     Returns:
       Targets: class_targets i32 [b, a], box_targets f32 [b, a, 4], weights f32 [b, a].
 
     Raises:
-      ValueError: for an unknown method.
+      ValueError: the method is unknown.
     """
     boxes = tf.cast(boxes, tf.float32)
     classes = tf.cast(classes, tf.int32)
@@ -59,17 +87,26 @@ def assign_targets(boxes, classes, difficult, box_weights, *, anchor_config, mat
     raise ValueError(f"method={method!r}: choose dense or sparse.")
 
 
-def _assign_dense(boxes, classes, difficult, box_weights, takes_part, anchors, config):
-    def match(image):
-        """One image: index of the anchor's box i32 [a], whether it is matched, and whether to ignore it if not."""
+def _assign_dense(
+    boxes: tf.Tensor,
+    classes: tf.Tensor,
+    difficult: tf.Tensor,
+    box_weights: tf.Tensor,
+    takes_part: tf.Tensor,
+    anchors: tf.Tensor,
+    config: MatchConfig,
+) -> Targets:
+    def match(image: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Of one image: index of each anchor's box i32 [a], whether it is matched, and whether to ignore it if not."""
         boxes, difficult = image
         ious = box_ops.iou(boxes, anchors)  # [m, a]
         scores = tf.where(difficult[:, tf.newaxis], 0.0, ious)
         if config.force_match:
             best_of_box = tf.reduce_max(scores, axis=1, keepdims=True)
-            claimable = (scores > 0.0) & (scores >= best_of_box - NEAR_TIE)
-            claimed = _first(claimable, axis=1)[:, tf.newaxis]
-            scores = tf.where(tf.range(tf.shape(anchors)[0]) == claimed, best_of_box + FORCED, scores)
+            near_best = (scores > 0.0) & (scores >= best_of_box - NEAR_TIE)
+            anchor_of_box = _first(near_best, axis=1)[:, tf.newaxis]
+            is_low_quality = tf.range(tf.shape(anchors)[0]) == anchor_of_box
+            scores = tf.where(is_low_quality, best_of_box + LOW_QUALITY_BONUS, scores)
         best_of_anchor = tf.reduce_max(scores, axis=0)
         return (
             _first(scores == best_of_anchor, axis=0),
@@ -94,14 +131,26 @@ def _assign_dense(boxes, classes, difficult, box_weights, takes_part, anchors, c
     )
 
 
-def _first(mask, axis):
-    """Lowest index along `axis` where `mask` [n, m] is true, its size if nowhere; `argmax` promises none of several."""
+def _first(mask: tf.Tensor, axis: int) -> tf.Tensor:
+    """The lowest index along `axis` at which `mask` [n, m] is true; its size if there is none.
+
+    `tf.argmax` does not promise the lowest of several.
+    """
     size = tf.shape(mask)[axis]
-    positions = tf.expand_dims(tf.range(size), 1 - axis)
-    return tf.reduce_min(tf.where(mask, positions, size), axis=axis)
+    indexes = tf.expand_dims(tf.range(size), 1 - axis)
+    return tf.reduce_min(tf.where(mask, indexes, size), axis=axis)
 
 
-def _assign_sparse(boxes, classes, difficult, box_weights, takes_part, anchor_config, config, image_size):
+def _assign_sparse(
+    boxes: tf.Tensor,
+    classes: tf.Tensor,
+    difficult: tf.Tensor,
+    box_weights: tf.Tensor,
+    takes_part: tf.Tensor,
+    anchor_config: AnchorConfig,
+    config: MatchConfig,
+    image_size: tuple[int, int],
+) -> Targets:
     anchors = tf.constant(make_anchors(anchor_config, image_size))
     num_anchors = anchors.shape[0]
     batch_size = tf.shape(boxes)[0]
@@ -112,32 +161,34 @@ def _assign_sparse(boxes, classes, difficult, box_weights, takes_part, anchor_co
     taking_part = tf.concat([ordinary, tf.where(takes_part & difficult)], axis=0)
     boxes, classes, box_weights = (tf.gather_nd(x, taking_part) for x in (boxes, classes, box_weights))
 
-    # A place is the index of an anchor among those of the whole batch.
-    first_places = tf.cast(taking_part[:, 0], tf.int32) * num_anchors
-    box, place = _candidates(boxes, first_places, anchor_config, config, image_size)
-    ious = box_ops.paired_iou(tf.gather(boxes, box), tf.gather(anchors, place % num_anchors))
-    ignored = tf.gather(place, tf.where(ious >= config.negative_iou)[:, 0])  # unless a box wins it
+    # From here on `box` and `anchor` are indexes, those of anchors counted over the whole batch. The three lists `box`,
+    # `anchor` and `ious` have one entry for each pair of a box and an anchor near it.
+    box_offsets = tf.cast(taking_part[:, 0], tf.int32) * num_anchors
+    box, anchor = _candidates(boxes, box_offsets, anchor_config, config, image_size)
+    ious = box_ops.paired_iou(tf.gather(boxes, box), tf.gather(anchors, anchor % num_anchors))
+    ignored = tf.gather(anchor, tf.where(ious >= config.negative_iou)[:, 0])  # unless it is assigned to a box
     positive = tf.where((ious >= config.positive_iou) & (box < num_ordinary))[:, 0]
-    contenders = [tf.gather(x, positive) for x in (box, place, ious)]
+    pairs = [tf.gather(x, positive) for x in (box, anchor, ious)]
     if config.force_match:
-        claims = _claims(box, place, ious, num_ordinary)
-        contenders = [tf.concat(pair, axis=0) for pair in zip(contenders, claims)]
+        low_quality = _low_quality_matches(box, anchor, ious, num_ordinary)
+        pairs = [tf.concat(both, axis=0) for both in zip(pairs, low_quality)]
 
-    box, place, scores = contenders
-    places, slot = tf.unique(place)
-    best = tf.math.unsorted_segment_max(scores, slot, tf.size(places))
-    first_of_best = tf.where(scores == tf.gather(best, slot), box, box.dtype.max)
-    winner = tf.math.unsorted_segment_min(first_of_best, slot, tf.size(places))
+    # Of the boxes paired with one anchor, the first of those with the highest score.
+    box, anchor, scores = pairs
+    anchor, group = tf.unique(anchor)
+    best = tf.math.unsorted_segment_max(scores, group, tf.size(anchor))
+    first_of_best = tf.where(scores == tf.gather(best, group), box, box.dtype.max)
+    box = tf.math.unsorted_segment_min(first_of_best, group, tf.size(anchor))
 
-    def scatter(background, places, values):
-        return tf.tensor_scatter_nd_update(background, places[:, tf.newaxis], values)
+    def scatter(background: tf.Tensor, anchor: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+        return tf.tensor_scatter_nd_update(background, anchor[:, tf.newaxis], values)
 
-    num_places = batch_size * num_anchors
-    class_targets = scatter(tf.fill([num_places], BACKGROUND), ignored, tf.fill(tf.shape(ignored), IGNORED))
-    class_targets = scatter(class_targets, places, tf.gather(classes, winner))
-    deltas = box_ops.encode(tf.gather(boxes, winner), tf.gather(anchors, places % num_anchors))
-    box_targets = tf.scatter_nd(places[:, tf.newaxis], deltas, [num_places, 4])
-    weights = scatter(tf.ones([num_places]), places, tf.gather(box_weights, winner))
+    size = batch_size * num_anchors
+    class_targets = scatter(tf.fill([size], BACKGROUND), ignored, tf.fill(tf.shape(ignored), IGNORED))
+    class_targets = scatter(class_targets, anchor, tf.gather(classes, box))
+    deltas = box_ops.encode(tf.gather(boxes, box), tf.gather(anchors, anchor % num_anchors))
+    box_targets = tf.scatter_nd(anchor[:, tf.newaxis], deltas, [size, 4])
+    weights = scatter(tf.ones([size]), anchor, tf.gather(box_weights, box))
     return Targets(
         class_targets=tf.reshape(class_targets, [batch_size, num_anchors]),
         box_targets=tf.reshape(box_targets, [batch_size, num_anchors, 4]),
@@ -145,34 +196,47 @@ def _assign_sparse(boxes, classes, difficult, box_weights, takes_part, anchor_co
     )
 
 
-def _claims(box, place, ious, num_ordinary):
-    """Of each box below `num_ordinary` that overlaps an anchor: its index, the place it claims, and its score there."""
+def _low_quality_matches(
+    box: tf.Tensor, anchor: tf.Tensor, ious: tf.Tensor, num_ordinary: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """For each box below `num_ordinary` that overlaps an anchor: its index, that of its best anchor, and the score."""
     best = tf.math.segment_max(ious, box)
     near_best = ious >= tf.gather(tf.maximum(best - NEAR_TIE, np.finfo(np.float32).tiny), box)
-    claimed = tf.math.segment_min(tf.where(near_best, place, place.dtype.max), box)
-    claimant = tf.where(best[:num_ordinary] > 0.0)[:, 0]
-    return tf.cast(claimant, tf.int32), tf.gather(claimed, claimant), tf.gather(best, claimant) + FORCED
+    best_anchor = tf.math.segment_min(tf.where(near_best, anchor, anchor.dtype.max), box)
+    overlapping = tf.where(best[:num_ordinary] > 0.0)[:, 0]
+    return (
+        tf.cast(overlapping, tf.int32),
+        tf.gather(best_anchor, overlapping),
+        tf.gather(best, overlapping) + LOW_QUALITY_BONUS,
+    )
 
 
-def _candidates(boxes, first_places, anchor_config, config, image_size):
-    """All pairs of a box and an anchor that may be positive, ignored or claimed, and few others.
+def _candidates(
+    boxes: tf.Tensor,
+    box_offsets: tf.Tensor,
+    anchor_config: AnchorConfig,
+    config: MatchConfig,
+    image_size: tuple[int, int],
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """All pairs of a box and an anchor that can be positive, ignored or a low-quality match, and few others.
 
-    Two rectangles have an IoU of at least t where their intersection is at least t / (1 + t) of the sum of their
-    areas. The intersection is the product of the overlaps in y and in x, and neither exceeds the smaller side: each
-    overlap has to be that share of its largest which the product has to be of its own. An overlap is half the sum of
-    the sides less the distance of the centres: that bounds the distance, and the anchors of one shape lie on a grid.
+    Two rectangles have an IoU of at least t if their intersection is at least the share t / (1 + t) of the sum of their
+    areas. The intersection is the product of the overlaps in y and in x, and neither overlap exceeds the smaller of the
+    two sides. So each overlap has to reach, as a share of that side, the least intersection divided by the product of
+    the smaller sides. An overlap is half the sum of the two sides less the distance of the centres, so this bounds the
+    distance; and the anchors of one shape lie on a grid.
 
     Args:
       boxes: f32 [n, 4] px, none empty.
-      first_places: i32 [n], added to the indices of the box's anchors.
+      box_offsets: i32 [n], added to the indexes of the box's anchors.
 
     Returns:
-      i32 [c], i32 [c]: indices of boxes, ascending, and of anchors.
+      i32 [c], i32 [c]: indexes of boxes, ascending, and of anchors.
     """
     # For each of the p shapes of anchors, y before x.
     per_location = anchor_config.anchors_per_location
     sides = anchor_shapes(anchor_config).reshape(-1, 2).T[:, np.newaxis]  # [2, 1, p]
-    strides = np.repeat(np.float32(2) ** anchor_config.levels, per_location)  # [p]
+    strides = np.repeat(np.float32(2) ** np.array(anchor_config.levels), per_location)  # [p]
     grids = np.array(grid_sizes(anchor_config, image_size))  # [levels, 2]
     first_anchors = np.cumsum([0, *grids.prod(axis=1)[:-1] * per_location])
     first_anchors = np.add.outer(first_anchors, np.arange(per_location)).ravel()  # [p]
@@ -186,7 +250,7 @@ def _candidates(boxes, first_places, anchor_config, config, image_size):
     areas = tf.reduce_prod(high - low, axis=0) + sides.prod(axis=0)  # [n, p]
     threshold = config.negative_iou
     if config.force_match:
-        # For one shape the nearest anchor has the highest IoU.
+        # Among the anchors of one shape the nearest has the highest IoU.
         nearest = tf.clip_by_value(tf.round(centers), 0.0, grids - 1.0)
         overlaps = tf.clip_by_value(mean - tf.abs(nearest - centers) * strides, 0.0, smaller)
         intersections = overlaps[0] * overlaps[1]
@@ -199,18 +263,20 @@ def _candidates(boxes, first_places, anchor_config, config, image_size):
     last = tf.cast(tf.clip_by_value(tf.math.floor(centers + reach), -1.0, grids - 1.0), tf.int32)
     rows, columns = tf.unstack(tf.maximum(last - first + 1, 0))  # [n, p]
     rows = tf.where(share <= 1.0, rows, 0)
-    corners = first_places[:, tf.newaxis] + first_anchors + first[0] * row_steps + first[1] * per_location
+    corners = box_offsets[:, tf.newaxis] + first_anchors + first[0] * row_steps + first[1] * per_location
 
-    # From windows to their rows to their anchors.
+    # Each pair of a box and a shape has a window of anchors: first the windows' rows, then the rows' anchors.
     windows = tf.reshape(tf.range(tf.size(rows)), tf.shape(rows))
     window, row_starts = _sequences(windows, corners, rows, row_steps)
     return _sequences(window // len(strides), row_starts, tf.gather(tf.reshape(columns, [-1]), window), per_location)
 
 
-def _sequences(labels, starts, counts, steps):
-    """Arithmetic sequences end to end: of each element its sequence's label and its value, i32 [sum of counts]."""
+def _sequences(
+    labels: tf.Tensor, starts: tf.Tensor, counts: tf.Tensor, steps: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Arithmetic sequences end to end: the label of each element's sequence and its value, i32 [sum of counts] each."""
     labels, starts, counts, steps = (tf.cast(x, tf.int64) for x in (labels, starts, counts, steps))
-    # One kernel makes both, the label in the upper half of 64 bits.
+    # One kernel makes both, because the label is in the upper half of the 64 bits.
     starts += tf.bitwise.left_shift(labels, np.int64(32))
     limits = starts + counts * steps
     steps = tf.broadcast_to(steps, tf.shape(limits))

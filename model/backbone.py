@@ -1,16 +1,20 @@
-"""ResNet 18-152 (He et al. 2015), giving C3, C4 and C5.
+"""ResNet-18 to ResNet-152 (He et al. 2015), which give C3, C4 and C5.
 
 The topology is Keras's `tf.keras.applications.ResNet50/101/152`, so that its ImageNet weights fit: a bottleneck strides
 in its first 1x1 convolution ("v1"; torchvision's "v1.5" strides in the 3x3), and every strided convolution and the pool
 pad symmetrically. Each convolution is followed by batch normalisation and has no bias, which would be a useless
-parameter: a bias `c` of foreign weights is the same as a moving mean less `c`.
+parameter: a bias `c` of other weights has the same effect as a moving mean that is smaller by `c`.
 """
+
+from __future__ import annotations
+
+from typing import Any
 
 import tensorflow as tf
 
 from model.config import ModelConfig
 
-_LAYOUTS = {  # bottleneck or basic blocks, and how many a stage
+_LAYOUTS = {  # whether blocks are bottlenecks, and how many blocks each stage has
     "resnet18": (False, (2, 2, 2, 2)),
     "resnet34": (False, (3, 4, 6, 3)),
     "resnet50": (True, (3, 4, 6, 3)),
@@ -20,16 +24,16 @@ _LAYOUTS = {  # bottleneck or basic blocks, and how many a stage
 
 
 class Conv2D(tf.keras.layers.Conv2D):
-    """Keras's, its input padded by half the kernel on every side: sides of the output are ceil(side / strides).
+    """Keras's convolution with half the kernel as padding on every side: an output's side is ceil(side / strides).
 
-    Keras's own "same" pads a strided convolution of an even side at its end alone, so that the grid would shift by a
-    pixel between even and odd sides. Kernels are odd.
+    The "same" padding of Keras would pad a strided convolution of an even side at its end only, so the grid would shift
+    by a pixel between even and odd sides. Kernel sizes are odd.
     """
 
-    def __init__(self, filters: int, kernel_size: int, strides: int = 1, **kwargs):
+    def __init__(self, filters: int, kernel_size: int, strides: int = 1, **kwargs: Any):
         super().__init__(filters, kernel_size, strides, padding="same", **kwargs)
 
-    def convolution_op(self, inputs, kernel):
+    def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         if self.strides == (1, 1):
             return super().convolution_op(inputs, kernel)
         half = self.kernel_size[0] // 2
@@ -39,8 +43,9 @@ class Conv2D(tf.keras.layers.Conv2D):
 class ConvNorm(tf.keras.layers.Layer):
     """Convolution and batch normalisation; [b, h, w, c] to [b, ceil(h / strides), ceil(w / strides), filters].
 
-    Statistics are taken over all replicas where `config.sync_batch_norm` asks for it and the layer is made in the scope
-    of a strategy with several replicas; one replica keeps the fused kernel, which the synchronised layer cannot use.
+    Batch statistics are taken over all replicas if `config.sync_batch_norm` asks for that and the layer is made in the
+    scope of a strategy with several replicas. One replica keeps the fused kernel, which the synchronised layer cannot
+    use.
     """
 
     def __init__(
@@ -63,14 +68,14 @@ class ConvNorm(tf.keras.layers.Layer):
             name="norm",
         )
 
-    def call(self, inputs, training=False):
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         return self.norm(self.conv(inputs), training=training)
 
 
 class ResidualBlock(tf.keras.layers.Layer):
     """A basic block (3x3, 3x3) or a bottleneck (1x1, 3x3, 1x1 to 4 * filters); its first convolution strides.
 
-    The last gamma starts at zero, so that a fresh block is the identity (Goyal et al. 2017, section 5.1).
+    The last gamma starts at zero, so that an untrained block is the identity (Goyal et al. 2017, section 5.1).
     """
 
     def __init__(self, filters: int, *, bottleneck: bool, strides: int, project: bool, config: ModelConfig, name: str):
@@ -91,7 +96,7 @@ class ResidualBlock(tf.keras.layers.Layer):
             for i, kernel_size in enumerate(kernel_sizes, start=1)
         ]
 
-    def call(self, inputs, training=False):
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         shortcut = inputs if self.shortcut is None else self.shortcut(inputs, training=training)
         outputs = self.convs[0](inputs, training=training)
         for conv in self.convs[1:]:
@@ -102,8 +107,8 @@ class ResidualBlock(tf.keras.layers.Layer):
 class ResNet(tf.keras.layers.Layer):
     """Images float [b, h, w, 3], normalised, to (C3, C4, C5) of strides 8, 16 and 32.
 
-    Every convolution is a `ConvNorm` in `conv_norms`, named like Keras's: "conv1", "conv2_block1_0" (the projection),
-    "conv2_block1_1", ...; its `conv` and `norm` are Keras's layers of that name with "_conv" and "_bn" added.
+    Every convolution is a `ConvNorm` in `conv_norms`, named as in Keras: "conv1", "conv2_block1_0" (the projection),
+    "conv2_block1_1", ...; its `conv` and `norm` correspond to Keras's layers of that name with "_conv" and "_bn" added.
     """
 
     def __init__(self, config: ModelConfig):
@@ -136,12 +141,13 @@ class ResNet(tf.keras.layers.Layer):
                 found += block.convs if block.shortcut is None else [block.shortcut, *block.convs]
         return found
 
-    def call(self, inputs, training=False):
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         outputs = tf.nn.relu(self.stem(inputs, training=training))
-        outputs = self.pool(self.pool_pad(outputs))  # zeros are as good as -inf: no output is negative
+        outputs = self.pool(self.pool_pad(outputs))  # zeros serve as well as -inf, since no output is negative
         features = []
         for stage in self.stages:
             for block in stage:
                 outputs = block(outputs, training=training)
             features.append(outputs)
-        return tuple(features[1:])
+        _, c3, c4, c5 = features
+        return c3, c4, c5

@@ -1,5 +1,7 @@
 """Settings of the network, its losses and its detections. No TensorFlow import here."""
 
+from __future__ import annotations
+
 import dataclasses
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -8,47 +10,66 @@ NECKS = ("fpn", "panet")
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The network; defaults of the RetinaNet paper (Lin et al. 2017)."""
+    """The network; the defaults are those of the RetinaNet paper (Lin et al. 2017)."""
 
     backbone: str = "resnet50"
     neck: str = "fpn"
     neck_filters: int = 256  # width of the neck and of the heads
     head_convs: int = 4
-    prior_probability: float = 0.01  # foreground probability that a fresh class head answers
+    prior_probability: float = 0.01  # foreground probability that an untrained class head predicts
     batch_norm_momentum: float = 0.9
     batch_norm_epsilon: float = 1e-5
-    sync_batch_norm: bool = True  # statistics over all replicas
+    sync_batch_norm: bool = True  # batch statistics over all replicas
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.backbone not in BACKBONES:
             raise ValueError(f"--backbone={self.backbone}: choose one of {', '.join(BACKBONES)}.")
         if self.neck not in NECKS:
             raise ValueError(f"--neck={self.neck}: choose one of {', '.join(NECKS)}.")
-        if self.neck_filters < 1 or self.head_convs < 0:
-            raise ValueError("--neck_filters must be at least 1 and --head_convs at least 0.")
+        if self.neck_filters < 1:
+            raise ValueError(f"--neck_filters must be at least 1; got {self.neck_filters}.")
+        if self.head_convs < 0:
+            raise ValueError(f"--head_convs must be at least 0; got {self.head_convs}.")
         if not 0 < self.prior_probability < 1:
-            raise ValueError(f"prior_probability must lie between 0 and 1; got {self.prior_probability}.")
+            raise ValueError(f"--prior_probability must lie between 0 and 1; got {self.prior_probability}.")
+        if not 0 <= self.batch_norm_momentum < 1:
+            raise ValueError(f"--batch_norm_momentum must be at least 0 and below 1; got {self.batch_norm_momentum}.")
+        if self.batch_norm_epsilon <= 0:
+            raise ValueError(f"--batch_norm_epsilon must be positive; got {self.batch_norm_epsilon}.")
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
     """Focal loss and smooth L1 (Lin et al. 2017)."""
 
-    focal_alpha: float = 0.25
-    focal_gamma: float = 2.0
+    focal_alpha: float = 0.25  # weight of the foreground; the background has 1 - alpha
+    focal_gamma: float = 2.0  # focusing exponent
     smooth_l1_beta: float = 0.1  # where the quadratic part ends, in units of box deltas
     box_loss_weight: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        if not 0 <= self.focal_alpha <= 1:
+            raise ValueError(f"--focal_alpha must be from 0 to 1; got {self.focal_alpha}.")
         if self.smooth_l1_beta <= 0:
-            raise ValueError(f"smooth_l1_beta must be positive; got {self.smooth_l1_beta}.")
+            raise ValueError(f"--smooth_l1_beta must be positive; got {self.smooth_l1_beta}.")
+        for name in ("focal_gamma", "box_loss_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} must be at least 0; got {getattr(self, name)}.")
 
 
 @dataclasses.dataclass(frozen=True)
 class DetectConfig:
-    """From predictions to detections."""
+    """How predictions become detections."""
 
-    score_threshold: float = 0.05
-    pre_nms_top_k: int = 1000
-    nms_iou: float = 0.5
-    max_detections: int = 100
+    score_threshold: float = 0.05  # detections score above it
+    pre_nms_top_k: int = 1000  # pairs of anchor and class that non-maximum suppression starts from, in each image
+    nms_iou: float = 0.5  # a detection whose IoU with a better one of its class exceeds this is dropped
+    max_detections: int = 100  # in each image
+
+    def __post_init__(self) -> None:
+        for name in ("score_threshold", "nms_iou"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} must be from 0 to 1; got {getattr(self, name)}.")
+        for name in ("pre_nms_top_k", "max_detections"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1; got {getattr(self, name)}.")

@@ -1,6 +1,9 @@
-"""The class and box subnets: they share no parameters with each other, and all of them over the levels."""
+"""The class and box subnets. They share no parameters with each other; each shares all of its own over the levels."""
+
+from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -10,12 +13,12 @@ from model.config import ModelConfig
 class Subnet(tf.keras.layers.Layer):
     """Convolutions applied to every level (Lin et al. 2017, section 4).
 
-    A sequence of maps [b, h, w, c] to float32 [b, a, num_outputs], a being levels, rows, columns and the anchors of a
-    location, in this order. h and w are static.
+    A sequence of maps [b, h, w, c] to float32 [b, a, num_outputs], where a runs over levels, rows, columns and the
+    anchors of a location, in this order. h and w are static.
 
     Args:
-      num_outputs: numbers an anchor.
-      anchors_per_location: anchors a cell of each map.
+      num_outputs: numbers for each anchor.
+      anchors_per_location: anchors of each cell of a map.
       config: width and number of the hidden convolutions.
       bias: initial bias of the outputs.
     """
@@ -31,7 +34,7 @@ class Subnet(tf.keras.layers.Layer):
                 3,
                 padding="same",
                 activation="relu",
-                # The paper's normal(0.01) at its 256 filters, and the same gain at any other width.
+                # At 256 filters this is the paper's normal(0.01); at any other width it has the same gain.
                 kernel_initializer=tf.keras.initializers.VarianceScaling(
                     0.01**2 * 9 * 256, mode="fan_in", distribution="untruncated_normal"
                 ),
@@ -48,7 +51,7 @@ class Subnet(tf.keras.layers.Layer):
             name="output",
         )
 
-    def call(self, features):
+    def call(self, features: Sequence[tf.Tensor]) -> tf.Tensor:
         levels = []
         for outputs in features:
             for conv in self.convs:

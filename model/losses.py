@@ -1,5 +1,9 @@
 """Focal loss for the classes, smooth L1 for the boxes (Lin et al. 2017)."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from input.types import IGNORED, Targets
@@ -7,18 +11,20 @@ from model.config import LossConfig
 from model.types import Losses, Predictions
 
 
-def focal_loss(logits, class_targets, *, alpha: float, gamma: float):
+def focal_loss(logits: tf.Tensor, class_targets: tf.Tensor, *, alpha: float, gamma: float) -> tf.Tensor:
     """Sigmoid focal loss (Lin et al. 2017, equation 5), summed over the classes.
 
     With y the one-hot target and s = (1 - 2y) * logit, a term is alpha_t * softplus(s) * sigmoid(s)**gamma. Its
-    derivative by s is alpha_t * sigmoid(s)**gamma * (sigmoid(s) + gamma * softplus(s) * (1 - sigmoid(s))), which is
-    finite everywhere; automatic differentiation of (1 - p_t)**gamma is not at p_t = 1 for gamma < 1, and keeps half a
-    dozen tensors of the logits' size for the backward pass, where this keeps one. Gradients are first-order only.
+    derivative by s is alpha_t * sigmoid(s)**gamma * (sigmoid(s) + gamma * softplus(s) * (1 - sigmoid(s))).
+
+    The gradient is written out for two reasons. It is finite everywhere, whereas automatic differentiation of
+    (1 - p_t)**gamma gives NaN at p_t = 1 for gamma < 1. And it keeps one tensor of the logits' size for the backward
+    pass instead of half a dozen. There are no gradients of a higher order.
 
     Args:
       logits: f32 [..., k].
-      class_targets: i32 [...], a class 0..k-1; any other value, as BACKGROUND, means that all k are background.
-      alpha: weight of the foreground terms; those of the background have 1 - alpha.
+      class_targets: i32 [...], a class 0..k-1; any other value, such as BACKGROUND, means that all k are background.
+      alpha: weight of the foreground terms; the background terms have 1 - alpha.
       gamma: focusing exponent, >= 0.
 
     Returns:
@@ -26,7 +32,7 @@ def focal_loss(logits, class_targets, *, alpha: float, gamma: float):
     """
 
     @tf.custom_gradient
-    def loss(logits):
+    def loss(logits: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         is_target = tf.one_hot(class_targets, logits.shape[-1], on_value=True, off_value=False)
         signed = tf.where(is_target, -logits, logits)
         cross_entropy = tf.math.softplus(signed)
@@ -39,7 +45,7 @@ def focal_loss(logits, class_targets, *, alpha: float, gamma: float):
     return loss(logits)
 
 
-def smooth_l1(box_deltas, box_targets, *, beta: float):
+def smooth_l1(box_deltas: tf.Tensor, box_targets: tf.Tensor, *, beta: float) -> tf.Tensor:
     """Smooth L1 (Girshick 2015, equation 3), summed over the four deltas.
 
     A term is d**2 / (2 * beta) for |d| < beta, else |d| - beta / 2.
@@ -56,20 +62,24 @@ def smooth_l1(box_deltas, box_targets, *, beta: float):
     return tf.reduce_sum(quadratic * (distance - 0.5 * quadratic), axis=-1) / beta
 
 
-def count_positives(targets: Targets):
+def count_positives(targets: Targets) -> tf.Tensor:
     """Number of anchors with a class, f32 []. Sum it over the replicas and take at least 1 before dividing by it."""
     return tf.reduce_sum(tf.cast(_on_device(targets.class_targets) >= 0, tf.float32))
 
 
-def detection_losses(predictions: Predictions, targets: Targets, num_positives, config: LossConfig) -> Losses:
+def detection_losses(
+    predictions: Predictions, targets: Targets, num_positives: tf.Tensor, config: LossConfig
+) -> Losses:
     """Both losses, summed over the given images and divided by `num_positives`.
 
-    IGNORED anchors give nothing, anchors without a class no box loss, and `targets.weights` multiplies both terms.
+    An IGNORED anchor adds nothing, an anchor without a class adds no box loss, and `targets.weights` multiplies both
+    losses.
 
     Args:
       predictions: of the network.
       targets: of the same anchors.
-      num_positives: f32 [], positives of the global batch, at least 1; so the replicas' losses add up to the whole's.
+      num_positives: f32 [], positive anchors of the global batch, at least 1; so the losses of the replicas add up to
+        that of the whole batch.
       config: alpha, gamma, beta and the weight of the box loss.
 
     Returns:
@@ -87,6 +97,6 @@ def detection_losses(predictions: Predictions, targets: Targets, num_positives, 
     return Losses(loss=class_loss + box_loss, class_loss=class_loss, box_loss=box_loss)
 
 
-def _on_device(class_targets):
-    # TensorFlow compares int32 on the host, even where the numbers are on a GPU; floats hold these exactly.
+def _on_device(class_targets: tf.Tensor) -> tf.Tensor:
+    # TensorFlow compares int32 on the host, even if the numbers are on a GPU; floats represent them exactly.
     return tf.cast(class_targets, tf.float32)

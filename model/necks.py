@@ -1,5 +1,10 @@
 """Necks: C3, C4, C5 to five maps of equal width, P3-P7 (strides 8 to 128)."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import tensorflow as tf
 
 from model import backbone
@@ -9,8 +14,8 @@ from model.config import ModelConfig
 class FPN(tf.keras.layers.Layer):
     """Feature pyramid of Lin et al. 2017 (section 4 and footnote 2 of the RetinaNet paper).
 
-    (C3, C4, C5), each side of C4 half of C3's and twice C5's, to (P3, ..., P7) of `filters` channels. P6 is a strided
-    convolution of C5, and P7 of relu(P6); their sides are half of the map before, rounded up.
+    (C3, C4, C5), each half as high and wide as the one before, to (P3, ..., P7) of `filters` channels. P6 is a strided
+    convolution of C5, and P7 of relu(P6); each is half as high and wide as the map before, rounded up.
     """
 
     def __init__(self, filters: int, name: str = "fpn"):
@@ -20,7 +25,7 @@ class FPN(tf.keras.layers.Layer):
         self.coarse6 = _conv(filters, 3, strides=2, name="coarse6")
         self.coarse7 = _conv(filters, 3, strides=2, name="coarse7")
 
-    def call(self, features):
+    def call(self, features: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
         c3, c4, c5 = features
         m5 = self.laterals[2](c5)
         m4 = self.laterals[1](c4) + _upsample(m5)
@@ -42,7 +47,7 @@ class PANet(tf.keras.layers.Layer):
         self.downs = [_conv(filters, 3, strides=2, activation="relu", name=f"down{level}") for level in (4, 5, 6, 7)]
         self.outputs = [_conv(filters, 3, activation="relu", name=f"output{level}") for level in (4, 5, 6, 7)]
 
-    def call(self, features):
+    def call(self, features: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
         p3, *coarser = self.fpn(features)
         maps = [p3]
         for down, output, p in zip(self.downs, self.outputs, coarser):
@@ -55,12 +60,12 @@ def make_neck(config: ModelConfig) -> tf.keras.layers.Layer:
     return {"fpn": FPN, "panet": PANet}[config.neck](config.neck_filters)
 
 
-def _conv(filters: int, kernel_size: int, **kwargs) -> backbone.Conv2D:
+def _conv(filters: int, kernel_size: int, **kwargs: Any) -> backbone.Conv2D:
     # Variance 1 / fan_in, uniform: the "Xavier fill" of the FPN authors' own system, Detectron.
     initializer = tf.keras.initializers.VarianceScaling(scale=1.0, mode="fan_in", distribution="uniform")
     return backbone.Conv2D(filters, kernel_size, kernel_initializer=initializer, **kwargs)
 
 
-def _upsample(x):
-    # Nearest neighbour; the gradient of tf.image.resize for it has no XLA kernel, and no deterministic one on a GPU.
+def _upsample(x: tf.Tensor) -> tf.Tensor:
+    # Nearest neighbour. The gradient of tf.image.resize has no XLA kernel for it, and no deterministic one on a GPU.
     return tf.repeat(tf.repeat(x, 2, axis=1), 2, axis=2)

@@ -1,4 +1,6 @@
-"""From predictions to detections: decode, the best candidates, non-maximum suppression class by class."""
+"""From predictions to detections: the best candidates, decoding, non-maximum suppression class by class."""
+
+from __future__ import annotations
 
 import math
 
@@ -9,12 +11,14 @@ from model.config import DetectConfig
 from model.types import Detections, Predictions
 
 
-def detect(predictions: Predictions, anchors, config: DetectConfig, image_size: tuple[int, int]) -> Detections:
+def detect(
+    predictions: Predictions, anchors: tf.Tensor, config: DetectConfig, image_size: tuple[int, int]
+) -> Detections:
     """The best detections of each image.
 
     Of all pairs of anchor and class, the `pre_nms_top_k` with the highest scores go through greedy non-maximum
-    suppression within their class. Detections score above `score_threshold`; boxes are clipped to the image, and those
-    of no area are dropped.
+    suppression within their class. Detections score above `score_threshold`; boxes are clipped to the image, and boxes
+    without area are dropped.
 
     Args:
       predictions: f32 [b, a, k] and [b, a, 4].
@@ -27,8 +31,9 @@ def detect(predictions: Predictions, anchors, config: DetectConfig, image_size: 
     """
     num_anchors, num_classes = predictions.class_logits.shape[1:]
 
-    # The best pairs lie in the anchors with the best best-class: a top-k over a, then over top_k * k, not over a * k.
-    # Both take the first of equals; sorted, the anchors keep their order, and so do equal pairs.
+    # The best pairs belong to the anchors whose best class scores highest. So one top-k over a and one over
+    # top_anchors * k replace one over a * k. Both take the first of equals; the anchors are sorted, so that equal pairs
+    # keep their order.
     top_anchors = min(config.pre_nms_top_k, num_anchors)
     _, anchor_index = tf.math.top_k(tf.reduce_max(predictions.class_logits, axis=-1), top_anchors, sorted=False)
     anchor_index = tf.sort(anchor_index, axis=-1)
@@ -46,16 +51,17 @@ def detect(predictions: Predictions, anchors, config: DetectConfig, image_size: 
     decoded = boxes.clip(decoded, image_size)
     scores = tf.where(boxes.area(decoded) > 0, scores, 0.0)
 
-    # One suppression for all classes: each class's boxes are moved to an image of its own. These form a square, not a
-    # row, because float32 resolves large coordinates coarsely.
+    # One suppression for all classes: the boxes of each class are moved to an image of their own. These images form a
+    # square and not a row, because float32 resolves large coordinates coarsely.
     grid = math.ceil(math.sqrt(num_classes))
     cell = tf.cast(tf.stack([classes // grid, classes % grid] * 2, axis=-1), tf.float32)
     moved = decoded + cell * tf.constant([*image_size, *image_size], tf.float32)
 
-    def suppress(image):
+    def suppress(image: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        boxes, scores = image
         selection = tf.raw_ops.NonMaxSuppressionV4(
-            boxes=image[0],
-            scores=image[1],
+            boxes=boxes,
+            scores=scores,
             max_output_size=config.max_detections,
             iou_threshold=config.nms_iou,
             score_threshold=config.score_threshold,

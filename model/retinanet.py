@@ -1,5 +1,7 @@
 """The assembled network (Lin et al. 2017): backbone, neck, class and box subnets."""
 
+from __future__ import annotations
+
 import tensorflow as tf
 
 from model import backbone, heads, necks
@@ -10,8 +12,8 @@ from model.types import Predictions
 class RetinaNet(tf.keras.Model):
     """Images float [b, h, w, 3], normalised, sides multiples of 32, to `Predictions` over the anchors of P3-P7.
 
-    Runs in the global Keras policy and answers in float32. Its parts, `backbone`, `neck`, `class_head` and `box_head`,
-    are the names of a checkpoint's branches too.
+    It computes in the global Keras policy and predicts in float32. The names of its parts, `backbone`, `neck`,
+    `class_head` and `box_head`, are also those of the branches of a checkpoint.
     """
 
     def __init__(self, config: ModelConfig, *, num_classes: int, anchors_per_location: int):
@@ -23,7 +25,7 @@ class RetinaNet(tf.keras.Model):
         )
         self.box_head = heads.make_box_head(config, anchors_per_location=anchors_per_location)
 
-    def call(self, images, training=False):
+    def call(self, images: tf.Tensor, training: bool = False) -> Predictions:
         features = self.neck(self.backbone(images, training=training))
         return Predictions(class_logits=self.class_head(features), box_deltas=self.box_head(features))
 
@@ -31,12 +33,12 @@ class RetinaNet(tf.keras.Model):
 def make_model(
     config: ModelConfig, *, num_classes: int, anchors_per_location: int, image_size: tuple[int, int]
 ) -> RetinaNet:
-    """A `RetinaNet` with its variables made; call it in the strategy's scope.
+    """A `RetinaNet` with its variables; call this in the strategy's scope.
 
     Args:
       config: the network.
       num_classes: k.
-      anchors_per_location: anchors a cell of each level, as `AnchorConfig.anchors_per_location`.
+      anchors_per_location: anchors of each cell of a level, as `AnchorConfig.anchors_per_location`.
       image_size: (height, width), multiples of 32.
 
     Raises:

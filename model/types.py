@@ -1,4 +1,6 @@
-"""What the network and its two consumers hand on. b batch, a anchors, k classes, d detections."""
+"""What the network, the losses and the post-processing give. b batch, a anchors, k classes, d detections."""
+
+from __future__ import annotations
 
 from typing import NamedTuple
 
@@ -6,7 +8,7 @@ import tensorflow as tf
 
 
 class Predictions(NamedTuple):
-    """The network's answer for every anchor, always float32."""
+    """What the network predicts for every anchor, always in float32."""
 
     class_logits: tf.Tensor  # f32 [b, a, k]
     box_deltas: tf.Tensor  # f32 [b, a, 4] (dy, dx, dh, dw)

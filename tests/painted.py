@@ -1,11 +1,12 @@
-"""Pictures with one painted rectangle each, and a stand-in for a network that finds it.
+"""Images with one painted rectangle each, and a stand-in for a network that finds it.
 
-So a coordinate can be followed through every stage, from pixels to answer, without training anything.
+With these a coordinate can be followed through every stage, from pixels to detection, without any training.
 """
 
+from __future__ import annotations
+
 import pathlib
-from types import SimpleNamespace
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -31,12 +32,12 @@ CONFIG = Config(
 class Painting(NamedTuple):
     height: int
     width: int
-    box: Optional[tuple[int, int, int, int]]  # ymin xmin ymax xmax, px
+    box: tuple[int, int, int, int] | None  # ymin xmin ymax xmax, px
     category: int = 0
 
     @property
     def pixels(self):
-        """u8 [height, width, 3], black but for the box."""
+        """u8 [height, width, 3], black outside the box."""
         image = np.zeros((self.height, self.width, 3), np.uint8)
         if self.box:
             ymin, xmin, ymax, xmax = self.box
@@ -45,7 +46,7 @@ class Painting(NamedTuple):
 
     @property
     def tolerance(self):
-        """Pixels that an edge may be off: one of the network's input."""
+        """How many pixels an edge may be off: one of the network's input."""
         return 1.01 * max(self.height / IMAGE_SIZE[0], self.width / IMAGE_SIZE[1])
 
 
@@ -58,7 +59,7 @@ PAINTINGS = (WIDE, TALL, TINY, LARGER, EMPTY)
 
 
 class PaintFinder(tf.Module):
-    """Answers as a network does, at its first anchor: the box of the bright red pixels; their green tells the class."""
+    """Predicts the box of the bright red pixels, at the first anchor; green in them means the second class."""
 
     def __init__(self, config=CONFIG):
         super().__init__()
@@ -84,7 +85,7 @@ class PaintFinder(tf.Module):
 
 
 def _extent(mask):
-    """First true position, and the one after the last, of bool [b, n]."""
+    """The first true index, and the one after the last, of bool [b, n]."""
     length = mask.shape[1]
     positions = tf.range(length)
     first = tf.reduce_min(tf.where(mask, positions, length), axis=1)
@@ -92,11 +93,11 @@ def _extent(mask):
 
 
 def write_shard(path: pathlib.Path, paintings, labels=LABELS) -> str:
-    """One shard of lossless pictures, and labels.txt beside it; returns its path."""
+    """Writes one shard of lossless images, and labels.txt beside it; returns the shard's path."""
     with open(path, "wb") as file:
         for number, painting in enumerate(paintings):
             objects = [painting.box] if painting.box else []
-            annotation = SimpleNamespace(
+            annotation = tfrecord.Annotation(
                 image_id=f"{number}",
                 filename=f"{number}.png",
                 height=painting.height,

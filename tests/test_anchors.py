@@ -42,7 +42,7 @@ def test_order_is_level_row_column_scale_ratio():
         np.testing.assert_array_equal(sizes[first : first + 4], shapes)
 
 
-def test_count_at_512_is_the_one_everybody_has():
+def test_number_of_anchors_at_512_equals_that_of_other_implementations():
     made = anchors.make_anchors(AnchorConfig(), (512, 512))
     assert made.shape == (49104, 4)
     assert made.dtype == np.float32

@@ -21,7 +21,7 @@ COMMANDS = {
     "trainer.demo",
     "trainer.data_service",
 }
-TFA_CALL_SITES = set()
+TFA_CALL_SITES: set[str] = set()
 
 
 def modules(root: pathlib.Path) -> dict[str, ast.Module]:

@@ -1,12 +1,14 @@
-"""The host's part: where boxes and pixels land, eagerly and inside tf.data."""
+"""The host stage: where boxes and pixels end up, eagerly and inside tf.data."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import toy_shards
 
-from input import augment, batch_augment, tfrecord, types
+from input import augment, batch_augment, tfrecord, windows
 from input.config import RANDAUGMENT_LIMITS, AugmentConfig, InputConfig
+from input.random_numbers import NUM_PER_IMAGE, RandomNumbers, strength
+from input.types import PAD_VALUE, Batch
 
 SIZE = (64, 96)
 RED = (255, 0, 0)
@@ -28,34 +30,36 @@ def found_box(image):
     return np.array([ys[0], xs[0], ys[-1] + 1, xs[-1] + 1])
 
 
-def draws_of(seed, count=1):
-    """Uniform draws f32 [count, NUM_DRAWS]."""
-    return np.random.default_rng(seed).random((count, types.NUM_DRAWS), np.float32)
+def uniform(seed, count=1):
+    """Random numbers f32 [count, NUM_PER_IMAGE]."""
+    return np.random.default_rng(seed).random((count, NUM_PER_IMAGE), np.float32)
 
 
-def columns(count=1, **fixed):
-    """Draws of which those named have the value given; the others are 0.5."""
-    return types.Draws(*(tf.fill([count], np.float32(fixed.get(name, 0.5))) for name in types.Draws._fields))
+def fixed(count=1, **values):
+    """`RandomNumbers` of which those named have the value given; the others are 0.5."""
+    return RandomNumbers(*(tf.fill([count], np.float32(values.get(name, 0.5))) for name in RandomNumbers._fields))
 
 
-def load_batch(serialized, config, draws=None):
+def load_batch(serialized, config, numbers=None):
     """`load_and_crop` of several records."""
     count = len(serialized)
-    draws = tf.zeros([count, types.NUM_DRAWS]) if draws is None else draws
     return augment.load_and_crop(
         tfrecord.parse_examples(tf.constant(serialized)),
-        *(tf.range(count, dtype=tf.int64), tf.ones([count], tf.bool), draws, config),
+        config,
         training=True,
+        record_index=tf.range(count, dtype=tf.int64),
+        valid=tf.ones([count], tf.bool),
+        random_numbers=tf.zeros([count, NUM_PER_IMAGE]) if numbers is None else numbers,
     )
 
 
-def load(serialized, config, draws=None):
+def load(serialized, config, numbers=None):
     """`load_and_crop` of one record, eagerly and inside tf.data; both must agree."""
-    eager = load_batch([serialized], config, draws)
-    (in_graph,) = tf.data.Dataset.from_tensors(0).map(lambda _: load_batch([serialized], config, draws))
-    for name, one, other in zip(types.Batch._fields, eager, in_graph):
+    eager = load_batch([serialized], config, numbers)
+    (in_graph,) = tf.data.Dataset.from_tensors(0).map(lambda _: load_batch([serialized], config, numbers))
+    for name, one, other in zip(Batch._fields, eager, in_graph):
         np.testing.assert_allclose(one, other, atol=1e-4, err_msg=name)
-    return types.Batch(*(value.numpy()[0] for value in in_graph))
+    return Batch(*(value.numpy()[0] for value in in_graph))
 
 
 @pytest.mark.parametrize(
@@ -70,12 +74,12 @@ def test_letterbox_keeps_the_aspect_ratio(height, width, resized):
     assert image.shape == (*SIZE, 3)
     assert image.dtype == tf.uint8
     assert np.all(image[: resized[0], : resized[1]] == 200)
-    assert np.all(image[resized[0] :] == augment.PAD_VALUE)
-    assert np.all(image[:, resized[1] :] == augment.PAD_VALUE)
+    assert np.all(image[resized[0] :] == PAD_VALUE)
+    assert np.all(image[:, resized[1] :] == PAD_VALUE)
     np.testing.assert_allclose(transform, [resized[0] / height, resized[1] / width, 0, 0], rtol=1e-6)
 
 
-def test_an_image_of_the_right_size_is_left_alone():
+def test_letterbox_leaves_an_image_of_the_right_size_as_it_is():
     pixels = np.random.default_rng(0).integers(0, 256, (*SIZE, 3)).astype(np.uint8)
     image, _ = augment.letterbox(tf.constant(pixels), SIZE)
     np.testing.assert_array_equal(image, pixels)
@@ -95,13 +99,13 @@ def test_unaugmented_record():
 
 @pytest.mark.parametrize("image_format", ["png", "jpeg"])
 def test_boxes_follow_the_pixels_through_the_jitter(image_format):
-    """Paint a box, jitter, find the paint: 60 draws over a sixteenfold range of scales."""
+    """Paint a box, jitter, find the paint: 60 images over a sixteenfold range of scales."""
     config = InputConfig(
         image_size=SIZE, max_boxes=2, augment=AugmentConfig(scale_min=0.5, scale_max=8.0, min_visible=0.0)
     )
     box = (40, 50, 90, 110)
     serialized = toy_shards.example("a", painted(120, 160, box), [box], [0], image_format=image_format)
-    batch = tf.function(lambda: load_batch([serialized] * 60, config, draws_of(7, 60)))()
+    batch = tf.function(lambda: load_batch([serialized] * 60, config, uniform(7, 60)))()
     seen = 0
     scales = batch.transforms[:, 0].numpy()
     for image, boxes, classes, transform in zip(*(batch[i].numpy() for i in (0, 1, 2)), batch.transforms.numpy()):
@@ -119,19 +123,19 @@ def test_boxes_follow_the_pixels_through_the_jitter(image_format):
 
 
 def test_the_scale_is_log_uniform():
-    """From 1/2 to 8 every doubling is as likely: a quarter of the draws each, within four standard deviations."""
+    """From 1/2 to 8 every doubling is as likely: a quarter of the images each, within four standard deviations."""
     config = AugmentConfig(scale_min=0.5, scale_max=8.0)
-    region = augment.whole(tf.constant([[6400, 9600]] * 600))
-    window = augment.jitter_window(region, SIZE, types.Draws.of(draws_of(7, 600)), config)
-    scales = augment.transform_of(window)[:, 0] * 100
+    region = windows.whole_image(tf.constant([[6400, 9600]] * 600))
+    window = windows.jitter_window(region, SIZE, RandomNumbers.of(uniform(7, 600)), config)
+    scales = windows.transform_of(window)[:, 0] * 100
     shares = np.histogram(np.log2(scales), bins=[-1, 0, 1, 2, 3])[0] / 600
     np.testing.assert_allclose(shares, 0.25, atol=0.07)
 
 
-def test_same_seed_same_crop_other_seed_another():
+def test_equal_random_numbers_give_equal_crops():
     config = InputConfig(image_size=SIZE, augment=AugmentConfig(scale_min=0.5, scale_max=2.0))
     serialized = toy_shards.example("a", *toy_shards.blocks(3))
-    first, again, other = (load(serialized, config, draws_of(seed)) for seed in (2, 2, 3))
+    first, again, other = (load(serialized, config, uniform(seed)) for seed in (2, 2, 3))
     np.testing.assert_array_equal(first.images, again.images)
     assert not np.array_equal(first.transforms, other.transforms)
 
@@ -153,7 +157,7 @@ def test_box_rules_after_a_crop():
     np.testing.assert_array_equal(clipped[:3], [[2, 2, 6, 6], [0, 0, 5, 4], [0, 0, 2, 4]])
 
 
-def test_of_too_many_boxes_the_largest_stay_in_order():
+def test_the_largest_of_too_many_boxes_are_kept_in_their_order():
     boxes = tf.constant([[[0.0, 0, 2, 2], [0, 0, 9, 9], [0, 0, 1, 1], [0, 0, 5, 5]]] * 3)
     classes, difficult = tf.tile([[0, 1, 2, 3]], [3, 1]), tf.tile([[True, False, True, False]], [3, 1])
     keep = tf.constant([[True] * 4, [True, False, True, False], [False] * 3 + [True]])
@@ -168,7 +172,7 @@ def test_of_too_many_boxes_the_largest_stay_in_order():
 
 def test_an_image_without_objects():
     serialized = toy_shards.example("a", painted(32, 32, (0, 0, 1, 1)), [], [])
-    sample = load(serialized, InputConfig(image_size=SIZE, max_boxes=2), draws_of(0))
+    sample = load(serialized, InputConfig(image_size=SIZE, max_boxes=2), uniform(0))
     np.testing.assert_array_equal(sample.classes, [-1, -1])
     np.testing.assert_array_equal(sample.boxes, np.zeros((2, 4)))
 
@@ -181,7 +185,7 @@ def test_grayscale_becomes_three_channels():
 
 
 @pytest.mark.parametrize("ratio", [1, 2, 4, 8])
-def test_a_large_jpeg_is_decoded_smaller_and_its_boxes_follow(ratio):
+def test_boxes_follow_a_large_jpeg_that_is_decoded_smaller(ratio):
     """Of a size that is no multiple of the ratio. The paint has edges on whole pixels of the smallest image."""
     height, width = 64 * ratio + 5, 80 * ratio + 3
     box = (16 * ratio, 24 * ratio, 40 * ratio, 64 * ratio)
@@ -189,25 +193,25 @@ def test_a_large_jpeg_is_decoded_smaller_and_its_boxes_follow(ratio):
         toy_shards.example("a", painted(height, width, box), [box], [0]),
         InputConfig(image_size=SIZE, max_boxes=1, augment=AugmentConfig()),
     )
-    window = augment.fit_window(augment.whole(tf.constant([height, width])), SIZE)
-    assert augment.jpeg_ratio(window) == ratio
+    window = windows.fit_window(windows.whole_image(tf.constant([height, width])), SIZE)
+    assert windows.jpeg_ratio(window) == ratio
     np.testing.assert_allclose(sample.boxes[0], found_box(sample.images), atol=1)
     np.testing.assert_array_equal(sample.original_sizes, [height, width])
 
 
-def test_the_ratio_by_which_a_jpeg_is_decoded_smaller():
-    """By hand: never below the size asked for, and never enlarged where the image is small already."""
+def test_jpeg_ratio_and_aligned_window():
+    """By hand: the decoded image is never smaller than the size asked for, unless the file itself is."""
     sizes, resized = tf.constant([[50, 70], [128, 200], [255, 400], [256, 384], [5000, 7000]]), tf.constant([[64, 96]])
-    window = augment.Window(tf.zeros_like(sizes), sizes, tf.repeat(resized, 5, axis=0))
-    np.testing.assert_array_equal(augment.jpeg_ratio(window), [1, 2, 2, 4, 8])
-    aligned = augment.align_window(
-        augment.Window(*(tf.constant([v]) for v in ([5, 9], [10, 22], [2, 5]))), tf.constant([4])
+    window = windows.Window(tf.zeros_like(sizes), sizes, tf.repeat(resized, 5, axis=0))
+    np.testing.assert_array_equal(windows.jpeg_ratio(window), [1, 2, 2, 4, 8])
+    aligned = windows.align_window(
+        windows.Window(*(tf.constant([v]) for v in ([5, 9], [10, 22], [2, 5]))), tf.constant([4])
     )
     np.testing.assert_array_equal(aligned.offset, [[4, 8]])
     np.testing.assert_array_equal(aligned.size, [[12, 24]])
 
 
-def test_decoding_smaller_averages_the_pixels():
+def test_a_jpeg_decoded_smaller_has_the_means_of_its_pixels():
     """Against a float64 mean of squares of the whole image, to the precision of the inverse DCT."""
     rng = np.random.default_rng(0)
     smooth = np.asarray(tf.image.resize(rng.integers(0, 256, (8, 12, 3)), (256, 384), "bicubic"))
@@ -221,7 +225,7 @@ def test_decoding_smaller_averages_the_pixels():
 
 @pytest.mark.parametrize("image_format", ["png", "jpeg"])
 @pytest.mark.parametrize("in_graph", [False, True])
-def test_a_served_image_is_what_evaluation_sees(image_format, in_graph):
+def test_a_served_image_equals_that_of_evaluation(image_format, in_graph):
     pixels = np.random.default_rng(0).integers(0, 256, (301, 403, 3)).astype(np.uint8)
     serialized = toy_shards.example("a", pixels, [], [], image_format=image_format)
     sample = load(serialized, InputConfig(image_size=SIZE, augment=AugmentConfig()))
@@ -236,14 +240,14 @@ def test_a_served_image_is_what_evaluation_sees(image_format, in_graph):
 def iou_crops(boxes, classes, count, probability=1.0):
     sizes = tf.constant([[100, 200]] * count)
     rows = [tf.repeat(tf.constant([values]), count, axis=0) for values in (boxes, classes)]
-    return augment.iou_crop_region(
-        sizes, *rows, types.Draws.of(draws_of(5, count)), AugmentConfig(iou_crop=probability)
+    return windows.iou_crop_region(
+        sizes, *rows, RandomNumbers.of(uniform(5, count)), AugmentConfig(iou_crop=probability)
     )
 
 
 @pytest.mark.parametrize("in_graph", [False, True])
-def test_an_iou_crop_shows_the_centre_of_an_object_by_a_drawn_iou(in_graph):
-    """Against NumPy, from the region alone: IoUs reach all thresholds, and the patch keeps to its shape."""
+def test_an_iou_crop_contains_the_centre_of_an_object_and_reaches_an_iou(in_graph):
+    """Computed with NumPy from the regions: low and high IoUs occur; areas and aspect ratios keep to their limits."""
     box = np.array([30.0, 40, 80, 120])
 
     def crop():
@@ -267,7 +271,7 @@ def test_an_iou_crop_shows_the_centre_of_an_object_by_a_drawn_iou(in_graph):
     assert np.min(iou[cropped]) < 0.3
 
 
-def test_the_rate_of_iou_crops_and_an_image_without_objects():
+def test_iou_crops_have_their_probability_without_objects_too():
     offset, size = iou_crops([[0.0, 0, 0, 0]], [-1], 1000, probability=0.3)
     cropped = ~np.all(size == (100, 200), axis=1)
     assert abs(cropped.mean() - 0.3) < 0.06  # four standard deviations
@@ -279,7 +283,7 @@ def test_boxes_follow_the_pixels_through_iou_crops(image_format):
     config = InputConfig(image_size=SIZE, max_boxes=1, augment=AugmentConfig(iou_crop=1.0, scale_max=2.0))
     box = (40, 50, 90, 110)
     serialized = toy_shards.example("a", painted(120, 160, box), [box], [0], image_format=image_format)
-    batch = load_batch([serialized] * 40, config, draws_of(3, 40))
+    batch = load_batch([serialized] * 40, config, uniform(3, 40))
     seen = 0
     for image, boxes, classes, transform in zip(*(values.numpy() for values in batch[:3]), batch.transforms.numpy()):
         if classes[0] == 0:
@@ -292,34 +296,46 @@ def test_boxes_follow_the_pixels_through_iou_crops(image_format):
 def test_warp_matrices_by_hand():
     """A quarter turn about the centre (48, 32): the point (58, 32), 10 right of it, comes to 10 below it."""
     config = AugmentConfig(warp=1.0, rotate=90.0, shear=0.0, translate=0.0)
-    matrices, moves = augment.warp_matrices(columns(rotate=1.0), config, SIZE)
+    matrices, moves = augment.warp_matrices(fixed(rotate=1.0), config, SIZE)
     np.testing.assert_allclose(matrices[0] @ np.array([[58.0], [32], [1]], np.float32), [[48], [42]], atol=1e-4)
     assert moves.numpy().tolist() == [True]
     config = AugmentConfig(warp=1.0, rotate=0.0, shear=0.5, translate=0.25)
-    matrices, _ = augment.warp_matrices(columns(shear=1.0, translate_x=1.0, translate_y=0.0), config, SIZE)
+    matrices, _ = augment.warp_matrices(fixed(shear=1.0, translate_x=1.0, translate_y=0.0), config, SIZE)
     # 10 below the centre: 5 to the right by the shear, 24 by the shift; and 16 up.
     np.testing.assert_allclose(matrices[0] @ np.array([[48.0], [42], [1]], np.float32), [[77], [26]], atol=1e-4)
-    matrices, moves = augment.warp_matrices(columns(count=1, warp=0.7), AugmentConfig(warp=0.5), SIZE)
+    matrices, moves = augment.warp_matrices(fixed(count=1, warp=0.7), AugmentConfig(warp=0.5), SIZE)
     np.testing.assert_allclose(matrices[0], [[1, 0, 0], [0, 1, 0]], atol=1e-6)
     assert moves.numpy().tolist() == [False]
 
 
-def test_the_rate_of_warps():
+def test_warps_have_their_probability():
     config = AugmentConfig(warp=0.3)
-    _, moves = augment.warp_matrices(types.Draws.of(draws_of(1, 2000)), config, SIZE)
+    _, moves = augment.warp_matrices(RandomNumbers.of(uniform(1, 2000)), config, SIZE)
     assert abs(moves.numpy().mean() - 0.3) < 0.041  # four standard deviations
 
 
-def test_a_shift_by_whole_pixels_moves_each_pixel():
+def test_warps_are_the_same_eagerly_and_in_batches_of_any_size():
+    """To the last bit, whatever Grappler does with their factors."""
+    numbers, config = uniform(3, 60), AugmentConfig(warp=0.7, rotate=20.0)
+
+    def matrices(numbers):
+        return augment.warp_matrices(RandomNumbers.of(numbers), config, SIZE)[0]
+
+    for batch_size in (1, 6):
+        batches = tf.data.Dataset.from_tensor_slices(numbers).batch(batch_size, drop_remainder=True).map(matrices)
+        np.testing.assert_array_equal(np.concatenate(list(batches)), matrices(numbers))
+
+
+def test_a_warp_by_whole_pixels_moves_each_pixel():
     image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3)).astype(np.uint8)
     moved = augment.warp_image(tf.constant(image), tf.constant([[1.0, 0, 7], [0, 1, -3]])).numpy()
     np.testing.assert_array_equal(moved[:-3, 7:], image[3:, :-7])
-    assert np.all(moved[-3:] == augment.PAD_VALUE)
-    assert np.all(moved[:, :7] == augment.PAD_VALUE)
+    assert np.all(moved[-3:] == PAD_VALUE)
+    assert np.all(moved[:, :7] == PAD_VALUE)
 
 
 def test_boxes_follow_the_pixels_through_the_warp():
-    """A disc's hull would be loose, so the paint is a square: its corners are the hull's."""
+    """The paint is a rectangle, whose corners touch the sides of its box; a warped disc would not touch them."""
     config = InputConfig(
         image_size=SIZE,
         max_boxes=1,
@@ -327,8 +343,8 @@ def test_boxes_follow_the_pixels_through_the_warp():
     )
     box = (30, 40, 70, 90)
     serialized = toy_shards.example("a", painted(100, 150, box), [box], [0], image_format="png")
-    batch = load_batch([serialized] * 60, config, draws_of(9, 60))
-    _, moves = augment.warp_matrices(types.Draws.of(draws_of(9, 60)), config.augment, SIZE)
+    batch = load_batch([serialized] * 60, config, uniform(9, 60))
+    _, moves = augment.warp_matrices(RandomNumbers.of(uniform(9, 60)), config.augment, SIZE)
     assert 30 < np.count_nonzero(moves) < 55
     inside = 0
     for image, boxes, classes in zip(*(values.numpy() for values in batch[:3])):
@@ -340,35 +356,33 @@ def test_boxes_follow_the_pixels_through_the_warp():
     assert inside > 30
 
 
-def test_randaugment_draws_operations_at_their_share():
-    """Two draws of nine: each operation in 1 - (8/9)^2 of the images, at its share of the limit."""
-    draws = types.Draws.of(draws_of(2, 4000))
+def test_randaugment_chooses_each_operation_equally_often():
+    """Two of nine operations, with replacement: each in 1 - (8/9)^2 of the images, at half its limit."""
+    random = RandomNumbers.of(uniform(2, 4000))
     config = AugmentConfig(randaugment=2, randaugment_magnitude=5.0, hue=0.01)
-    picked = []
-    for name, limit in RANDAUGMENT_LIMITS.items():
-        strength = augment.strength(name, getattr(config, name), draws, config).numpy()
-        base = np.float32(getattr(config, name)) if name not in ("rotate", "shear", "translate") else None
-        if base is not None:
-            assert set(np.unique(strength)) == {base, np.float32(limit / 2)}
-            picked.append(np.mean(strength > base))
-    assert len(picked) == 6
-    np.testing.assert_allclose(picked, 1 - (8 / 9) ** 2, atol=0.026)  # four standard deviations
-    _, moves = augment.warp_matrices(draws, config, SIZE)
+    chosen = []
+    for name in ("brightness", "contrast", "saturation", "hue", "grayscale", "cutout"):
+        base = np.float32(getattr(config, name))
+        strengths = strength(name, base, random, config).numpy()
+        assert set(np.unique(strengths)) == {base, np.float32(RANDAUGMENT_LIMITS[name] / 2)}
+        chosen.append(np.mean(strengths > base))
+    np.testing.assert_allclose(chosen, 1 - (8 / 9) ** 2, atol=0.026)  # four standard deviations
+    _, moves = augment.warp_matrices(random, config, SIZE)
     np.testing.assert_allclose(moves.numpy().mean(), 1 - (6 / 9) ** 2, atol=0.032)
 
 
-def test_randaugment_reaches_the_device_too():
-    """At full magnitude, images whose only draws are cutout get a grey square; others without colour stay."""
+def test_randaugment_acts_on_the_device_too():
+    """An image for which only cutout is chosen gets a grey square, and nothing else changes."""
     number = list(RANDAUGMENT_LIMITS).index("cutout")
-    draw = (number + 0.5) / len(RANDAUGMENT_LIMITS)
+    choice = (number + 0.5) / len(RANDAUGMENT_LIMITS)
     batch = load_batch([toy_shards.example("a", *toy_shards.blocks(1))], InputConfig(image_size=SIZE))
-    draws = tf.stack(columns(randaugment_1=draw, cutout_size=1.0), axis=1)
+    batch = batch._replace(random_numbers=tf.stack(fixed(randaugment_1=choice, cutout_size=1.0), axis=1))
     config = AugmentConfig(randaugment=1, randaugment_magnitude=10.0)
-    changed = batch_augment.augment_images(batch._replace(draws=draws), config)
-    plain = batch_augment.augment_images(batch._replace(draws=draws), AugmentConfig())
+    changed = batch_augment.augment_images(batch, config)
+    plain = batch_augment.augment_images(batch, AugmentConfig())
     erased = np.any(np.abs(changed - plain) > 1e-4, axis=-1)
     assert 0.05 < erased.mean() < 0.2
-    padding = batch_augment.normalize(tf.fill([1, 1, 1, 3], augment.PAD_VALUE))
+    padding = batch_augment.normalize(tf.fill([1, 1, 1, 3], PAD_VALUE))
     np.testing.assert_allclose(changed.numpy()[erased], np.broadcast_to(padding[0, 0], (erased.sum(), 3)), atol=1e-5)
 
 
@@ -381,26 +395,26 @@ def test_settings_out_of_range_are_refused(settings, flag):
         AugmentConfig(**settings)
 
 
-def test_every_host_step_is_the_same_eagerly_and_in_tf_data():
+def test_all_host_steps_together_are_the_same_eagerly_and_in_tf_data():
     augment_config = AugmentConfig(iou_crop=1.0, scale_min=0.5, scale_max=2.0, warp=1.0, randaugment=3)
     serialized = toy_shards.example("a", *toy_shards.blocks(3))
-    sample = load(serialized, InputConfig(image_size=SIZE, augment=augment_config), draws_of(4))
+    sample = load(serialized, InputConfig(image_size=SIZE, augment=augment_config), uniform(4))
     assert not np.array_equal(sample.transforms, load(serialized, InputConfig(image_size=SIZE)).transforms)
 
 
 def test_boxes_follow_the_pixels_through_crops_of_large_jpegs():
-    """Cut out and decoded smaller at once: windows start at whole pixels of the smaller image."""
+    """They are cropped and decoded smaller at once: windows start at whole pixels of the smaller image."""
     config = InputConfig(
         image_size=SIZE, max_boxes=1, augment=AugmentConfig(scale_min=1.0, scale_max=4.0, min_visible=0.0)
     )
     box = (301, 405, 499, 803)
     serialized = toy_shards.example("a", painted(803, 1205, box), [box], [0])
-    draws = draws_of(11, 40)
-    batch = load_batch([serialized] * 40, config, draws)
-    window = augment.jitter_window(
-        augment.whole(tf.constant([[803, 1205]] * 40)), SIZE, types.Draws.of(draws), config.augment
+    numbers = uniform(11, 40)
+    batch = load_batch([serialized] * 40, config, numbers)
+    window = windows.jitter_window(
+        windows.whole_image(tf.constant([[803, 1205]] * 40)), SIZE, RandomNumbers.of(numbers), config.augment
     )
-    ratios = augment.jpeg_ratio(window).numpy()
+    ratios = windows.jpeg_ratio(window).numpy()
     assert set(ratios) == {2, 4, 8}
     assert np.count_nonzero(np.any(window.offset.numpy() % ratios[:, np.newaxis], axis=1)) > 20
     seen = 0

@@ -1,4 +1,4 @@
-"""ResNets: Keras's own as the reference, published parameter counts, and batch normalisation as configured."""
+"""ResNets against those of Keras and published numbers of parameters; batch normalisation as configured."""
 
 import numpy as np
 import pytest
@@ -11,8 +11,8 @@ from model.config import BACKBONES, ModelConfig
 @pytest.mark.parametrize("name", BACKBONES)
 def test_has_the_depth_in_its_name(name):
     conv_norms = backbone.ResNet(ModelConfig(backbone=name)).conv_norms
-    on_the_way = [layer for layer in conv_norms if not layer.name.endswith("_0")]  # without the projections
-    assert len(on_the_way) + 1 == int(name.removeprefix("resnet"))  # and the classifier that a detector lacks
+    counted = [layer for layer in conv_norms if not layer.name.endswith("_0")]  # without the projections
+    assert len(counted) + 1 == int(name.removeprefix("resnet"))  # and the classifier, which a detector lacks
 
 
 @pytest.mark.parametrize(("name", "published"), [("resnet18", 11_689_512), ("resnet34", 21_797_672)])
@@ -31,7 +31,7 @@ def test_equals_keras_with_its_weights():
         [reference.get_layer(f"{name}_out").output for name in ("conv3_block4", "conv4_block6", "conv5_block3")],
     )
     rng = np.random.default_rng(0)
-    for layer in reference.layers:  # nothing may be left at a value that hides a mistake
+    for layer in reference.layers:  # no value may be one that hides a mistake
         if layer.name.endswith("_conv"):
             kernel, bias = layer.get_weights()
             layer.set_weights([kernel, rng.normal(0, 0.3, bias.shape)])
@@ -56,17 +56,17 @@ def test_equals_keras_with_its_weights():
             np.testing.assert_allclose(feature, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_a_strided_convolution_is_centered_whether_a_side_is_even_or_odd():
+def test_a_strided_convolution_is_centred_on_even_and_odd_sides():
     conv = backbone.Conv2D(1, 3, 2, kernel_initializer="ones")
     rows, columns = np.meshgrid(np.arange(4), np.arange(5), indexing="ij")
     image = tf.constant((10 * rows + columns)[None, ..., None], tf.float32)
-    # Windows around rows 0 and 2, columns 0, 2 and 4; what lies outside counts nothing.
+    # Windows around rows 0 and 2, columns 0, 2 and 4; outside there are zeros.
     #   rows 0-1, columns 0-1: 0 + 1 + 10 + 11; columns 1-3: 1 + 2 + 3 + 11 + 12 + 13; columns 3-4: 3 + 4 + 13 + 14
     #   rows 1-3, columns 0-1: 10 + 11 + 20 + 21 + 30 + 31; columns 1-3: 9 * 22; columns 3-4: 13 + 14 + 23 + 24 + ...
     np.testing.assert_array_equal(conv(image)[0, ..., 0], [[22, 42, 34], [123, 198, 141]])
 
 
-def test_a_fresh_block_is_the_identity():
+def test_an_untrained_block_is_the_identity():
     block = backbone.ResidualBlock(8, bottleneck=False, strides=1, project=False, config=ModelConfig(), name="block")
     inputs = tf.random.stateless_uniform([2, 6, 6, 8], seed=[0, 0])
     np.testing.assert_array_equal(block(inputs, training=True), inputs)

@@ -1,4 +1,4 @@
-"""The device's part, against TFA, tf.image and plain NumPy; eagerly, in a tf.function and under XLA."""
+"""The device stage, against TFA, tf.image and plain NumPy; eagerly, in a tf.function and under XLA."""
 
 import contextlib
 import dataclasses
@@ -6,10 +6,12 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_addons as tfa
+import tensorflow_addons as tfa  # type: ignore[import-untyped]  # it has no stubs
 
-from input import batch_augment, types
+from input import batch_augment
 from input.config import AugmentConfig
+from input.random_numbers import NUM_PER_IMAGE, RandomNumbers
+from input.types import Batch
 
 EVERYTHING = AugmentConfig(
     horizontal_flip=0.5,
@@ -23,13 +25,13 @@ EVERYTHING = AugmentConfig(
 )
 MIXED = dataclasses.replace(EVERYTHING, mosaic=0.5, cutmix=0.5, mixup=0.5)
 RNG = np.random.default_rng(0)
-DRAWS = RNG.random((64, types.NUM_DRAWS)).astype(np.float32)
+NUMBERS = RNG.random((64, NUM_PER_IMAGE)).astype(np.float32)
 IMAGES = RNG.integers(0, 256, (6, 32, 48, 3)).astype(np.uint8)
 
 
 def make_batch(images=IMAGES, boxes=((4.0, 6.0, 20.0, 30.0),), first=0):
     size, count = len(images), len(boxes)
-    return types.Batch(
+    return Batch(
         images=tf.constant(images),
         boxes=tf.tile(tf.constant([[*boxes, (0.0, 0.0, 0.0, 0.0)]]), [size, 1, 1]),
         classes=tf.tile(tf.constant([[*range(count), -1]]), [size, 1]),
@@ -40,7 +42,7 @@ def make_batch(images=IMAGES, boxes=((4.0, 6.0, 20.0, 30.0),), first=0):
         valid=tf.ones([size], tf.bool),
         num_dropped=tf.zeros([size], tf.int32),
         record_index=tf.range(size, dtype=tf.int64),
-        draws=tf.constant(DRAWS[first : first + size]),
+        random_numbers=tf.constant(NUMBERS[first : first + size]),
     )
 
 
@@ -58,7 +60,7 @@ def test_normalize_by_hand():
     assert normalized.dtype == np.float32
 
 
-def test_without_augmentation_only_normalises():
+def test_without_augmentation_images_are_only_normalised():
     batch = make_batch()
     augmented = batch_augment.augment(batch, AugmentConfig())
     np.testing.assert_allclose(denormalize(augmented.images), IMAGES, atol=1e-3)
@@ -84,12 +86,14 @@ def test_boxes_follow_the_pixels():
         np.testing.assert_array_equal(boxes[0], [ys[0], xs[0], ys[-1] + 1, xs[-1] + 1])
 
 
-def test_flips_happen_as_asked():
+def test_flips_have_their_probability():
     probability = 0.3
     augmented = batch_augment.augment(
         make_batch(np.zeros((64, 4, 48, 3), np.uint8)), AugmentConfig(horizontal_flip=probability)
     )
-    np.testing.assert_array_equal(augmented.boxes[:, 0, 1] != 6, types.Draws.of(DRAWS).horizontal_flip < probability)
+    np.testing.assert_array_equal(
+        augmented.boxes[:, 0, 1] != 6, RandomNumbers.of(NUMBERS).horizontal_flip < probability
+    )
 
 
 @contextlib.contextmanager
@@ -102,11 +106,11 @@ def tfa_without_kernels():
 
 def test_hue_and_saturation_equal_tfa():
     """TFA turns and scales in YIQ too: delta_hue in radians, the saturation factor on I and Q."""
-    draws = types.Draws(*DRAWS[:6].T)
+    random = RandomNumbers(*NUMBERS[:6].T)
     config = AugmentConfig(hue=0.1, saturation=0.4)
     images = 100 + 0.2 * IMAGES.astype(np.float32)  # so that nothing is clipped
-    ours = batch_augment.jitter_colour(tf.constant(images), draws, config)
-    for image, result, hue, saturation in zip(images, ours, draws.hue, draws.saturation):
+    ours = batch_augment.jitter_colour(tf.constant(images), random, config)
+    for image, result, hue, saturation in zip(images, ours, random.hue, random.saturation):
         with tfa_without_kernels():
             expected = tfa.image.adjust_hsv_in_yiq(
                 image / 255, delta_hue=(2 * hue - 1) * 0.1 * 2 * np.pi, scale_saturation=1 + (2 * saturation - 1) * 0.4
@@ -115,10 +119,10 @@ def test_hue_and_saturation_equal_tfa():
 
 
 def test_contrast_and_brightness_equal_tf_image():
-    draws = types.Draws(*DRAWS[:6].T)
+    random = RandomNumbers(*NUMBERS[:6].T)
     images = 100 + 0.2 * IMAGES.astype(np.float32)
-    ours = batch_augment.jitter_colour(tf.constant(images), draws, AugmentConfig(contrast=0.3, brightness=0.1))
-    for image, result, contrast, brightness in zip(images, ours, draws.contrast, draws.brightness):
+    ours = batch_augment.jitter_colour(tf.constant(images), random, AugmentConfig(contrast=0.3, brightness=0.1))
+    for image, result, contrast, brightness in zip(images, ours, random.contrast, random.brightness):
         expected = tf.image.adjust_contrast(image, 1 + (2 * contrast - 1) * 0.3)
         np.testing.assert_allclose(result, expected + (2 * brightness - 1) * 0.1 * 255, atol=2e-3)
 
@@ -161,11 +165,10 @@ def two_colours(count=2):
     )
 
 
-def with_draws(batch, **values):
-    """The batch with some draws set, alike for all images; the others 0.5."""
-    draws = types.Draws(*[np.full(len(batch.images), 0.5, np.float32)] * types.NUM_DRAWS)
-    draws = draws._replace(**{name: np.full(len(batch.images), value, np.float32) for name, value in values.items()})
-    return batch._replace(draws=tf.constant(np.stack(draws, axis=1)))
+def with_numbers(batch, **values):
+    """The batch with the random numbers given, the same for all images; the others are 0.5."""
+    row = RandomNumbers(*[0.5] * NUM_PER_IMAGE)._replace(**values)
+    return batch._replace(random_numbers=tf.constant([row] * len(batch.images)))
 
 
 def test_mosaic_shows_four_images_at_half_size():
@@ -185,7 +188,7 @@ def test_mosaic_shows_four_images_at_half_size():
 
 def test_mixup_blends_pixels_and_weights():
     """Radius 0.25 at angle 0: the image's own share is 0.5 + 0.5 * 0.5 * 1 = 0.75."""
-    batch = with_draws(two_colours(), mixup=0.0, mixup_radius=0.25, mixup_angle=0.0)
+    batch = with_numbers(two_colours(), mixup=0.0, mixup_radius=0.25, mixup_angle=0.0)
     augmented = batch_augment.augment(batch, AugmentConfig(mixup=1.0))
     (own, own_box, own_weight), (other, other_box, other_weight) = present(augmented, 0)
     assert (own, other) == (0, 1)
@@ -196,23 +199,25 @@ def test_mixup_blends_pixels_and_weights():
     np.testing.assert_allclose(denormalize(augmented.images[0, 50, 80]), [0, 0.25 * 255, 0], atol=0.1)
 
 
-def test_mixups_shares_follow_their_distribution():
+def test_mixup_shares_have_a_beta_distribution():
     """Beta(1.5, 1.5) has mean 1/2 and variance 1.5**2 / (3**2 * 4) = 1/16."""
-    rng = np.random.default_rng(1)
-    draws = types.Draws(*rng.random((types.NUM_DRAWS, 20000)).astype(np.float32))
-    shares = batch_augment._mixup_share(draws).numpy()
+    count = 20000
+    numbers = np.random.default_rng(1).random((count, NUM_PER_IMAGE)).astype(np.float32)
+    batch = make_batch(np.zeros((count, 1, 1, 3), np.uint8))._replace(random_numbers=tf.constant(numbers))
+    mixed = batch_augment.augment_boxes(batch, AugmentConfig(mixup=1.0))
+    shares = mixed.box_weights.numpy()[:, 0]  # the image's own box comes before the equal one of its partner
     assert shares.mean() == pytest.approx(0.5, abs=0.008)
     assert shares.var() == pytest.approx(1 / 16, rel=0.05)
 
 
-def test_cutmix_pastes_the_partners_pixels_and_boxes():
-    """The right half is the partner's: a region of full height, from x = 48; sides are sqrt(1) of the image."""
-    batch = with_draws(two_colours(), cutmix=0.0, cutmix_y=0.5, cutmix_x=0.9999999, cutmix_size=0.9999999)
+def test_cutmix_pastes_pixels_and_boxes_of_the_next_image():
+    """The right half comes from the next image: the region has the image's size and is centred on its right edge."""
+    batch = with_numbers(two_colours(), cutmix=0.0, cutmix_y=0.5, cutmix_x=0.9999999, cutmix_size=0.9999999)
     augmented = batch_augment.augment(batch, AugmentConfig(cutmix=1.0))
     (own, own_box, _), (other, other_box, _) = present(augmented, 0)
     assert (own, other) == (0, 1)
-    np.testing.assert_array_equal(own_box, (8, 10, 40, 50))  # 2 of 40 columns covered: stays as it is
-    np.testing.assert_array_equal(other_box, (30, 48, 60, 90))  # 4 of 46 columns missing: cut
+    np.testing.assert_array_equal(own_box, (8, 10, 40, 50))  # 2 of 40 columns are covered: it stays as it is
+    np.testing.assert_array_equal(other_box, (30, 48, 60, 90))  # 4 of 46 columns are missing: it is clipped
     np.testing.assert_array_equal(lit_box(augmented.images[0], 0), (8, 10, 40, 48))
     np.testing.assert_array_equal(lit_box(augmented.images[0], 1), (30, 48, 60, 90))
     # The other way round the green box is nearly covered and the red one shows two columns: neither is kept.
@@ -220,8 +225,8 @@ def test_cutmix_pastes_the_partners_pixels_and_boxes():
 
 
 def test_cutout_erases_a_square_and_the_boxes_under_it():
-    """Side 0.25 of 64 px (a draw of a half), 16, around (24, 30): rows 16-32, columns 22-38."""
-    batch = with_draws(two_colours(), cutout=0.0, cutout_y=24 / 64, cutout_x=30 / 96)
+    """The side is 0.25 of 64 px, 16, around (24, 30): rows 16-32, columns 22-38."""
+    batch = with_numbers(two_colours(), cutout=0.0, cutout_y=24 / 64, cutout_x=30 / 96)
     small = tf.constant([[[18.0, 24, 30, 36]] + [[0.0] * 4] * 4] * 2)
     augmented = batch_augment.augment(batch._replace(boxes=small), AugmentConfig(cutout=1.0))
     assert present(augmented, 0) == []
@@ -233,22 +238,22 @@ def test_cutout_erases_a_square_and_the_boxes_under_it():
 
 
 def test_grayscale():
-    batch = with_draws(make_batch(), grayscale=0.0)
+    batch = with_numbers(make_batch(), grayscale=0.0)
     images = denormalize(batch_augment.augment_images(batch, AugmentConfig(grayscale=1.0)))
     np.testing.assert_allclose(images, np.repeat(IMAGES @ [[0.299], [0.587], [0.114]], 3, axis=-1), atol=0.5)
 
 
 @pytest.mark.parametrize("field", ["mosaic", "mixup", "cutmix", "cutout", "grayscale"])
-def test_each_happens_as_often_as_asked(field):
-    """To just the images whose draw is below the probability."""
+def test_operations_have_their_probability(field):
+    """They change exactly the images whose random number is below it."""
     config = AugmentConfig(**{field: 0.4})
     images = np.tile(IMAGES, (4, 1, 1, 1))
     augmented = denormalize(batch_augment.augment_images(make_batch(images), config))
     changed = np.any(np.abs(augmented - images) > 0.1, axis=(1, 2, 3))
-    np.testing.assert_array_equal(changed, getattr(types.Draws(*DRAWS[:24].T), field) < 0.4)
+    np.testing.assert_array_equal(changed, getattr(RandomNumbers(*NUMBERS[:24].T), field) < 0.4)
 
 
-def test_of_too_many_mixed_boxes_the_largest_stay():
+def test_the_largest_of_too_many_mixed_boxes_are_kept():
     batch = two_colours(3)
     few = batch._replace(
         **{name: getattr(batch, name)[:, :2] for name in ("boxes", "classes", "difficult", "box_weights")}
@@ -256,7 +261,7 @@ def test_of_too_many_mixed_boxes_the_largest_stay():
     augmented = batch_augment.augment(few, AugmentConfig(mosaic=1.0))
     assert augmented.boxes.shape == (3, 2, 4)
     areas = [np.prod(box[2:] - box[:2]) for _, box, _ in present(augmented, 0)]
-    assert sorted(areas) == [320, 345]  # 16 x 20, and 15 x 23; 9 x 14 and the other 16 x 20 gave way
+    assert sorted(areas) == [320, 345]  # 16 x 20 and 15 x 23; 9 x 14 and the other 16 x 20 are dropped
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
@@ -268,7 +273,7 @@ def test_a_graph_gives_what_eager_gives(jit_compile):
     np.testing.assert_allclose(compiled.images, eager.images, atol=1e-4)
 
 
-def test_the_place_in_the_batch_does_not_matter():
+def test_the_index_in_the_batch_does_not_matter():
     """Two halves, as two replicas would see them, equal the whole."""
     whole = batch_augment.augment(make_batch(), EVERYTHING)
     halves = [batch_augment.augment(make_batch(IMAGES[i : i + 3], first=i), EVERYTHING) for i in (0, 3)]
@@ -276,7 +281,7 @@ def test_the_place_in_the_batch_does_not_matter():
     np.testing.assert_allclose(whole.images, np.concatenate([half.images for half in halves]), atol=1e-5)
 
 
-def test_boxes_alone_and_pixels_alone_make_the_whole():
+def test_boxes_alone_and_pixels_alone_equal_both_together():
     whole = batch_augment.augment(make_batch(), MIXED)
     boxes_only = batch_augment.augment_boxes(make_batch(), MIXED)
     np.testing.assert_array_equal(whole.boxes, boxes_only.boxes)

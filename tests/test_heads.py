@@ -1,4 +1,4 @@
-"""The subnets: order of the anchors, first answers, and what is shared."""
+"""The subnets: the order of the anchors, predictions before training, and what is shared."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ CONFIG = ModelConfig(neck_filters=16, head_convs=2)
 
 
 def test_rows_follow_the_anchors():
-    """A head that answers with the place it looks at names the centres of `make_anchors`."""
+    """A head that predicts the position of its cell gives the centres of `make_anchors`."""
     image_size, strides = (96, 160), (8, 16, 32, 64, 128)
     head = heads.Subnet(3, anchors_per_location=9, config=ModelConfig(neck_filters=2, head_convs=0), name="head")
     maps = []
@@ -46,12 +46,12 @@ def test_foreground_probability_starts_at_the_prior(probability):
 
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])
-def test_a_prior_must_be_possible(probability):
-    with pytest.raises(ValueError, match="prior_probability must lie between 0 and 1"):
+def test_impossible_priors_are_refused(probability):
+    with pytest.raises(ValueError, match="--prior_probability must lie between 0 and 1"):
         ModelConfig(prior_probability=probability)
 
 
-def test_boxes_start_at_their_anchors():
+def test_an_untrained_head_predicts_the_anchors():
     head = heads.make_box_head(CONFIG, anchors_per_location=9)
     deltas = head([tf.random.stateless_normal([2, 8, 8, 16], seed=[0, 0])])
     assert deltas.shape == (2, 64 * 9, 4)
@@ -79,7 +79,7 @@ def test_subnets_are_shared_over_levels_and_not_with_each_other():
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_answers_in_float32_whatever_the_policy(policy):
+def test_predicts_in_float32_whatever_the_policy(policy):
     tf.keras.mixed_precision.set_global_policy(policy)
     try:
         head = heads.make_class_head(CONFIG, num_classes=2, anchors_per_location=3)

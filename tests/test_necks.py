@@ -1,4 +1,4 @@
-"""The pyramids against NumPy, with convolutions that pass their input on, and what XLA makes of them."""
+"""The pyramids against NumPy, with convolutions that only scale and shift; their gradients, compiled and not."""
 
 import numpy as np
 import pytest
@@ -12,13 +12,13 @@ FILTERS = 2
 
 @pytest.fixture
 def features():
-    """C3, C4, C5 of a 96x160 image: P6 and P7 are rounded up."""
+    """C3, C4, C5 of a 96x160 image: the sides of P6 and P7 are rounded up."""
     rng = np.random.default_rng(0)
     return [tf.constant(rng.normal(size=[2, 3 * s, 5 * s, FILTERS]), tf.float32) for s in (4, 2, 1)]
 
 
-def pass_on(neck):
-    """Makes every convolution multiply by a number of its own and add another; returns these functions by layer."""
+def scale_and_shift(neck):
+    """Makes every convolution multiply by one number and add another, its own; returns these functions by layer."""
     functions = {}
     for conv in neck.submodules:
         if isinstance(conv, backbone.Conv2D):
@@ -54,7 +54,7 @@ def expected_fpn(features, fpn, f):
 def test_fpn_equals_numpy(features):
     fpn = necks.make_neck(ModelConfig(neck="fpn", neck_filters=FILTERS))
     fpn(features)
-    functions = pass_on(fpn)
+    functions = scale_and_shift(fpn)
     assert len(functions) == 8
     maps = fpn(features)
     assert [tuple(p.shape[1:3]) for p in maps] == [(12, 20), (6, 10), (3, 5), (2, 3), (1, 2)]
@@ -65,7 +65,7 @@ def test_fpn_equals_numpy(features):
 def test_panet_equals_numpy(features):
     panet = necks.make_neck(ModelConfig(neck="panet", neck_filters=FILTERS))
     panet(features)
-    f = pass_on(panet)
+    f = scale_and_shift(panet)
     assert len(f) == 8 + 8
     p3, *coarser = expected_fpn(features, panet.fpn, f)
     expected = [p3]
@@ -76,7 +76,7 @@ def test_panet_equals_numpy(features):
 
 
 @pytest.mark.parametrize("neck", ["fpn", "panet"])
-def test_gradients_are_the_same_compiled(features, neck):
+def test_compiled_gradients_equal_uncompiled_ones(features, neck):
     layer = necks.make_neck(ModelConfig(neck=neck, neck_filters=FILTERS))
     layer(features)
 

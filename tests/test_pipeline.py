@@ -1,4 +1,4 @@
-"""From shards to batches: nothing lost, nothing twice, the same again, and from the middle."""
+"""From shards to batches: no image is lost or shown twice, batches are repeatable, and runs resume exactly."""
 
 import dataclasses
 import pathlib
@@ -10,8 +10,10 @@ import toy_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from input import batch_augment, pipeline, sampling, shards, types
+from input import batch_augment, pipeline, sampling, shards, targets
 from input.config import AnchorConfig, AugmentConfig, InputConfig
+from input.random_numbers import NUM_PER_IMAGE
+from input.types import IGNORED, PAD_VALUE, Batch
 from trainer import data_service
 
 CONFIG = InputConfig(
@@ -33,7 +35,7 @@ def take(dataset, count):
     """`count` batches as one `Batch` of arrays, joined along the batch."""
     batches = list(dataset.take(count).as_numpy_iterator())
     assert len(batches) == count
-    return types.Batch(*(np.concatenate(values) for values in zip(*batches)))
+    return Batch(*(np.concatenate(values) for values in zip(*batches)))
 
 
 def training(paths, count, batch_size=5, config=CONFIG, **options):
@@ -41,7 +43,7 @@ def training(paths, count, batch_size=5, config=CONFIG, **options):
 
 
 def assert_same(one, other):
-    for name, ours, theirs in zip(types.Batch._fields, one, other):
+    for name, ours, theirs in zip(Batch._fields, one, other):
         np.testing.assert_array_equal(ours, theirs, err_msg=name)
 
 
@@ -67,37 +69,37 @@ def test_the_record_index_names_the_image(paths):
         assert abs(ground - int(np.median(pixels[..., 0]))) <= 3
 
 
-def test_same_seed_same_batches_other_seed_others(paths):
+def test_equal_seeds_give_equal_batches_and_different_seeds_different_ones(paths):
     first = training(paths, 4)
-    tf.random.set_seed(99)  # somebody else's seed must not matter
+    tf.random.set_seed(99)  # the global seed must not matter
     assert_same(first, training(paths, 4))
     other = training(paths, 4, config=dataclasses.replace(CONFIG, seed=1))
     assert not np.array_equal(first.record_index, other.record_index)
-    assert not np.array_equal(np.sort(first.draws, axis=0), np.sort(other.draws, axis=0))
+    assert not np.array_equal(np.sort(first.random_numbers, axis=0), np.sort(other.random_numbers, axis=0))
 
 
-def test_an_image_is_augmented_anew_each_epoch(paths):
+def test_an_image_is_augmented_differently_in_each_epoch(paths):
     batch = training(paths, 4)
-    draws = {}
-    for index, values in zip(batch.record_index, batch.draws):
-        draws.setdefault(index, []).append(values)
-    assert all(not np.array_equal(*pair) for pair in draws.values())
-    assert np.all((batch.draws >= 0) & (batch.draws < 1))
+    numbers = {}
+    for index, row in zip(batch.record_index, batch.random_numbers):
+        numbers.setdefault(index, []).append(row)
+    assert all(not np.array_equal(*pair) for pair in numbers.values())
+    assert np.all((batch.random_numbers >= 0) & (batch.random_numbers < 1))
 
 
 @pytest.mark.parametrize("consumed", [0, 3, 10, 17, 25])
-def test_a_resumed_run_goes_on_at_the_exact_image(paths, consumed):
+def test_a_resumed_run_continues_with_the_next_image(paths, consumed):
     whole = training(paths, 40, batch_size=1)
     rest = training(paths, 3, first_record=consumed)
-    assert_same(types.Batch(*(values[consumed : consumed + 15] for values in whole)), rest)
+    assert_same(Batch(*(values[consumed : consumed + 15] for values in whole)), rest)
 
 
-def test_replicas_share_the_batches_of_one(paths):
-    """Two replicas with two images each take, in turn, what one takes with four."""
+def test_two_replicas_receive_the_images_of_one(paths):
+    """Two batches of two images are one batch of four."""
     assert_same(training(paths, 3, batch_size=4), training(paths, 6, batch_size=2))
 
 
-def test_two_workers_read_different_files_and_every_image(paths):
+def test_two_workers_read_different_files_and_together_every_image(paths):
     batches = [training(paths, 1, batch_size=n, num_pipelines=2, pipeline_id=i) for i, n in ((0, 7), (1, 3))]
     indexes = [set(batch.record_index.tolist()) for batch in batches]
     assert indexes[0] | indexes[1] == set(range(NUM_IMAGES))
@@ -121,7 +123,7 @@ def test_shapes_and_types_are_static(paths):
         assert spec.boxes == tf.TensorSpec([4, 3, 4], tf.float32)
         assert spec.classes == tf.TensorSpec([4, 3], tf.int32)
         assert spec.record_index == tf.TensorSpec([4], tf.int64)
-        assert spec.draws == tf.TensorSpec([4, types.NUM_DRAWS], tf.float32)
+        assert spec.random_numbers == tf.TensorSpec([4, NUM_PER_IMAGE], tf.float32)
 
 
 def test_host_and_device_assign_the_same_targets(paths):
@@ -129,14 +131,14 @@ def test_host_and_device_assign_the_same_targets(paths):
     (_, on_host), *_ = pipeline.assign_on_host(dataset, CONFIG).take(1)
     (batch,) = dataset.take(1)
     augmented = batch_augment.augment(batch, CONFIG.augment)
-    on_device = pipeline.assign(augmented, CONFIG, method="dense")
+    on_device = targets.assign(augmented, CONFIG, method="dense")
     assert np.sum(on_device.class_targets >= 0) >= 5
     np.testing.assert_array_equal(on_host.class_targets, on_device.class_targets)
     np.testing.assert_allclose(on_host.box_targets, on_device.box_targets, atol=1e-5)
     np.testing.assert_array_equal(on_host.weights, on_device.weights)
 
 
-def test_an_empty_shard_is_passed_over(tmp_path):
+def test_an_empty_shard_is_skipped(tmp_path):
     paths = toy_shards.write_shards(tmp_path, num_images=2, num_shards=3)
     batch = take(pipeline.make_dataset(paths, CONFIG, training=False, batch_size=2), 1)
     np.testing.assert_array_equal(batch.record_index, [0, 1])
@@ -151,7 +153,7 @@ def test_no_records_and_too_few_files_are_refused(tmp_path, paths):
 
 
 def damaged_shards(folder, image=b"\xff\xd8\xff\xe0 and no more"):
-    """Ten records, of which 2 is no image, 5 lacks its second half, and 7 is no record of ours."""
+    """Ten records, of which 2 is no image, 5 lacks its second half, and 7 is no tf.Example."""
     folder.mkdir(exist_ok=True)
     (folder / "labels.txt").write_text("round\nsquare\n")
     path = str(folder / "train-00000-of-00001.tfrecord")
@@ -169,7 +171,7 @@ def damaged_shards(folder, image=b"\xff\xd8\xff\xe0 and no more"):
 
 
 @pytest.mark.parametrize("training_", [True, False])
-def test_a_damaged_image_is_grey_and_not_valid_and_the_others_are_as_ever(tmp_path, training_):
+def test_a_damaged_image_is_grey_and_not_valid_and_changes_no_other(tmp_path, training_):
     config = dataclasses.replace(CONFIG, augment=AugmentConfig.preset("strong"))
     sound = toy_shards.write_shards(tmp_path / "sound", NUM_IMAGES, num_shards=1)
     ours, theirs = (
@@ -178,21 +180,21 @@ def test_a_damaged_image_is_grey_and_not_valid_and_the_others_are_as_ever(tmp_pa
     )
     bad = np.isin(ours.record_index, [2, 5, 7])
     np.testing.assert_array_equal(ours.valid, ~bad)
-    for name, values, sound_values in zip(types.Batch._fields, ours, theirs):
+    for name, values, sound_values in zip(Batch._fields, ours, theirs):
         np.testing.assert_array_equal(values[~bad], sound_values[~bad], err_msg=name)
     np.testing.assert_array_equal(ours.record_index, theirs.record_index)
-    assert np.all(ours.images[bad] == 114)
+    assert np.all(ours.images[bad] == PAD_VALUE)
     assert np.all(ours.classes[bad] == -1)
 
 
-def test_no_anchor_of_a_damaged_image_counts(tmp_path):
+def test_all_anchors_of_a_damaged_image_are_ignored(tmp_path):
     (batch,) = pipeline.make_dataset(damaged_shards(tmp_path), CONFIG, training=False, batch_size=10).take(1)
-    assigned = pipeline.assign(batch, CONFIG, method="dense")
-    ignored = np.all(assigned.class_targets == types.IGNORED, axis=1)
+    assigned = targets.assign(batch, CONFIG, method="dense")
+    ignored = np.all(assigned.class_targets == IGNORED, axis=1)
     np.testing.assert_array_equal(ignored, ~batch.valid.numpy())
 
 
-def test_boxes_beyond_max_boxes_are_counted(paths):
+def test_dropped_boxes_are_counted(paths):
     config = dataclasses.replace(CONFIG, max_boxes=1, augment=AugmentConfig())
     batch = training(paths, 2, config=config)
     plain = training(paths, 2, config=dataclasses.replace(CONFIG, augment=AugmentConfig()))
@@ -214,7 +216,7 @@ EVERY_HOST_STEP = AugmentConfig(
     augment=st.sampled_from([AugmentConfig.preset("strong"), EVERY_HOST_STEP]),
 )
 def test_a_batch_depends_on_seed_and_step_alone(paths, seed, threads, step, batch_size, augment):
-    """Not on the threads at work, on where the run was resumed, nor on how the batch is shared."""
+    """It does not depend on the number of threads, on where the run was resumed, or on how the batch is split."""
     config = dataclasses.replace(CONFIG, seed=seed, augment=augment)
     whole = training(paths, 10, batch_size=6, config=config)
     options = tf.data.Options()
@@ -222,16 +224,16 @@ def test_a_batch_depends_on_seed_and_step_alone(paths, seed, threads, step, batc
     options.autotune.enabled = threads % 2 == 0
     dataset = pipeline.make_dataset(paths, config, training=True, batch_size=batch_size, first_record=step)
     part = take(dataset.with_options(options), 6 // batch_size)
-    assert_same(types.Batch(*(values[step : step + 6] for values in whole)), part)
+    assert_same(Batch(*(values[step : step + 6] for values in whole)), part)
 
 
 def as_shown(batch):
-    """(record, draws) of each image: what an epoch shows, since each draws anew for every record."""
-    return [(index, draws.tobytes()) for index, draws in zip(batch.record_index, batch.draws)]
+    """(record, random numbers) of each image; in each epoch a record has other random numbers."""
+    return [(index, row.tobytes()) for index, row in zip(batch.record_index, batch.random_numbers)]
 
 
-def test_without_determinism_images_are_shown_as_ever_and_none_twice_an_epoch(paths):
-    """Batches may overtake each other, over the end of an epoch too."""
+def test_without_determinism_only_the_order_changes(paths):
+    """No image is shown twice in an epoch. Batches may overtake each other, even those of different epochs."""
     shown = as_shown(training(paths, 8, config=dataclasses.replace(CONFIG, deterministic_input=False)))
     assert len(set(shown)) == len(shown) == 40
     assert set(shown) <= set(as_shown(training(paths, 40)))
@@ -241,13 +243,13 @@ def test_cached_records_are_read_from_the_files_once(tmp_path):
     paths = toy_shards.write_shards(tmp_path, NUM_IMAGES)
     config = dataclasses.replace(CONFIG, cache_records=True)
     whole = training(paths, 6, config=config)
-    assert_same(types.Batch(*(values[17:27] for values in whole)), training(paths, 2, config=config, first_record=17))
+    assert_same(Batch(*(values[17:27] for values in whole)), training(paths, 2, config=config, first_record=17))
     batches = pipeline.make_dataset(paths, config, training=True, batch_size=5).as_numpy_iterator()
     first = [next(batches) for _ in range(2)]
     for path in paths:
         pathlib.Path(path).unlink()
     rest = [next(batches) for _ in range(4)]
-    again = types.Batch(*(np.concatenate(values) for values in zip(*first, *rest)))
+    again = Batch(*(np.concatenate(values) for values in zip(*first, *rest)))
     assert_same(whole, again)
     for epoch in np.split(again.record_index, 3):
         assert sorted(epoch) == list(range(NUM_IMAGES))
@@ -265,7 +267,7 @@ def test_a_mixture_shows_its_groups_by_weight_and_resumes_exactly(tmp_path):
         for epoch in range(len(shown) // 4):
             assert len(set(shown[4 * epoch : 4 * epoch + 4])) == 4
     rest = training(paths, 3, batch_size=5, config=config, first_record=37)
-    assert_same(types.Batch(*(values[37:52] for values in whole)), rest)
+    assert_same(Batch(*(values[37:52] for values in whole)), rest)
     alone = dataclasses.replace(config, mixture=((3.0, 4), (1.0, 0)))
     with pytest.raises(ValueError, match="--train_weights: a pattern"):
         pipeline.make_dataset(paths, alone, training=True, batch_size=5)
@@ -285,20 +287,20 @@ def test_rare_classes_are_repeated_by_their_factor(tmp_path):
     for epoch in range(4):
         shown = whole.record_index[17 * epoch : 17 * epoch + 17]
         assert sorted(shown) == sorted([*range(16), 5])
-    twins = whole.draws[:17][whole.record_index[:17] == 5]
+    twins = whole.random_numbers[:17][whole.record_index[:17] == 5]
     assert not np.array_equal(*twins)
     rest = training([path], 3, batch_size=4, config=config, first_record=30)
-    assert_same(types.Batch(*(values[30:42] for values in whole)), rest)
+    assert_same(Batch(*(values[30:42] for values in whole)), rest)
 
 
-def test_a_fraction_of_a_repeat_factor_is_drawn_each_epoch(tmp_path):
+def test_a_fraction_of_a_repeat_factor_is_its_probability(tmp_path):
     """At t = 0.14 the factor is sqrt(0.14 * 16) = 1.4966."""
-    copies = sampling.Copies(
-        [sampling.Shard("", 0, 0, 16)],
+    factors = sampling.RepeatFactors(
+        [sampling.Shard("", file_index=0, first_record=0, num_records=16)],
         [[0, 1] if number == 5 else [0] for number in range(16)],
         dataclasses.replace(CONFIG, repeat_threshold=0.14),
     )
-    counts = np.array([copies.of_epoch(tf.constant(epoch, tf.int64)) for epoch in range(400)])
+    counts = np.array([factors.count(tf.constant(epoch, tf.int64)) for epoch in range(400)])
     assert set(np.unique(counts[:, 5])) == {1, 2}
     assert abs(counts[:, 5].mean() - 1.4966) < 0.1  # four standard deviations
     assert np.all(np.delete(counts, 5, axis=1) == 1)

@@ -1,4 +1,4 @@
-"""Detections against a plain NumPy suppression class by class, and TensorFlow's combined one."""
+"""Detections against a plain suppression class by class in NumPy, and against TensorFlow's combined one."""
 
 import numpy as np
 import pytest
@@ -83,27 +83,27 @@ def test_equals_numpy(num_classes):
     assert np.all(np.diff(detections.scores) <= 0)
 
 
-def test_equal_scores_come_in_the_order_of_anchors_and_classes():
+def test_equal_scores_keep_the_order_of_anchors_and_classes():
     predictions = random_predictions(3)
     rounded = tf.round(predictions.class_logits)
     detections = check(predictions._replace(class_logits=rounded), DetectConfig(pre_nms_top_k=200))
     assert np.sum(np.diff(detections.scores) == 0) > 50
 
 
-def test_with_fewer_candidates_than_asked_for():
+def test_fewer_candidates_than_pre_nms_top_k():
     config = DetectConfig(pre_nms_top_k=10**6, max_detections=4000, nms_iou=0.9)
     detections = check(random_predictions(3, batch_size=1), config)
     assert 100 < detections.num_detections[0] < 4000
 
 
-def test_nothing_found_is_all_padding():
+def test_without_detections_all_is_padding():
     detections = check(random_predictions(3), DetectConfig(score_threshold=0.9999))
     np.testing.assert_array_equal(detections.num_detections, [0, 0])
     np.testing.assert_array_equal(detections.classes, np.full([2, 100], -1))
     assert not np.any(detections.boxes)
 
 
-def test_images_of_a_batch_do_not_see_each_other():
+def test_images_of_a_batch_do_not_influence_each_other():
     config = DetectConfig()
     several = random_predictions(3, batch_size=3)
     together = postprocess.detect(several, ANCHORS, config, IMAGE_SIZE)
@@ -114,7 +114,7 @@ def test_images_of_a_batch_do_not_see_each_other():
 
 
 def test_classes_do_not_suppress_each_other_and_boxes_outside_are_dropped():
-    """Three anchors on one place and one pushed out of the image; the second is the first's double in its class."""
+    """Three equal anchors, the first two of one class, and one whose box is moved out of the image."""
     anchors = tf.constant([[0.0, 0, 32, 32]] * 4)
     logits = np.full([1, 4, 2], -20.0)
     logits[0, 0, 0], logits[0, 1, 0], logits[0, 2, 1], logits[0, 3, 1] = 2.0, 1.0, 0.0, 3.0

@@ -19,6 +19,7 @@ from PIL import Image
 import flags
 from input import anchors, batch_augment, pipeline
 from input.config import AnchorConfig, AugmentConfig, InputConfig
+from input.targets import assign
 from trainer import preview, preview_data, preview_sheets
 
 # One square anchor at each location: 16 px on P3, centred at 4, 12, 20 ..., 32 px on P4, centred at 8, 24, 40 ...
@@ -164,7 +165,7 @@ def test_preview_shows_the_images_and_positive_anchors_of_training(tmp_path):
     fed = []
     for batch in batches.take(3):
         batch = batch_augment.augment(batch, config.augment)
-        targets = pipeline.assign(batch, config, method="dense")
+        targets = assign(batch, config, method="dense")
         fed += zip(batch.record_index.numpy(), batch.images.numpy(), targets.class_targets.numpy(), batch.boxes.numpy())
     every_anchor = anchors.make_anchors(config.anchor, config.image_size)
     for seen, (record_index, image, class_targets, boxes) in zip(pictures, fed):

@@ -19,7 +19,7 @@ from PIL import Image
 from voc_tree import annotation_xml, encoded, object_xml
 
 import flags
-from input import anchors, augment, tfrecord
+from input import anchors, tfrecord, windows
 from input.config import AnchorConfig
 from input.conversion import config as conversion_config
 from input.conversion import convert, report, report_page, report_words, survey
@@ -101,7 +101,7 @@ def test_boxes_are_letterboxed_as_the_pipeline_does(image_size):
     boxes = [rng.uniform(size=(index % 3, 4)) * [*size, *size] for index, size in enumerate(sizes)]
     expected = []
     for size, rows in zip(sizes, boxes):
-        scale = augment.transform_of(augment.fit_window(augment.whole(tf.constant(size)), image_size)).numpy()
+        scale = windows.transform_of(windows.fit_window(windows.whole_image(tf.constant(size)), image_size)).numpy()
         assert scale[2:].tolist() == [0, 0]
         expected.append(rows.astype(np.float32) * np.tile(scale[:2], 2))
     np.testing.assert_allclose(
@@ -322,7 +322,7 @@ def test_page_is_whole_and_needs_nothing_else(tree):
 
 def test_names_are_shown_as_they_are(tree):
     painted(tree, 3)
-    tree.add("a&b <i>", annotation_xml(object_xml("dog"), filename="a&amp;b &lt;i>.jpg", size=(41, 60)))
+    tree.add("a&b <i>", annotation_xml(object_xml("dog"), filename="a&amp;b &lt;i>.jpg"))
     made = Made(tree)
     assert NASTY in made.words(".//x:td")
     assert f"{NASTY} 1" in made.words(".//x:figcaption")[0] + made.words(".//x:figcaption")[1]

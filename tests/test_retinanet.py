@@ -19,8 +19,8 @@ def make_model(config=CONFIG, image_size=IMAGE_SIZE):
     return retinanet.make_model(config, num_classes=NUM_CLASSES, anchors_per_location=9, image_size=image_size)
 
 
-def awaken(model):
-    """Undoes the zero gammas, behind which a fresh block's convolutions have neither effect nor gradient."""
+def set_gammas(model):
+    """Replaces the zero gammas, which keep an untrained block's convolutions from having an effect or a gradient."""
     for layer in model.backbone.conv_norms:
         layer.norm.gamma.assign(0.5 * tf.ones_like(layer.norm.gamma))
 
@@ -41,7 +41,7 @@ def images():
 def model():
     tf.keras.utils.set_random_seed(0)
     model = make_model()
-    awaken(model)
+    set_gammas(model)
     return model
 
 
@@ -56,7 +56,7 @@ def test_predicts_for_every_anchor(model, images):
         np.testing.assert_allclose(eager, compiled, rtol=1e-4, atol=1e-5)
 
 
-def test_every_variable_learns(model, images):
+def test_every_variable_has_a_gradient(model, images):
     _, gradients = tf.function(loss_and_gradients)(model, images)
     for variable, gradient in zip(model.trainable_variables, gradients):
         assert np.any(gradient != 0), variable.name
@@ -64,7 +64,7 @@ def test_every_variable_learns(model, images):
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_computes_in_half_precision_and_answers_in_float32(model, policy):
+def test_computes_in_half_precision_and_predicts_in_float32(model, policy):
     tf.keras.mixed_precision.set_global_policy(policy)
     try:
         half = make_model(image_size=(32, 32))
@@ -104,7 +104,7 @@ def test_two_replicas_have_the_gradients_of_one(two_replicas, model, images):
     assert difference < 1e-3 * tf.linalg.global_norm(expected_gradients)
 
 
-def test_checkpoint_brings_back_the_predictions(model, images, tmp_path):
+def test_a_restored_checkpoint_gives_the_same_predictions(model, images, tmp_path):
     path = tf.train.Checkpoint(model=model).write(str(tmp_path / "checkpoint"))
     branches = {key.split("/")[1] for key, _ in tf.train.list_variables(path) if key.startswith("model/")}
     assert branches == {"backbone", "neck", "class_head", "box_head"}
@@ -115,9 +115,9 @@ def test_checkpoint_brings_back_the_predictions(model, images, tmp_path):
         np.testing.assert_array_equal(restored, expected)
 
 
-def test_exports_what_it_predicts(model, images, tmp_path):
+def test_an_export_gives_the_same_predictions(model, images, tmp_path):
     module = tf.Module()
-    module.variables_ = model.variables  # not the Keras model, each layer of which would be traced
+    module.variables_ = model.variables  # rather than the Keras model, because each of its layers would be traced
     serve = tf.function(lambda images: model(images, training=False)._asdict())
     signature = serve.get_concrete_function(tf.TensorSpec([None, *IMAGE_SIZE, 3], name="images"))
     tf.saved_model.save(module, str(tmp_path), signatures=signature)
@@ -131,14 +131,14 @@ def test_exports_what_it_predicts(model, images, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("neck", ["fpn", "panet"])
 def test_compiled_training_equals_uncompiled(neck, images):
-    """In float64: in float32 XLA's order of sums moves values over a ReLU's corner, where gradients come and go."""
+    """In float64: in float32 XLA's order of summation moves values across zero, where the gradient of a ReLU jumps."""
     tf.keras.mixed_precision.set_global_policy("float64")
     try:
         model = make_model(ModelConfig(backbone="resnet18", neck=neck, neck_filters=16, head_convs=1))
     finally:
         tf.keras.mixed_precision.set_global_policy("float32")
     images = tf.cast(images, tf.float64)
-    awaken(model)
+    set_gammas(model)
     loss, gradients = tf.function(loss_and_gradients)(model, images)
     compiled_loss, compiled_gradients = tf.function(loss_and_gradients, jit_compile=True)(model, images)
     np.testing.assert_allclose(compiled_loss, loss, rtol=1e-4)
@@ -147,11 +147,11 @@ def test_compiled_training_equals_uncompiled(neck, images):
 
 
 @pytest.mark.parametrize("image_size", [(64, 100), (0, 64)])
-def test_refuses_sides_that_are_no_multiples_of_32(image_size):
+def test_sides_that_are_no_multiples_of_32_are_refused(image_size):
     with pytest.raises(ValueError, match="multiples of 32"):
         make_model(image_size=image_size)
 
 
-def test_refuses_to_detect_nothing():
+def test_a_network_without_classes_is_refused():
     with pytest.raises(ValueError, match="at least one class; got 0"):
         retinanet.make_model(CONFIG, num_classes=0, anchors_per_location=9, image_size=IMAGE_SIZE)

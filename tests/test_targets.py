@@ -9,7 +9,7 @@ import tensorflow as tf
 from input import targets
 from input.anchors import make_anchors
 from input.config import AnchorConfig, MatchConfig
-from input.types import BACKGROUND, IGNORED
+from input.types import BACKGROUND, IGNORED, Targets
 
 METHODS = ("dense", "sparse")
 BOXES = 8  # of an image, padding included
@@ -27,7 +27,7 @@ def assign(*args, method, anchor_config=DYADIC, match_config=MatchConfig(), imag
 def reference(boxes, classes, difficult, box_weights, anchors, config):
     """One image in float64, after the rules of input/targets.py, with loops and sorts instead of its reductions.
 
-    Returns class targets, box targets, weights, and which anchors rounding may decide otherwise.
+    Returns class targets, box targets, weights, and the anchors for which rounding may decide differently.
     """
     boxes, anchors = boxes.astype(np.float64), anchors.astype(np.float64)
     low = np.maximum(boxes[:, np.newaxis, :2], anchors[:, :2])
@@ -40,13 +40,13 @@ def reference(boxes, classes, difficult, box_weights, anchors, config):
     ordinary = np.flatnonzero(real & ~difficult)
 
     ambiguous = np.zeros(len(anchors), bool)
-    claims = {}  # anchor -> [(-IoU, box), ...]
+    low_quality = {}  # anchor -> [(-IoU, box), ...]
     if config.force_match:
         for box in ordinary:
             shortfall = ious[box].max() - ious[box]
             tied = np.flatnonzero((shortfall <= 1e-6) & (ious[box] > 0))
             if tied.size:
-                claims.setdefault(tied[0], []).append((-ious[box, tied[0]], box))
+                low_quality.setdefault(tied[0], []).append((-ious[box, tied[0]], box))
             if ((np.abs(shortfall - 1e-6) < 5e-7) & (ious[box] > 0)).any() or ious[box].max() < 2e-6:
                 ambiguous |= shortfall < 2e-6
 
@@ -54,9 +54,9 @@ def reference(boxes, classes, difficult, box_weights, anchors, config):
     ambiguous |= (np.abs(ious - config.negative_iou) < 1e-6).any(axis=0)
     class_targets = np.where((ious >= config.negative_iou).any(axis=0), IGNORED, BACKGROUND)
     matched = np.full(len(anchors), -1)
-    for anchor in {*claims, *np.flatnonzero((ious[ordinary] >= config.positive_iou).any(axis=0))}:
+    for anchor in {*low_quality, *np.flatnonzero((ious[ordinary] >= config.positive_iou).any(axis=0))}:
         overlapping = [(-ious[box, anchor], box) for box in ordinary if ious[box, anchor] >= config.positive_iou]
-        ranking = sorted(claims.get(anchor, overlapping))
+        ranking = sorted(low_quality.get(anchor, overlapping))
         ambiguous[anchor] |= any(0 < other - ranking[0][0] < 1e-6 for other, _ in ranking)
         matched[anchor] = ranking[0][1]
 
@@ -74,7 +74,7 @@ def reference_of_batch(images, anchors, config):
 
 
 def random_images(rng, count, image_size, anchor_config, multiple=None):
-    """Boxes of every awkward kind, [count, BOXES, ...]; on a lattice of `multiple` px if given."""
+    """Boxes of all difficult kinds, [count, BOXES, ...]; their corners are multiples of `multiple` px, if given."""
     height, width = image_size
     shape = (count, BOXES)
     centers = rng.uniform(-0.1, 1.1, (*shape, 2)) * [height, width]
@@ -104,7 +104,7 @@ def random_images(rng, count, image_size, anchor_config, multiple=None):
 def assign_in_graph(images, **settings):
     """Targets of both methods, as NumPy arrays."""
     both = (tf.function(functools.partial(assign, method=method, **settings))(*images) for method in METHODS)
-    return [targets.Targets(*(x.numpy() for x in assigned)) for assigned in both]
+    return [Targets(*(x.numpy() for x in assigned)) for assigned in both]
 
 
 @pytest.mark.parametrize("force_match", [True, False])
@@ -191,27 +191,27 @@ class TestRules:
         classes, _, _ = assign_one([[4, 4, 20, 12]], method)
         np.testing.assert_array_equal(classes, only({(1, 0): 0, (1, 1): 0}))
         classes, _, _ = assign_one([[4, 4, 20, 44]], method)
-        # A tie of four: the first is forced, the others are ignored.
+        # A tie of four: the first is a low-quality match, the others are ignored.
         np.testing.assert_array_equal(classes, only({(1, 1): 0, (1, 2): IGNORED, (1, 3): IGNORED, (1, 4): IGNORED}))
 
-    def test_box_smaller_than_any_anchor_keeps_the_first_of_its_best(self, method):
+    def test_a_box_smaller_than_any_anchor_gets_the_first_of_its_best(self, method):
         classes, box_targets, _ = assign_one([[30, 30, 31, 32]], method)
-        np.testing.assert_array_equal(classes, only({(3, 3): 0}))  # all of the rows and columns 3 and 4 contain it
+        np.testing.assert_array_equal(classes, only({(3, 3): 0}))  # the anchors of rows and columns 3 and 4 contain it
         np.testing.assert_allclose(box_targets[3, 3], [2.5 / 16, 3 / 16, np.log(1 / 16), np.log(2 / 16)], rtol=1e-6)
         classes, _, _ = assign_one([[30, 30, 31, 32]], method, match_config=MatchConfig(force_match=False))
         np.testing.assert_array_equal(classes, only({}))
 
-    def test_box_centred_outside_the_grid(self, method):
+    def test_boxes_centred_outside_the_grid(self, method):
         classes, _, _ = assign_one([[-20, -30, 2, 3], [62, 20, 200, 36]], method)
         np.testing.assert_array_equal(classes, only({(0, 0): 0, (7, 3): 1}))
 
     @pytest.mark.parametrize("extent", [1e5, 1e9, 1e15])
-    def test_box_beyond_all_measure_has_the_first_anchor(self, method, extent):
-        # It contains every anchor, so that all have the same IoU.
+    def test_an_enormous_box_gets_the_first_anchor(self, method, extent):
+        # It contains every anchor, so all have the same IoU.
         classes, _, _ = assign_one([[-extent, -extent, extent, extent]], method)
         np.testing.assert_array_equal(classes, only({(0, 0): 0}))
 
-    def test_box_that_overlaps_no_anchor_changes_nothing(self, method):
+    def test_a_box_that_overlaps_no_anchor_changes_nothing(self, method):
         classes, _, weights = assign_one([[200, 200, 220, 220], [-40, 0, -4, 16]], method, weights=[0.5, 0.5])
         np.testing.assert_array_equal(classes, only({}))
         np.testing.assert_array_equal(weights, np.ones((8, 8)))
@@ -225,31 +225,27 @@ class TestRules:
         np.testing.assert_array_equal(box_targets, np.zeros((8, 8, 4)))
         np.testing.assert_array_equal(weights, np.ones((8, 8)))
 
-    def test_of_identical_boxes_the_first_wins(self, method):
+    def test_anchors_are_assigned_to_the_first_of_identical_boxes(self, method):
         classes, _, _ = assign_one([[20, 20, 36, 36]] * 3, method, classes=[5, 2, 9])
         np.testing.assert_array_equal(classes, only({(3, 3): 5}))
 
-    def test_claimed_anchor_goes_to_the_higher_iou_and_the_loser_gets_no_other(self, method):
-        small, large = [30, 30, 31, 31], [30, 30, 32, 32]  # both have IoUs below 0.5, and first best (3, 3)
+    def test_the_higher_iou_decides_between_two_low_quality_matches_of_one_anchor(self, method):
+        small, large = [30, 30, 31, 31], [30, 30, 32, 32]  # both have IoUs below 0.5; (3, 3) is the first of their best
         classes, _, _ = assign_one([small, large], method)
         np.testing.assert_array_equal(classes, only({(3, 3): 1}))
 
-    def test_claim_beats_a_higher_iou_of_a_box_that_has_a_better_anchor(self, method):
-        # The wide box has 2/3 with (3, 3) and (3, 4), and claims the first; the tiny one claims (3, 4) at 16/256 ...
+    def test_a_low_quality_match_comes_before_a_higher_iou_of_another_box(self, method):
+        # The wide box has an IoU of 2/3 with (3, 3) and (3, 4). The tiny one gets (2, 4) at 16/256, the first of the
+        # anchors that contain it: row 2 covers 12 to 28, column 4 covers 28 to 44.
         wide, tiny = [20, 20, 36, 44], [20, 40, 24, 44]
         classes, _, _ = assign_one([wide, tiny], method)
-        # ... which is the first of the anchors that contain it, in row 2: row 2 covers 12 to 28, column 4 28 to 44.
         np.testing.assert_array_equal(classes, only({(2, 4): 1, (3, 3): 0, (3, 4): 0}))
-        narrow = [
-            28,
-            28,
-            36,
-            32,
-        ]  # in rows 3 and 4 and columns 3 and 4: it claims (3, 3), and the wide box keeps (3, 4)
+        # The narrow box lies in rows 3 and 4 and columns 3 and 4: it gets (3, 3), and the other box only (3, 4).
+        narrow = [28, 28, 36, 32]
         classes, _, _ = assign_one([narrow, [20, 24, 36, 44]], method)
         np.testing.assert_array_equal(classes, only({(3, 3): 0, (3, 4): 1}))
 
-    def test_difficult_boxes_ignore_and_never_match(self, method):
+    def test_anchors_on_difficult_boxes_are_ignored(self, method):
         boxes = [[20, 20, 36, 44]]
         classes, box_targets, weights = assign_one(boxes, method, difficult=[True], weights=[0.5])
         np.testing.assert_array_equal(classes, only({(3, 3): IGNORED, (3, 4): IGNORED}))
@@ -321,7 +317,7 @@ def test_in_dataset_map(images, eager, method):
         (3, num_anchors),
     ]
     batches = list(dataset)
-    assert_same(targets.Targets(*(tf.concat(x, axis=0) for x in zip(*batches))), eager)
+    assert_same(Targets(*(tf.concat(x, axis=0) for x in zip(*batches))), eager)
 
 
 def test_dense_compiles_under_xla(images, eager):
@@ -336,7 +332,7 @@ def test_on_two_replicas(images, eager, method, two_replicas):
     )
     assigned = tf.function(lambda x: two_replicas.run(functools.partial(assign, method=method), x))(inputs)
     both = (tf.concat(two_replicas.experimental_local_results(x), axis=0) for x in assigned)
-    assert_same(targets.Targets(*both), eager)
+    assert_same(Targets(*both), eager)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,4 +1,4 @@
-"""The smallest run that is a whole one."""
+"""The settings of the smallest training run."""
 
 import dataclasses
 
@@ -31,5 +31,5 @@ CONFIG = Config(
 
 
 def config(train=None, **settings):
-    """CONFIG with some settings replaced; `train` holds those of its TrainConfig."""
+    """CONFIG with some settings replaced; `train` is a dict of those of its TrainConfig."""
     return dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, **(train or {})), **settings)

@@ -1,4 +1,4 @@
-"""Small shards for tests of the input and of training, written with TensorFlow's own classes rather than ours."""
+"""Small shards for tests of the input and of training, written with TensorFlow's own classes."""
 
 import pathlib
 
@@ -35,7 +35,7 @@ def example(image_id, pixels, boxes, classes, difficult=None, image_format="jpeg
 
 
 def blocks(index, height=48, width=64):
-    """Image number `index`: its number as grey ground, and one or two plain blocks as objects."""
+    """Image number `index`: a grey ground that depends on the number, and one or two plain blocks as objects."""
     rng = np.random.default_rng(index)
     pixels = np.full((height, width, 3), 20 + 10 * index % 200, np.uint8)
     boxes, classes = [], []
@@ -50,7 +50,7 @@ def blocks(index, height=48, width=64):
 
 
 def write_shards(folder: pathlib.Path, num_images=10, num_shards=3, split="train") -> list[str]:
-    """Shards of `blocks`, dealt in turn, and labels.txt; returns the paths in order."""
+    """Writes shards of `blocks`, image by image to each shard in turn, and labels.txt; returns the paths in order."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS), encoding="utf-8")
     paths = []

@@ -56,6 +56,7 @@ def receive(paths: Sequence[str], config: InputConfig, num_images: int) -> Itera
     import tensorflow as tf
 
     from input import batch_augment, boxes, pipeline
+    from input.targets import assign
 
     config = dataclasses.replace(config, mixture=(), data_service="")  # how images look does not depend on these
     anchors = make_anchors(config.anchor, config.image_size)
@@ -63,7 +64,7 @@ def receive(paths: Sequence[str], config: InputConfig, num_images: int) -> Itera
 
     def prepare(batch: Batch) -> tuple[Batch, tf.Tensor, tf.Tensor]:
         batch = batch_augment.augment(batch, config.augment)
-        targets = pipeline.assign(batch, config, method="sparse")
+        targets = assign(batch, config, method="sparse")
         pixels = (batch.images * batch_augment.STDDEV_RGB + batch_augment.MEAN_RGB) * 255.0
         pixels = tf.cast(tf.round(tf.clip_by_value(pixels, 0.0, 255.0)), tf.uint8)
         return batch._replace(images=pixels), targets.class_targets, boxes.decode(targets.box_targets, anchors)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from input import batch_augment, pipeline, types
+from input import batch_augment, types
+from input.targets import assign
 from model import losses
 from model.types import Losses
 from trainer.config import Config
@@ -43,7 +44,7 @@ def make_train_step(
         replicas = tf.distribute.get_replica_context()
         if targets is None:
             batch = batch_augment.augment(batch, config.input.augment)
-            images, targets = batch.images, pipeline.assign(batch, config.input, method=method)
+            images, targets = batch.images, assign(batch, config.input, method=method)
         else:
             images = batch_augment.augment_images(batch, config.input.augment)
         num_positives = replicas.all_reduce("sum", losses.count_positives(targets))

@@ -74,7 +74,7 @@ def _survey_shard(path: str, advance: Advance) -> Survey:
 
 
 def input_boxes(survey: Survey, image_size: tuple[int, int]) -> np.ndarray:
-    """The boxes in px of the network's input, f32 [n, 4], letterboxed as `augment.fit_window` does it."""
+    """The boxes in px of the network's input, f32 [n, 4], letterboxed as `windows.fit_window` does it."""
     sizes, target = survey.sizes.astype(np.float32), np.array(image_size, np.float32)
     scales = (target / sizes).min(axis=1, keepdims=True)
     resized = np.clip(np.round(sizes * scales), 1, target)
