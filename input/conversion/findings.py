@@ -41,7 +41,7 @@ DROPPED = {
 REPAIRED = {
     "encoding": "bytes that are not UTF-8, outside of names, were replaced",
     "size": "<size> is absent, or wrong by one pixel; that of the image was used",
-    "scaled": "the image was resized after it was labelled; the boxes were scaled from <size> to the image",
+    "scaled": "the image was resized after labelling; the boxes were scaled from <size> to the image",
     "filename": "<filename> names another image; the image with the XML's name was used",
     "image_name": "no image has the XML's name; the one that <filename> names was used",
     "disguised_image": "the image is of another format than its extension says; it is stored as JPEG",
@@ -56,7 +56,7 @@ NOTED = {
     "reencoded": "the image was encoded anew as 8-bit RGB JPEG of quality 95",
     "grayscale": "the image has one channel; it was kept, and readers repeat the channel three times",
     "path_in_filename": "<filename> holds a folder; only its last part was used",
-    "exif_ignored": "the EXIF orientation was not applied: the boxes, if any, are in the frame of the stored pixels",
+    "exif_ignored": "the EXIF orientation was not applied: the boxes are in the frame of the stored pixels",
     "exponent_number": "a coordinate is written with an exponent",
     "zero_coordinate": "a coordinate is 0, which 1-based data cannot have: see --zero_based",
     "fields_absent": "difficult, truncated or pose is absent; 0, 0 and Unspecified were used",

@@ -5,6 +5,7 @@ All numbers are read back from the shards, so that the report shows what was sto
 
 from __future__ import annotations
 
+import collections
 import math
 import os
 import unicodedata
@@ -109,8 +110,14 @@ def _findings(manifest: shards.Manifest) -> Iterator[str]:
         yield from _table([[kind, reason, f"{count:,}", meaning] for kind, reason, count, meaning in rows], "<<><")
     named = [*manifest.refused.files, *report_words.changed_files(manifest)]
     named += [finding for finding in manifest.noted.files if finding.reason in NAMED_NOTES]
-    for finding in named[:_MAX_FILES]:
-        yield _shorten(f"    {report_words.describe_finding(finding)}", 110)
+    seen: collections.Counter[str] = collections.Counter()
+
+    def rank(index: int) -> int:
+        seen[named[index].reason] += 1
+        return seen[named[index].reason]
+
+    for index in sorted(sorted(range(len(named)), key=rank)[:_MAX_FILES]):  # the first of every reason before others
+        yield _shorten(f"    {report_words.describe_finding(named[index])}", 110)
     if len(named) > _MAX_FILES:
         yield f"    and {len(named) - _MAX_FILES:,} more, which the manifest names"
 

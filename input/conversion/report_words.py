@@ -166,7 +166,7 @@ def make_training_advice(manifest: Manifest, data: survey.Survey, output_dir: st
 def shared_flaws(manifest: Manifest) -> list[str]:
     """A line for each flaw that several images, and more than a tenth of all, share; the most frequent comes first."""
     found = {(finding.image_id, finding.reason) for kind in KINDS for finding in manifest.findings(kind).files}
-    num_images = len(manifest.inputs.keys() | {image_id for image_id, _ in found})
+    num_images = len(manifest.inputs.keys() | {image_id for image_id, _ in found if image_id})
     counts = collections.Counter(reason for _, reason in sorted(found) if reason != HARMLESS)
     meanings = {reason: meaning for of_kind in KINDS.values() for reason, meaning in of_kind.items()}
     return [
