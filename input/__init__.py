@@ -1,1 +1,1 @@
-"""From image files and annotations to batches and anchor targets. Imports nothing of the project."""
+"""From image files and annotations to batches and anchor targets. It imports nothing from `model` or `trainer`."""

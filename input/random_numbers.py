@@ -1,9 +1,8 @@
 """The random numbers that decide how an image is augmented.
 
-They are drawn on the host and travel with the image, so both stages, `augment` on the host and `batch_augment` on the
-device, read the same ones, and neither the number of replicas nor an image's index in its batch changes what happens to
-it. (Drawn on the device they would: compiled by XLA, TensorFlow's stateless generators give other numbers for the same
-seed.)
+They are drawn on the host and travel with the image. So both stages, `augment` on the host and `batch_augment` on the
+device, read the same numbers, and neither the number of replicas nor an image's index in its batch changes them. Numbers
+drawn on the device would change: compiled by XLA, TensorFlow's stateless generators give others for the same seed.
 """
 
 from __future__ import annotations
@@ -63,9 +62,9 @@ class RandomNumbers(NamedTuple):
 NUM_PER_IMAGE = len(RandomNumbers._fields)
 
 
-def draw(seed: tf.Tensor, stream: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-    """The random numbers of `count` images, f32 [count, NUM_PER_IMAGE], from the two seeds, i64 scalars each."""
-    seeds = tf.stack([seed, tf.cast(stream, tf.int64)])
+def draw(seed: tf.Tensor, second_seed: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """The random numbers of `count` images, f32 [count, NUM_PER_IMAGE]; the seeds are i64 scalars."""
+    seeds = tf.stack([seed, tf.cast(second_seed, tf.int64)])
     return tf.random.stateless_uniform([count, NUM_PER_IMAGE], seeds, alg="philox")
 
 

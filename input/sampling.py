@@ -20,7 +20,7 @@ from input.shards import count_records, read_classes, read_labels
 _AUTOTUNE = tf.data.AUTOTUNE
 _READERS = 8  # files read in turn
 _BLOCK = 4096  # how many records of a mixture are assigned to their groups at once
-# The second seed of each purpose. Images have the numbers from 0 up, further blocks of a mixture those below -3.
+# The second seed of the generators, by purpose. Images have 0 and up; the blocks of a mixture have -3 and down.
 _REPEATS_SEED, _VISITS_SEED, _MIXTURE_SEED = -1, -2, -3
 
 
@@ -223,7 +223,7 @@ class RepeatFactors:
 
         def copy(record: SampledRecord) -> tf.data.Dataset:
             index = record.stored.record_index
-            # These seeds lie above those of the shards, which are indexes of records.
+            # These seeds are above those used for shards, which are indexes of records.
             seeds = tf.data.Dataset.from_tensor_slices(index + tf.range(1, counts[index] + 1) * len(self._factors))
             return seeds.map(lambda second: record._replace(random_numbers=random_numbers.draw(seed, second, 1)[0]))
 

@@ -1,1 +1,1 @@
-"""The RetinaNet network, its losses and its post-processing. Imports only from `input`."""
+"""The RetinaNet network, its losses and its post-processing. It imports only from `input`."""
