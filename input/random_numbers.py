@@ -1,8 +1,9 @@
 """The random numbers that decide how an image is augmented.
 
 They are drawn on the host and travel with the image. So both stages, `augment` on the host and `batch_augment` on the
-device, read the same numbers, and neither the number of replicas nor an image's index in its batch changes them. Numbers
-drawn on the device would change: compiled by XLA, TensorFlow's stateless generators give others for the same seed.
+device, read the same numbers, and neither the number of replicas nor an image's index in its batch changes them.
+Numbers drawn on the device would change: compiled by XLA, TensorFlow's stateless generators give others for the same
+seed.
 """
 
 from __future__ import annotations
