@@ -104,6 +104,12 @@ def test_no_import_runs_back_up(project):
     assert upward(project) == []
 
 
+def test_the_host_stage_and_the_device_stage_do_not_import_each_other(project):
+    stages = {"input.augment", "input.batch_augment"}
+    for name in stages:
+        assert stages.isdisjoint(imported for imported, _ in project_imports(name, project))
+
+
 def test_no_circles(project):
     graph = {name: {imported for imported, _ in project_imports(name, project)} - {name} for name in project}
     tuple(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
