@@ -159,8 +159,8 @@ def test_a_damaged_shard_is_named(tmp_path):
         labels=toy_shards.LABELS,
         shards=infos,
         **dict.fromkeys(("num_images", "num_boxes", "num_negatives", "num_difficult", "num_truncated"), 0),
-        **{key: {} for key in ("boxes_per_class", "images_per_class", "settings", "inputs")},
-        **dict.fromkeys(("refused", "repaired", "noted"), nothing),
+        **{key: {} for key in ("boxes_per_class", "images_per_class", "settings", "inputs", "digests")},
+        **dict.fromkeys(("refused", "dropped", "repaired", "noted"), nothing),
     )
     (tmp_path / "records" / "train.manifest.json").write_text(manifest.to_json())
     pathlib.Path(paths[1]).write_bytes(content)
