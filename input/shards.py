@@ -108,6 +108,8 @@ def read_labels(shard_paths: Iterable[str]) -> tuple[str, ...]:
             raise FileNotFoundError(
                 f"{path} is missing: it belongs beside the shards; convert the data again."
             ) from None
+    if not found:
+        raise FileNotFoundError("no shards were given: a pattern such as 'OUT/train-*.tfrecord' names them.")
     if len(set(found.values())) > 1:
         raise ValueError(f"the label lists differ: {', '.join(found)}; convert one with --labels set to the other.")
     return next(iter(found.values()))

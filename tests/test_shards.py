@@ -218,6 +218,8 @@ def test_read_labels(tmp_path):
         shards.read_labels([one, other])
     with pytest.raises(FileNotFoundError, match="belongs beside the shards"):
         shards.read_labels([none])
+    with pytest.raises(FileNotFoundError, match="no shards were given"):
+        shards.read_labels([])
 
 
 @pytest.mark.parametrize(
