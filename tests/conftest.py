@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # The expected values are those of a CPU, and two test processes cannot share a GPU's memory.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
