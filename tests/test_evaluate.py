@@ -12,6 +12,7 @@ import painted
 import pytest
 import tensorflow as tf
 
+from input import tfrecord
 from model.config import DetectConfig
 from trainer import checkpoints, evaluate, metrics
 
@@ -89,6 +90,13 @@ def test_other_labels_are_refused(tmp_path):
     shard = painted.write_shard(tmp_path / "test-00000-of-00001.tfrecord", painted.PAINTINGS, labels=("red", "blue"))
     with pytest.raises(ValueError, match=r"red, blue, but the model knows red, yellow.*--labels"):
         evaluate.make_evaluator(painted.PaintFinder(), painted.CONFIG, [shard])
+
+
+def test_an_empty_shard_is_refused(tmp_path, shard):
+    empty = tmp_path / "empty.tfrecord"
+    empty.write_bytes(b"")
+    with pytest.raises(tfrecord.DamagedShardError, match=r"empty\.tfrecord: it is empty"):
+        evaluate.make_evaluator(painted.PaintFinder(), painted.CONFIG, [shard, str(empty)])
 
 
 def test_the_command_writes_and_prints_the_metrics(tmp_path, shard):

@@ -219,6 +219,13 @@ def test_the_legend_is_never_cut(width):
     assert {*preview_sheets.STATE_COLOURS.values(), *preview_sheets.LEVEL_COLOURS.values()} <= shown
 
 
+def test_an_empty_shard_is_refused(paths, tmp_path):
+    empty = tmp_path / "empty.tfrecord"
+    empty.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"empty\.tfrecord: it is empty"):
+        preview.write_preview([*paths, str(empty)], CONFIG, str(tmp_path / "sheets"), 1)
+
+
 def test_sheets_and_counts_on_disk(paths, tmp_path):
     output = tmp_path / "a" / "b"
     output.mkdir(parents=True)

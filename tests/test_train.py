@@ -170,6 +170,13 @@ def test_a_damaged_shard_is_named(tmp_path):
         run({"train": paths, "val": []}, tmp_path / "run")
 
 
+def test_an_empty_shard_is_refused_before_training(tmp_path):
+    paths = toy_shards.write_shards(tmp_path / "records", 8)
+    pathlib.Path(paths[1]).write_bytes(b"")
+    with pytest.raises(tfrecord.DamagedShardError, match=r"train-00001-of-\d+\.tfrecord: it is empty"):
+        run({"train": paths, "val": []}, tmp_path / "run")
+
+
 def test_a_label_beyond_the_list_is_refused_before_training(tmp_path):
     paths = toy_shards.write_shards(tmp_path / "records", 8)
     with pytest.raises(ValueError, match=r"tfrecord: record \d has the label 2, but labels.txt names 1 classes"):

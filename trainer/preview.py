@@ -44,11 +44,12 @@ def write_preview(paths: Sequence[str], config: Config, output_dir: str, num_ima
       (settings), and `legend` (the class names that are drawn as numbers, by number).
 
     Raises:
-      ValueError: there are no records.
+      ValueError: there are no records, or a set of shards is not whole.
     """
     from input import shards
     from trainer import checkpoints
 
+    shards.require_whole_sets(paths)
     numbers = drawing.number_labels(config.labels)
     drawn_labels = [numbers.get(label, label) for label in config.labels]
     os.makedirs(output_dir, exist_ok=True)
