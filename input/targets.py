@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from input import boxes as box_ops
 from input.anchors import anchor_shapes, grid_sizes, make_anchors
-from input.config import AnchorConfig, InputConfig, MatchConfig
+from input.config import InputConfig
 from input.types import BACKGROUND, IGNORED, Batch, Targets
 
 NEAR_TIE = 1e-6  # IoUs closer than this are equal, so that rounding does not choose an anchor
@@ -28,128 +28,79 @@ MARGIN = 1e-2  # px by which the sparse search looks too far: more than any roun
 
 
 def assign(batch: Batch, config: InputConfig, *, method: str) -> Targets:
-    """The targets of a batch, all IGNORED for an image that is not valid; `method` is that of `assign_targets`."""
-    targets = assign_targets(
-        batch.boxes,
-        batch.classes,
-        batch.difficult,
-        batch.box_weights,
-        anchor_config=config.anchor,
-        match_config=config.match,
-        image_size=config.image_size,
-        method=method,
-    )
-    return targets._replace(class_targets=tf.where(batch.valid[:, tf.newaxis], targets.class_targets, IGNORED))
-
-
-def assign_targets(
-    boxes: tf.Tensor,
-    classes: tf.Tensor,
-    difficult: tf.Tensor,
-    box_weights: tf.Tensor,
-    *,
-    anchor_config: AnchorConfig,
-    match_config: MatchConfig,
-    image_size: tuple[int, int],
-    method: str = "dense",
-) -> Targets:
-    """The targets of every anchor of a batch of images. Works eagerly, in a tf.function and in Dataset.map.
+    """The targets of every anchor of a batch. Works eagerly, in a tf.function and in Dataset.map.
 
     Args:
-      boxes: [b, m, 4] px of the network's input.
-      classes: i32 [b, m]; -1 pads.
-      difficult: bool [b, m].
-      box_weights: f32 [b, m].
-      anchor_config: the anchors.
-      match_config: the thresholds.
-      image_size: (height, width) of the network's input.
+      batch: boxes, classes, difficult, box_weights and valid are read; all anchors of an image not valid are IGNORED.
+      config: the anchors, the thresholds and the size of the network's input.
       method: "dense" compares every box with every anchor, with static shapes and no scatter: it is for a GPU, and
         compiles under XLA. "sparse" looks only at the anchors near a box: it is for the host and any other CPU.
-
-    Returns:
-      Targets: class_targets i32 [b, a], box_targets f32 [b, a, 4], weights f32 [b, a].
 
     Raises:
       ValueError: the method is unknown.
     """
-    boxes = tf.cast(boxes, tf.float32)
-    classes = tf.cast(classes, tf.int32)
-    box_weights = tf.cast(box_weights, tf.float32)
+    boxes = tf.cast(batch.boxes, tf.float32)
     areas = box_ops.area(boxes)
-    takes_part = (classes >= 0) & (areas > 0.0) & tf.math.is_finite(areas)
+    takes_part = (batch.classes >= 0) & (areas > 0.0) & tf.math.is_finite(areas)
+    batch = batch._replace(boxes=tf.where(takes_part[..., tf.newaxis], boxes, 0.0))  # an empty box overlaps nothing
     if method == "dense":
-        anchors = tf.constant(make_anchors(anchor_config, image_size))
-        return _assign_dense(boxes, classes, difficult, box_weights, takes_part, anchors, match_config)
-    if method == "sparse":
-        return _assign_sparse(
-            boxes, classes, difficult, box_weights, takes_part, anchor_config, match_config, image_size
-        )
-    raise ValueError(f"method={method!r}: choose dense or sparse.")
+        targets = _assign_dense(batch, config)
+    elif method == "sparse":
+        targets = _assign_sparse(batch, config)
+    else:
+        raise ValueError(f"method={method!r}: choose dense or sparse.")
+    return targets._replace(class_targets=tf.where(batch.valid[:, tf.newaxis], targets.class_targets, IGNORED))
 
 
-def _assign_dense(
-    boxes: tf.Tensor,
-    classes: tf.Tensor,
-    difficult: tf.Tensor,
-    box_weights: tf.Tensor,
-    takes_part: tf.Tensor,
-    anchors: tf.Tensor,
-    config: MatchConfig,
-) -> Targets:
+def _assign_dense(batch: Batch, config: InputConfig) -> Targets:
     # [b, m, a] of these are hundreds of megabytes: XLA fuses them away, so a GPU should run this compiled.
-    boxes = tf.where(takes_part[..., tf.newaxis], boxes, 0.0)  # an empty box overlaps nothing
-    ious = box_ops.iou(boxes, anchors)
-    scores = tf.where(difficult[..., tf.newaxis], 0.0, ious)
-    if config.force_match:
+    anchors = tf.constant(make_anchors(config.anchor, config.image_size))
+    ious = box_ops.iou(batch.boxes, anchors)
+    scores = tf.where(batch.difficult[..., tf.newaxis], 0.0, ious)
+    if config.match.force_match:
         best_of_box = tf.reduce_max(scores, axis=2, keepdims=True)
         near_best = (scores > 0.0) & (scores >= best_of_box - NEAR_TIE)
         # Indexes are floats, which hold them exactly below 2**24: TensorFlow compares and reduces int32 on the host.
         indexes = tf.range(anchors.shape[0], dtype=tf.float32)
         anchor_of_box = tf.reduce_min(tf.where(near_best, indexes, np.inf), axis=2, keepdims=True)
         scores = tf.where(indexes == anchor_of_box, best_of_box + LOW_QUALITY_BONUS, scores)
-    matched = tf.reduce_max(scores, axis=1) >= config.positive_iou
-    ignored = tf.reduce_max(ious, axis=1) >= config.negative_iou
+    matched = tf.reduce_max(scores, axis=1) >= config.match.positive_iou
+    ignored = tf.reduce_max(ious, axis=1) >= config.match.negative_iou
     # XLA and the CPU's kernel give the lowest of several indexes; TensorFlow's own GPU kernel does not promise it.
     index = tf.argmax(scores, axis=1, output_type=tf.int32)
-    matched_boxes = tf.where(matched[..., tf.newaxis], tf.gather(boxes, index, batch_dims=1), anchors)
+    boxes, classes, box_weights = (
+        tf.gather(values, index, batch_dims=1) for values in (batch.boxes, batch.classes, batch.box_weights)
+    )
     return Targets(
-        class_targets=tf.where(
-            matched, tf.gather(classes, index, batch_dims=1), tf.where(ignored, IGNORED, BACKGROUND)
-        ),
-        box_targets=box_ops.encode(matched_boxes, anchors),
-        weights=tf.where(matched, tf.gather(box_weights, index, batch_dims=1), 1.0),
+        class_targets=tf.where(matched, classes, tf.where(ignored, IGNORED, BACKGROUND)),
+        box_targets=box_ops.encode(tf.where(matched[..., tf.newaxis], boxes, anchors), anchors),
+        weights=tf.where(matched, box_weights, 1.0),
     )
 
 
-def _assign_sparse(
-    boxes: tf.Tensor,
-    classes: tf.Tensor,
-    difficult: tf.Tensor,
-    box_weights: tf.Tensor,
-    takes_part: tf.Tensor,
-    anchor_config: AnchorConfig,
-    config: MatchConfig,
-    image_size: tuple[int, int],
-) -> Targets:
-    anchors = tf.constant(make_anchors(anchor_config, image_size))
+def _assign_sparse(batch: Batch, config: InputConfig) -> Targets:
+    anchors = tf.constant(make_anchors(config.anchor, config.image_size))
     num_anchors = anchors.shape[0]
-    batch_size = tf.shape(boxes)[0]
+    batch_size = tf.shape(batch.boxes)[0]
 
     # The boxes that take part, those of the whole batch on one axis, the difficult ones last.
-    ordinary = tf.where(takes_part & ~difficult)  # [n, 2]
+    takes_part = box_ops.area(batch.boxes) > 0.0
+    ordinary = tf.where(takes_part & ~batch.difficult)  # [n, 2]
     num_ordinary = tf.shape(ordinary)[0]
-    taking_part = tf.concat([ordinary, tf.where(takes_part & difficult)], axis=0)
-    boxes, classes, box_weights = (tf.gather_nd(x, taking_part) for x in (boxes, classes, box_weights))
+    taking_part = tf.concat([ordinary, tf.where(takes_part & batch.difficult)], axis=0)
+    boxes, classes, box_weights = (
+        tf.gather_nd(values, taking_part) for values in (batch.boxes, batch.classes, batch.box_weights)
+    )
 
     # From here on `box` and `anchor` are indexes, those of anchors counted over the whole batch. The three lists `box`,
     # `anchor` and `ious` have one entry for each pair of a box and an anchor near it.
     box_offsets = tf.cast(taking_part[:, 0], tf.int32) * num_anchors
-    box, anchor = _candidates(boxes, box_offsets, anchor_config, config, image_size)
+    box, anchor = _candidates(boxes, box_offsets, config)
     ious = box_ops.paired_iou(tf.gather(boxes, box), tf.gather(anchors, anchor % num_anchors))
-    ignored = tf.gather(anchor, tf.where(ious >= config.negative_iou)[:, 0])  # unless it is assigned to a box
-    positive = tf.where((ious >= config.positive_iou) & (box < num_ordinary))[:, 0]
+    ignored = tf.gather(anchor, tf.where(ious >= config.match.negative_iou)[:, 0])  # unless it is assigned to a box
+    positive = tf.where((ious >= config.match.positive_iou) & (box < num_ordinary))[:, 0]
     pairs = [tf.gather(x, positive) for x in (box, anchor, ious)]
-    if config.force_match:
+    if config.match.force_match:
         low_quality = _low_quality_matches(box, anchor, ious, num_ordinary)
         pairs = [tf.concat(both, axis=0) for both in zip(pairs, low_quality)]
 
@@ -191,13 +142,7 @@ def _low_quality_matches(
     )
 
 
-def _candidates(
-    boxes: tf.Tensor,
-    box_offsets: tf.Tensor,
-    anchor_config: AnchorConfig,
-    config: MatchConfig,
-    image_size: tuple[int, int],
-) -> tuple[tf.Tensor, tf.Tensor]:
+def _candidates(boxes: tf.Tensor, box_offsets: tf.Tensor, config: InputConfig) -> tuple[tf.Tensor, tf.Tensor]:
     """All pairs of a box and an anchor that can be positive, ignored or a low-quality match, and few others.
 
     Two rectangles have an IoU of at least t if their intersection is at least the share t / (1 + t) of the sum of their
@@ -214,10 +159,10 @@ def _candidates(
       i32 [c], i32 [c]: indexes of boxes, ascending, and of anchors.
     """
     # For each of the p shapes of anchors, y before x.
-    per_location = anchor_config.anchors_per_location
-    sides = anchor_shapes(anchor_config).reshape(-1, 2).T[:, np.newaxis]  # [2, 1, p]
-    strides = np.repeat(np.float32(2) ** np.array(anchor_config.levels), per_location)  # [p]
-    grids = np.array(grid_sizes(anchor_config, image_size))  # [levels, 2]
+    per_location = config.anchor.anchors_per_location
+    sides = anchor_shapes(config.anchor).reshape(-1, 2).T[:, np.newaxis]  # [2, 1, p]
+    strides = np.repeat(np.float32(2) ** np.array(config.anchor.levels), per_location)  # [p]
+    grids = np.array(grid_sizes(config.anchor, config.image_size))  # [levels, 2]
     first_anchors = np.cumsum([0, *grids.prod(axis=1)[:-1] * per_location])
     first_anchors = np.add.outer(first_anchors, np.arange(per_location)).ravel()  # [p]
     grids = np.repeat(grids, per_location, axis=0).T[:, np.newaxis]  # [2, 1, p]
@@ -228,8 +173,8 @@ def _candidates(
     smaller = tf.minimum(high - low, sides)
     mean = (high - low + sides) / 2.0
     areas = tf.reduce_prod(high - low, axis=0) + sides.prod(axis=0)  # [n, p]
-    threshold = config.negative_iou
-    if config.force_match:
+    threshold = config.match.negative_iou
+    if config.match.force_match:
         # Among the anchors of one shape the nearest has the highest IoU.
         nearest = tf.clip_by_value(tf.round(centers), 0.0, grids - 1.0)
         overlaps = tf.clip_by_value(mean - tf.abs(nearest - centers) * strides, 0.0, smaller)

@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from input import targets
 from input.anchors import make_anchors
-from input.config import AnchorConfig, MatchConfig
-from input.types import BACKGROUND, IGNORED, Targets
+from input.config import AnchorConfig, InputConfig, MatchConfig
+from input.types import BACKGROUND, IGNORED, Batch, Targets
 
 METHODS = ("dense", "sparse")
 BOXES = 8  # of an image, padding included
@@ -19,9 +19,27 @@ DYADIC = AnchorConfig(sizes=(16.0, 32.0, 64.0, 128.0, 256.0), scales=(1.0, 1.5),
 WIDE = AnchorConfig(sizes=(8.0, 24.0, 50.0, 100.0, 300.0), scales=(0.7, 1.3), aspect_ratios=(0.2, 1.0, 3.0, 7.0))
 
 
-def assign(*args, method, anchor_config=DYADIC, match_config=MatchConfig(), image_size=(64, 96)):  # noqa: B008
-    settings = {"anchor_config": anchor_config, "match_config": match_config, "image_size": image_size}
-    return targets.assign_targets(*args, **settings, method=method)
+def assign(
+    boxes,
+    classes,
+    difficult,
+    box_weights,
+    *,
+    method,
+    anchor_config=DYADIC,
+    match_config=MatchConfig(),  # noqa: B008
+    image_size=(64, 96),
+):
+    nothing = tf.zeros([0])  # of no use for targets
+    batch = Batch(*([nothing] * len(Batch._fields)))._replace(
+        boxes=tf.convert_to_tensor(boxes),
+        classes=tf.cast(classes, tf.int32),
+        difficult=tf.convert_to_tensor(difficult),
+        box_weights=tf.convert_to_tensor(box_weights),
+        valid=tf.ones(tf.shape(boxes)[:1], tf.bool),
+    )
+    config = InputConfig(anchor=anchor_config, match=match_config, image_size=image_size)
+    return targets.assign(batch, config, method=method)
 
 
 def reference(boxes, classes, difficult, box_weights, anchors, config):

@@ -268,7 +268,6 @@ def test_other_ways_to_train_agree(records, uninterrupted, tmp_path, flag):
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.05 if "mixed" in flag else 1e-3)
 
 
-@pytest.mark.slow
 def test_two_workers(records, uninterrupted, tmp_path):
     """Two processes on this machine; only the chief writes."""
     with socket.socket() as first, socket.socket() as second:

@@ -121,7 +121,11 @@ def make_iterator(
             pipeline_id=context.input_pipeline_id,
         )
         if config.input.target_assignment == "host":
-            return pipeline.assign_on_host(dataset, config.input)
-        return dataset.map(lambda batch: (batch,))
+            arguments = pipeline.assign_on_host(dataset, config.input)
+        else:
+            arguments = dataset.map(lambda batch: (batch,))
+        # If the end were unknown, several workers would agree in every step whether all still have a batch, by a
+        # collective of its own, and the batch's size would not be static.
+        return arguments.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
     return iter(strategy.distribute_datasets_from_function(per_worker))

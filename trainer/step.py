@@ -41,7 +41,7 @@ def make_train_step(
       model: the network.
       optimizer: may be a `LossScaleOptimizer`.
       config: augmentation, anchors and losses.
-      method: of `targets.assign_targets`: dense on a GPU, sparse on a CPU.
+      method: of `targets.assign`: dense on a GPU, sparse on a CPU.
       compile_stages: compile what stands before and behind the network with XLA, each as one program. Run op by op, the
         matrices of all boxes and anchors and of all anchors and classes would pass through a GPU's memory many times.
 
