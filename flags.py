@@ -158,13 +158,27 @@ _define(DetectConfig, "max_detections", "Largest number of detections in an imag
 # Optimizer
 _define(OptimizerConfig, "optimizer", "The optimizer.", choices=OPTIMIZERS)
 _define(OptimizerConfig, "learning_rate", "Peak learning rate, for the given batch size.")
+_define(
+    OptimizerConfig,
+    "scale_learning_rate",
+    "Multiply --learning_rate by --batch_size / 16, the paper's batch size (Goyal et al. 2017); the log says to what.",
+)
+_define(OptimizerConfig, "backbone_rate", "Learning rate of the backbone, as a share of that of the other layers.")
 _define(OptimizerConfig, "lr_schedule", "Shape of the learning rate after the warm-up.", choices=SCHEDULES)
 _define(OptimizerConfig, "lr_steps", "Shares of the run after which the step schedule lowers the rate tenfold.")
-_define(OptimizerConfig, "lr_end", "Final rate of the cosine and polynomial schedules, as a share of the peak.")
+_define(
+    OptimizerConfig, "lr_end", "Final rate of the cosine, polynomial and one_cycle schedules, as a share of the peak."
+)
 _define(OptimizerConfig, "lr_power", "Exponent of the polynomial schedule.")
 _define(OptimizerConfig, "lr_decay", "Final rate of the exponential schedule, as a share of the peak.")
-_define(OptimizerConfig, "warmup_steps", "Steps of the linear warm-up; at most a tenth of the run.", lower_bound=0)
+_define(
+    OptimizerConfig,
+    "warmup_steps",
+    "Steps of the linear warm-up; at most a tenth of the run. The one_cycle schedule has its own.",
+    lower_bound=0,
+)
 _define(OptimizerConfig, "momentum", "Momentum of SGD.")
+_define(OptimizerConfig, "nesterov", "Look ahead along SGD's momentum (Nesterov).")
 _define(OptimizerConfig, "weight_decay", "Weight decay of kernels, as the factor of an L2 term.", lower_bound=0.0)
 _define(OptimizerConfig, "clip_norm", "Clip the gradients to this global norm. 0: no clipping.", lower_bound=0.0)
 

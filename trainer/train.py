@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from input import shards
 from model.types import Losses
-from trainer import checkpoints, data_service, distribution, evaluate, optimizers, reporting, watch
+from trainer import checkpoints, data_service, distribution, evaluate, optimizers, reporting, schedules, watch
 from trainer.config import Config
 from trainer.loop import LoopResult, is_due, make_train_loop, next_stop
 from trainer.reporting import log
@@ -74,8 +74,14 @@ def _run(
 
     with strategy.scope():
         model = checkpoints.make_model(distribution.resolve_norm(config, strategy.num_replicas_in_sync))
+        rates = schedules.scale_to_batch(config.train.optimizer, config.input.batch_size)
+        if rates != config.train.optimizer:
+            log.info("--scale_learning_rate: %g for batch %d", rates.learning_rate, config.input.batch_size)
         optimizer = optimizers.make_optimizer(
-            config.train.optimizer, train_steps=last, loss_scaling=config.train.precision == "mixed_float16"
+            rates,
+            train_steps=last,
+            loss_scaling=config.train.precision == "mixed_float16",
+            backbone=model.backbone.name,
         )
         optimizer.build(model.trainable_variables)
     saved = checkpoints.Checkpoints(model_dir, model, optimizer, keep=config.train.keep_checkpoints, is_chief=is_chief)
