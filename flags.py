@@ -211,6 +211,18 @@ _define(
     "The metric of the evaluation that decides which checkpoint is the best.",
     choices=["coco_ap", "coco_ap50", "voc07_ap50", "voc12_ap50"],
 )
+_define(
+    TrainConfig,
+    "accumulation_steps",
+    "Pass each replica's images through the network in so many parts before one update: for a batch that does not fit.",
+    lower_bound=1,
+)
+_define(
+    TrainConfig,
+    "ema_decay",
+    "Keep an exponential moving average of the weights with this decay, such as 0.9998, and evaluate it. 0: none.",
+    lower_bound=0.0,
+)
 _define(TrainConfig, "xla", "Compile the step with XLA; for one replica only.")
 _define(
     TrainConfig,
