@@ -39,8 +39,7 @@ def test_settings_that_do_not_fit_the_replicas_are_refused(settings, num_replica
 
 
 @pytest.mark.parametrize(("num_replicas", "num_warnings"), [(1, 0), (2, 1)])
-def test_few_images_to_mix_are_warned_of(caplog, monkeypatch, num_replicas, num_warnings):
-    monkeypatch.setattr(distribution.log, "propagate", True)
+def test_few_images_to_mix_are_warned_of(caplog, num_replicas, num_warnings):
     settings = dataclasses.replace(tiny.CONFIG.input, batch_size=4, augment=AugmentConfig(mosaic=0.5))
     distribution.check_replicas(tiny.config(input=settings), num_replicas)
     assert ["each replica gets only 2" in message for message in caplog.messages] == [True] * num_warnings
@@ -49,8 +48,7 @@ def test_few_images_to_mix_are_warned_of(caplog, monkeypatch, num_replicas, num_
 @pytest.mark.parametrize(
     ("batch_size", "num_replicas", "norm"), [(2, 1, "local"), (16, 2, "local"), (14, 2, "sync"), (64, 8, "local")]
 )
-def test_norm_is_chosen_by_the_images_of_a_replica(caplog, monkeypatch, batch_size, num_replicas, norm):
-    monkeypatch.setattr(distribution.log, "propagate", True)
+def test_norm_is_chosen_by_the_images_of_a_replica(caplog, batch_size, num_replicas, norm):
     caplog.set_level("INFO", "retinanet")
     settings = dataclasses.replace(tiny.CONFIG.input, batch_size=batch_size)
     model = dataclasses.replace(tiny.CONFIG.model, norm="auto")
