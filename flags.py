@@ -88,6 +88,7 @@ for _name, _help in {
     "cutmix": "Probability that a part of another image replaces that part of this one.",
     "mixup": "Probability that another image is blended in.",
     "mosaic": "Probability of four images at half size in one.",
+    "close_mosaic": "Share of the run, at its end, in which cutmix, mixup and mosaic are off.",
     "min_visible": "A cropped or covered box is kept if its centre or this share of its area is visible.",
 }.items():
     flags.DEFINE_float(_name, None, f"{_help} Default: that of --augment.")
