@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 
 from input.config import AnchorConfig, AugmentConfig, InputConfig, MatchConfig, parse_image_size
-from model.config import BACKBONES, NECKS, NORMS, DetectConfig, LossConfig, ModelConfig
+from model.config import BACKBONES, BOX_LOSSES, CLASS_LOSSES, NECKS, NORMS, DetectConfig, LossConfig, ModelConfig
 from trainer.config import (
     COMMUNICATIONS,
     DISTRIBUTIONS,
@@ -144,6 +144,18 @@ _define(
     "Normalisation. local: batch norm with each replica's statistics. sync: with those of all replicas. frozen: with "
     "fixed statistics and scale. group: group norm. auto: sync for replicas of fewer than 8 images, otherwise local.",
     choices=NORMS,
+)
+_define(
+    LossConfig,
+    "class_loss",
+    "Loss of the classes. quality_focal: the score learns to predict the IoU of its box as well.",
+    choices=CLASS_LOSSES,
+)
+_define(
+    LossConfig,
+    "box_loss",
+    "Loss of the boxes: smooth L1 of the deltas, or 1 - IoU with a term for boxes that do not overlap.",
+    choices=BOX_LOSSES,
 )
 _define(LossConfig, "focal_alpha", "Weight of the foreground in the focal loss.")
 _define(LossConfig, "focal_gamma", "Focusing exponent of the focal loss.", lower_bound=0.0)
