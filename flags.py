@@ -12,7 +12,15 @@ from typing import Any
 
 from absl import flags
 
-from input.config import AnchorConfig, AugmentConfig, InputConfig, MatchConfig, parse_image_size
+from input.config import (
+    ASSIGNMENTS,
+    LOW_QUALITY_TIES,
+    AnchorConfig,
+    AugmentConfig,
+    InputConfig,
+    MatchConfig,
+    parse_image_size,
+)
 from model.config import BACKBONES, BOX_LOSSES, CLASS_LOSSES, NECKS, NORMS, DetectConfig, LossConfig, ModelConfig
 from trainer.config import (
     COMMUNICATIONS,
@@ -128,6 +136,19 @@ flags.DEFINE_list("anchor_scales", list(map(str, AnchorConfig.scales)), "Factors
 _define(AnchorConfig, "aspect_ratios", "Width / height of the anchors.")
 _define(MatchConfig, "positive_iou", "An anchor is positive from this IoU with a box.")
 _define(MatchConfig, "negative_iou", "An anchor is background below this IoU with every box.")
+_define(
+    MatchConfig,
+    "assignment",
+    "How anchors are assigned. iou: by --positive_iou and --negative_iou. atss: by a threshold that each box gets from "
+    "the anchors near it.",
+    choices=ASSIGNMENTS,
+)
+_define(
+    MatchConfig,
+    "low_quality_ties",
+    "Which anchors --force_match takes where a small box lies inside many and all fit alike.",
+    choices=LOW_QUALITY_TIES,
+)
 _define(MatchConfig, "force_match", "Make the best anchor of each box positive, even below --positive_iou.")
 
 # Network and losses

@@ -17,7 +17,7 @@ import tensorflow as tf
 import toy_shards
 
 from input import pipeline
-from input.config import AugmentConfig, InputConfig
+from input.config import AugmentConfig, InputConfig, MatchConfig
 from input.types import Batch
 from model import backbone
 from model.config import BOX_LOSSES, LossConfig, ModelConfig
@@ -47,6 +47,8 @@ class Case:
     box_loss: str = "smooth_l1"
     class_loss: str = "focal"
     ema_decay: float = 0.0
+    match: str = "iou"
+    ties: str = "first"
 
     def __str__(self) -> str:
         return "-".join(str(value) for value in dataclasses.astuple(self))
@@ -80,6 +82,8 @@ MORE_CASES = [
     *(Case(box_loss=loss) for loss in BOX_LOSSES),
     Case(class_loss="quality_focal"),
     Case(optimizer="lamb"),
+    Case(match="atss"),
+    Case(ties="nearest"),
 ]
 each_case = pytest.mark.parametrize(
     "case", [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in MORE_CASES)], ids=str
@@ -108,6 +112,7 @@ def make_config(case: Case) -> Config:
             batch_size=BATCH_SIZE * 2,
             target_assignment=case.assignment,
             augment=AUGMENTATIONS[case.augment],
+            match=MatchConfig(assignment=case.match, low_quality_ties=case.ties),
         ),
         model=ModelConfig(backbone="resnet18", neck=case.neck, head_convs=1, norm=case.norm),
         loss=LossConfig(box_loss=case.box_loss, class_loss=case.class_loss),
