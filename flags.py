@@ -21,7 +21,18 @@ from input.config import (
     MatchConfig,
     parse_image_size,
 )
-from model.config import BACKBONES, BOX_LOSSES, CLASS_LOSSES, NECKS, NORMS, DetectConfig, LossConfig, ModelConfig
+from model.config import (
+    BACKBONES,
+    BOX_LOSSES,
+    CLASS_LOSSES,
+    NECKS,
+    NORMS,
+    P6_SOURCES,
+    RESNET_STRIDES,
+    DetectConfig,
+    LossConfig,
+    ModelConfig,
+)
 from trainer.config import (
     COMMUNICATIONS,
     DISTRIBUTIONS,
@@ -153,7 +164,27 @@ _define(MatchConfig, "force_match", "Make the best anchor of each box positive, 
 
 # Network and losses
 _define(ModelConfig, "backbone", "The backbone.", choices=BACKBONES)
+_define(
+    ModelConfig,
+    "resnet_stride",
+    "Convolution of a bottleneck that strides: 1x1 (Keras) or 3x3 (torchvision, timm). auto: what the weights that the "
+    "run starts from need, otherwise 1x1.",
+    choices=RESNET_STRIDES,
+)
+_define(
+    ModelConfig,
+    "freeze_stages",
+    "Do not train so many stages of the backbone, from its stem on, and keep their statistics: 0 to 5.",
+    lower_bound=0,
+    upper_bound=5,
+)
 _define(ModelConfig, "neck", "The feature pyramid.", choices=NECKS)
+_define(
+    ModelConfig,
+    "p6_from",
+    "The map that P6 is made of. auto: what the weights that the run starts from need, otherwise c5.",
+    choices=P6_SOURCES,
+)
 _define(ModelConfig, "neck_filters", "Width of the neck and of the heads.", lower_bound=1)
 _define(ModelConfig, "head_convs", "Convolutions in each head.", lower_bound=0)
 _define(ModelConfig, "prior_probability", "Foreground probability that a new class head predicts.")

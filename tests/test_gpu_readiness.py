@@ -19,7 +19,7 @@ import toy_shards
 from input import pipeline
 from input.config import AugmentConfig, InputConfig, MatchConfig
 from input.types import Batch
-from model import backbone
+from model import resnet
 from model.config import BOX_LOSSES, LossConfig, ModelConfig
 from trainer import checkpoints, distribution, inference, optimizers, step
 from trainer.config import Config, OptimizerConfig, TrainConfig
@@ -93,7 +93,7 @@ each_case = pytest.mark.parametrize(
 @pytest.fixture(autouse=True)
 def small_backbone_and_restored_policy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One block a stage instead of two: tracing takes most of this file's time."""
-    monkeypatch.setitem(backbone._LAYOUTS, "resnet18", (False, (1, 1, 1, 1)))
+    monkeypatch.setitem(resnet.LAYOUTS, "resnet18", (False, (1, 1, 1, 1)))
     yield
     tf.keras.mixed_precision.set_global_policy("float32")
 
