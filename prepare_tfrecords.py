@@ -1,6 +1,8 @@
-"""Converts a Pascal VOC data set to TFRecord shards, or checks shards.
+"""Converts a data set in the format of Pascal VOC, COCO or YOLO to TFRecord shards, or checks shards.
 
   python prepare_tfrecords.py --voc_dir=VOCDIR --image_set=train --output_dir=OUT
+  python prepare_tfrecords.py --coco_json=FILE --images_dir=DIR --output_dir=OUT
+  python prepare_tfrecords.py --yolo_dir=DIR --output_dir=OUT
   python prepare_tfrecords.py --check='OUT/train-*.tfrecord'
 
 What the shards hold, and what is done about flaws in the data: docs/DATA_FORMAT.md.
@@ -30,12 +32,16 @@ _default = ConvertConfig(output_dir="", voc_dirs=("VOC",))
 flags.DEFINE_multi_string(
     "voc_dir", [], "Folder of a data set, whose annotations and images are found by what is in it; may be repeated."
 )
-flags.DEFINE_string("output_dir", "", "Folder for the shards, labels.txt, the manifest and the report.")
+flags.DEFINE_string("coco_json", "", "File of annotations in COCO's format, in place of --voc_dir.")
+flags.DEFINE_string("yolo_dir", "", "Folder of a data set in YOLO's format, in place of --voc_dir; it holds data.yaml.")
+flags.DEFINE_string("output_dir", "", "Folder for the shards, the label lists, the manifest and the report.")
 flags.DEFINE_string("image_set", "", "Name of a list in ImageSets/Main, without .txt. Default: all annotations.")
 flags.DEFINE_string("split", _default.split, "Name of the split. Default: that of the image set or folder, else `all`.")
 flags.DEFINE_string("image_set_file", "", "Path of the image set, in place of one in ImageSets/Main.")
 flags.DEFINE_string("annotations_dir", "", "Folder of the XML files, where it cannot be found in --voc_dir.")
-flags.DEFINE_string("images_dir", "", "Folder of the images, where it cannot be found in --voc_dir.")
+flags.DEFINE_string(
+    "images_dir", "", "Folder of the images, where it is not found in --voc_dir or is not that of --coco_json."
+)
 flags.DEFINE_float(
     "val_fraction",
     _default.val_fraction,

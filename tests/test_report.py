@@ -382,6 +382,7 @@ def test_other_workers_and_other_runs_give_the_same_page(tree):
     assert sorted(set(os.listdir(first.out)) - {shard.name for shard in first.manifest.shards}) == [
         "all.manifest.json",
         "all.report.html",
+        "label_map.pbtxt",
         "labels.txt",
     ]
 
@@ -541,6 +542,7 @@ def test_command_reports_each_split(tree):
         assert "猫" in (out / f"{split}.report.html").read_text(encoding="utf-8")
     assert done.stdout.count("At 64x64 the default anchors match") == 2
     assert {name for name in os.listdir(out) if not name.endswith(".tfrecord")} == {
+        "label_map.pbtxt",
         "labels.txt",
         *(f"{split}.{kind}" for split in ("train", "val") for kind in ("manifest.json", "report.html")),
     }

@@ -20,8 +20,10 @@ from PIL import Image
 from voc_tree import annotation_xml, box_xml, encoded, object_xml, picture
 
 from input import shards
-from input.conversion import convert, findings, frame, voc, voc_xml
+from input.conversion import convert, findings, frame, voc_xml
 from input.conversion.config import ConversionError, ConvertConfig, ReadOptions
+from input.conversion.example import Example, read_example
+from input.conversion.source import Source
 from input.conversion.workers import Workers
 
 GOOD = [(5.0, 10.0, 25.0, 30.0)]  # the cat of `annotation_xml`: pixels (11..30, 6..25) counted from 1
@@ -262,6 +264,7 @@ CASES = {
 ELSEWHERE = {
     *("unknown_class_dropped", "dropped_empty", "in_subfolder", "no_annotation", "same_image_elsewhere"),
     *("similar_classes", "maybe_zero_based"),
+    *("no_such_image", "no_label_file"),  # of COCO and YOLO
 }
 
 
@@ -353,10 +356,10 @@ def test_boxes_of_a_resized_image(tree):
     assert [finding.reason for finding in example.findings] == reasons
 
 
-def read(tree: voc_tree.VocTree, **options: Any) -> voc.Example:
+def read(tree: voc_tree.VocTree, **options: Any) -> Example:
     (image,) = tree.images.glob("b.*")
-    source = voc.Source("b", str(tree.annotations / "b.xml"), str(image))
-    return voc.read_annotation(source, ReadOptions(labels=("cat", "dog"), **options))
+    source = Source("b", str(tree.annotations / "b.xml"), str(image))
+    return read_example(source, ReadOptions(labels=("cat", "dog"), **options))
 
 
 def test_attributes(tree):

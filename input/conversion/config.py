@@ -18,6 +18,8 @@ class ConvertConfig:
 
     output_dir: str
     voc_dirs: tuple[str, ...] = ()  # each holds annotations, images and perhaps ImageSets/Main/*.txt
+    coco_json: str = ""  # in place of `voc_dirs`, as the next
+    yolo_dir: str = ""  # holds data.yaml, images and labels
     annotations_dir: str = ""
     images_dir: str = ""
     split: str = ""  # its name; empty: that of the image set or of the folder, otherwise "all"
@@ -40,8 +42,20 @@ class ConvertConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if not self.voc_dirs and not (self.annotations_dir and self.images_dir):
-            raise ConversionError("--voc_dir is missing: give it, or both --annotations_dir and --images_dir.")
+        given = [self.voc_dirs, self.coco_json, self.yolo_dir]
+        if not any(given) and not (self.annotations_dir and self.images_dir):
+            raise ConversionError(
+                "--voc_dir is missing: give it, or both --annotations_dir and --images_dir, "
+                "or --coco_json, or --yolo_dir."
+            )
+        if sum(map(bool, given)) > 1:
+            raise ConversionError("--voc_dir, --coco_json and --yolo_dir are different formats: give one of them.")
+        of_voc = {"image_set": self.image_set, "image_set_file": self.image_set_file, "zero_based": self.zero_based}
+        of_voc["annotations_dir"] = self.annotations_dir
+        if self.format != "voc" and (unfit := [name for name, value in of_voc.items() if value]):
+            raise ConversionError(f"--{unfit[0]} is for Pascal VOC only: leave it out.")
+        if self.yolo_dir and self.images_dir:
+            raise ConversionError("--images_dir does not go with --yolo_dir: data.yaml names the folders.")
         if len(self.voc_dirs) > 1 and (self.annotations_dir or self.images_dir or self.image_set_file):
             raise ConversionError("--annotations_dir, --images_dir and --image_set_file go with one --voc_dir only.")
         if self.val_fraction and (self.image_set or self.image_set_file):
@@ -58,6 +72,10 @@ class ConvertConfig:
             raise ConversionError("--num_shards, --shard_mb and --max_pixels must be positive.")
 
     @property
+    def format(self) -> str:
+        return "coco" if self.coco_json else "yolo" if self.yolo_dir else "voc"
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The settings that decide the outcome, beside the files and the labels."""
         names = """
@@ -72,6 +90,9 @@ class ReadOptions:
     """How an annotation and its image are read."""
 
     labels: tuple[str, ...]
+    format: str = "voc"  # or "coco" or "yolo"
+    declared: tuple[str, ...] = ()  # of YOLO: the class of each index
+    box_first: bool = False  # of YOLO: the numbers after the box are keypoints
     zero_based: bool = False  # coordinates are edges counted from 0, not pixels counted from 1
     exif: str = "auto"  # or "apply" or "ignore": whether the boxes are in the frame that an EXIF orientation gives
     verify: str = "decode"  # or "header": what is checked of a JPEG that is stored as it is

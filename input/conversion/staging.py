@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from input import files, shards, tfrecord
-from input.conversion import voc
 from input.conversion.config import ConvertConfig, ReadOptions
+from input.conversion.example import Example, read_example
 from input.conversion.findings import DROPPED, REPAIRED, Refused
-from input.conversion.listing import Input, shuffled
+from input.conversion.listing import shuffled
+from input.conversion.source import Input, Listing, Source, name_key
 from input.conversion.workers import Advance, Workers
 from input.shards import Finding
 
@@ -48,6 +49,7 @@ class ShardResult:
     num_negatives: int
     num_difficult: int
     num_truncated: int
+    num_ignored: int
     num_at_zero: int  # boxes with a coordinate of 0 though counted from 1
     num_at_end: int  # boxes that reach the image's right or lower edge
     boxes_per_class: dict[str, int]
@@ -69,9 +71,10 @@ def num_shards(inputs: Sequence[Input], config: ConvertConfig) -> int:
 
 
 def stage(
-    split: str, inputs: Sequence[Input], labels: tuple[str, ...], config: ConvertConfig, workers: Workers
+    split: str, listing: Listing, labels: tuple[str, ...], config: ConvertConfig, workers: Workers
 ) -> list[ShardResult]:
     """Makes the shards of a split in its hidden folder; those that are already there are taken over."""
+    inputs = listing.inputs
     count = num_shards(inputs, config)
     folder = staging_dir(config.output_dir, split)
     files.make_dirs(folder)
@@ -82,6 +85,9 @@ def stage(
         files.remove(os.path.join(folder, name))
     options = ReadOptions(
         labels=labels,
+        format=config.format,
+        declared=listing.classes if config.format == "yolo" else (),
+        box_first=listing.box_first,
         zero_based=config.zero_based,
         exif=config.exif,
         verify=config.verify,
@@ -132,7 +138,7 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
     """Writes one shard and, last, its result beside it; tells `advance` now and then how many more images are done."""
     counts = dict.fromkeys(
         (
-            *("num_records", "num_bytes", "num_negatives", "num_difficult", "num_truncated"),
+            *("num_records", "num_bytes", "num_negatives", "num_difficult", "num_truncated", "num_ignored"),
             *("num_at_zero", "num_at_end"),
         ),
         0,
@@ -159,6 +165,7 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
                 counts["num_negatives"] += not annotation.boxes
                 counts["num_difficult"] += sum(annotation.difficult)
                 counts["num_truncated"] += sum(annotation.truncated)
+                counts["num_ignored"] += len(annotation.regions)
                 counts["num_at_zero"] += sum(finding.reason == "zero_coordinate" for finding in found)
                 counts["num_at_end"] += sum(
                     ymax >= annotation.height or xmax >= annotation.width for _, _, ymax, xmax in annotation.boxes
@@ -182,12 +189,12 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
     return result
 
 
-def _read(source: voc.Source, task: ShardTask) -> tuple[voc.Example | None, list[Finding]]:
+def _read(source: Source, task: ShardTask) -> tuple[Example | None, list[Finding]]:
     """What to write for one source, if anything, and what was found."""
     try:
-        example = voc.read_annotation(source, task.options)
+        example = read_example(source, task.options)
     except Refused as refusal:
-        name = voc.name_key(os.path.basename(refusal.path))
+        name = name_key(os.path.basename(refusal.path))
         return None, [Finding(source.image_id, name, refusal.reason, refusal.detail)]
     findings = example.findings
     empty = not example.annotation.boxes
