@@ -48,10 +48,20 @@ flags.DEFINE_float(
     "Share of the images that becomes the split `val`, where there is no image set; the rest becomes `train`.",
 )
 flags.DEFINE_string("labels", "", "File with the class names, one a line. Default: OUT/labels.txt, else all found.")
+flags.DEFINE_multi_string(
+    "rename", [], "OLD=NEW: a new name for a class; may be repeated. Classes of one new name become one class."
+)
+flags.DEFINE_list("ignore_classes", [], "Classes, after renaming, whose boxes become ignored regions.")
 flags.DEFINE_boolean(
     "drop_unknown_classes",
     _default.drop_unknown_classes,
     "Drop objects whose class is not in the label list, instead of refusing the file.",
+)
+flags.DEFINE_enum(
+    "dropped_classes_as",
+    _default.dropped_classes_as,
+    ["ignore", "background"],
+    "What --drop_unknown_classes makes of the boxes: ignored regions, from which nothing is learnt, or background.",
 )
 flags.DEFINE_boolean(
     "drop_invalid_objects",
@@ -98,6 +108,8 @@ def config_from_flags() -> ConvertConfig:
     settings: dict[str, Any] = {
         field.name: FLAGS[field.name].value for field in dataclasses.fields(ConvertConfig) if field.name in FLAGS
     }
+    settings["rename"] = tuple(FLAGS.rename)
+    settings["ignore_classes"] = tuple(" ".join(name.split()) for name in FLAGS.ignore_classes)
     return ConvertConfig(
         voc_dirs=tuple(FLAGS.voc_dir), labels_file=FLAGS.labels, shard_bytes=FLAGS.shard_mb << 20, **settings
     )

@@ -234,7 +234,17 @@ def test_classes_dropped_as_asked(made):
     manifest = made.convert(labels_file=str(labels))
     assert manifest.refused.counts == {"unknown_class": 1}
     manifest = made.convert(labels_file=str(labels), drop_unknown_classes=True, overwrite=True)
-    assert manifest.dropped.counts == {"unknown_class_dropped": 1}
+    assert (manifest.dropped.counts, manifest.num_ignored) == ({"unknown_class_ignored": 1}, 1)
+
+
+def test_classes_are_renamed_and_ignored(made):
+    """The order of the others stays that of the ids."""
+    made.document["categories"].append({"id": 3, "name": "kitten"})
+    for index, name in ((1, "dog"), (2, "kitten")):
+        category = {"dog": 2, "kitten": 3}[name]
+        made.document["annotations"].append({"image_id": index, "category_id": category, "bbox": [1, 1, 5 + index, 5]})
+    manifest = made.convert(rename=("kitten=cat",), ignore_classes=("dog",))
+    assert (manifest.labels, manifest.num_boxes, manifest.num_ignored) == (("cat",), 3, 1)
 
 
 def test_a_fraction_is_held_out(made):

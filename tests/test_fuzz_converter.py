@@ -505,8 +505,8 @@ VOC = annotation_xml(
 )
 
 
-@pytest.mark.parametrize("drop_unknown_classes", [False, True])
-def test_damaged_annotations(files, drop_unknown_classes):
+@pytest.mark.parametrize("unknown", ["refused", "ignore", "background"])
+def test_damaged_annotations(files, unknown):
     originals = [(".xml", text.encode()) for text in (LABELIMG, LABELIMG, VOC, VOC)]
     originals += [(".xml", LABELIMG.encode("utf-8-sig")), (".xml", VOC.encode("utf-16"))]
 
@@ -514,7 +514,8 @@ def test_damaged_annotations(files, drop_unknown_classes):
         _, data = case
         files.xml_path.write_bytes(data)
         files.check_texts()
-        example = files.read(drop_unknown_classes=drop_unknown_classes)
+        how = {"drop_unknown_classes": True, "dropped_classes_as": unknown} if unknown != "refused" else {}
+        example = files.read(**how)
         if isinstance(example, Example) and all(finding.reason != "encoding" for finding in example.findings):
             check_no_object_vanishes(example, count_objects(data))
         return name_of(example)

@@ -79,6 +79,8 @@ def some_survey(sizes, boxes_of_each, classes=None) -> survey.Survey:
         boxes=np.concatenate(boxes_of_each).astype(np.float32),
         classes=np.zeros(total, np.int32) if classes is None else np.array(classes, np.int32),
         difficult=np.zeros(total, np.bool_),
+        num_regions=np.zeros(len(sizes), np.int32),
+        regions=np.zeros((0, 4), np.float32),
         shard_lengths=np.array([len(sizes)], np.int32),
     )
 
@@ -350,6 +352,19 @@ def test_boxes_lie_on_what_is_stored(tree):
         found = np.array([xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1])
         np.testing.assert_allclose(drawn, found, atol=1)
         assert rect.get("class") == ("difficult" if int(stem[3:]) % 2 else "plain")
+
+
+def test_ignored_regions_are_counted_and_shown(tree):
+    blocks = painted(tree, 2, "cat")
+    region = object_xml("ignore", (1, 101, 160, 120))
+    path = tree.annotations / "img001.xml"
+    path.write_text(path.read_text().replace("</annotation>", f"{region}</annotation>"))
+    made = Made(tree)
+    assert f"{len(blocks)} boxes, 1 ignored regions, 2 shards" in made.text
+    assert "1 ignored regions" in made.html
+    (drawn,) = (rect for rect in made.page.iterfind(".//x:rect", XHTML) if rect.get("class") == "ignored")
+    place = [float(drawn.get(name)) for name in ("x", "y", "width", "height")]
+    assert place == [0, 100, 160, 20]
 
 
 def test_repaired_images_are_shown_with_what_was_done(tree, monkeypatch):

@@ -262,7 +262,14 @@ CASES = {
 }
 # The reasons that need a flag, several images or other labels, or that there is no image set: tested below.
 ELSEWHERE = {
-    *("unknown_class_dropped", "dropped_empty", "in_subfolder", "no_annotation", "same_image_elsewhere"),
+    *(
+        "unknown_class_dropped",
+        "unknown_class_ignored",
+        "dropped_empty",
+        "in_subfolder",
+        "no_annotation",
+        "same_image_elsewhere",
+    ),
     *("similar_classes", "maybe_zero_based"),
     *("no_such_image", "no_label_file"),  # of COCO and YOLO
 }
@@ -600,10 +607,79 @@ def test_unreadable_file_is_named(tree, monkeypatch):
 
 
 def test_unknown_classes_dropped_as_asked(tree):
-    replace_xml(annotation_xml(object_xml("cow"), object_xml()))(tree)
+    """Their boxes become ignored regions, unless they shall be background."""
+    replace_xml(annotation_xml(object_xml("cow", (31, 6, 40, 25)), object_xml()))(tree)
     manifest, records = convert_tree(tree, drop_unknown_classes=True, on_error="fail")
-    assert manifest.dropped.counts == {"unknown_class_dropped": 1}
+    assert manifest.dropped.counts == {"unknown_class_ignored": 1}
+    assert (manifest.num_boxes, manifest.num_ignored) == (2, 1)
     np.testing.assert_allclose(records["b"].boxes, GOOD, atol=1e-5)
+    np.testing.assert_allclose(records["b"].regions, [(5, 30, 25, 40)], atol=1e-5)
+    assert records["b"].region_classes.tolist() == [-1]
+    settings = {"drop_unknown_classes": True, "dropped_classes_as": "background", "overwrite": True}
+    manifest, records = convert_tree(tree, on_error="fail", **settings)
+    assert manifest.dropped.counts == {"unknown_class_dropped": 1}
+    assert (manifest.num_boxes, manifest.num_ignored) == (2, 0)
+    np.testing.assert_allclose(records["b"].boxes, GOOD, atol=1e-5)
+
+
+def converted(tree: voc_tree.VocTree, **settings: Any) -> shards.Manifest:
+    """With the classes that are found."""
+    out = str(tree.root.parent / "found")
+    (manifest,) = convert.convert(ConvertConfig(output_dir=out, voc_dirs=(str(tree.root),), **settings), Workers(1))
+    return manifest
+
+
+KINDS_OF_B = [("cat", (11, 6, 30, 25)), ("Katze", (1, 1, 9, 9)), ("lorry", (40, 1, 50, 9)), ("ignore", (1, 30, 60, 40))]
+
+
+def test_classes_are_renamed_and_joined(tree):
+    replace_xml(annotation_xml(*(object_xml(name, box) for name, box in KINDS_OF_B)))(tree)
+    manifest = converted(tree, rename=("Katze=cat", "lorry= big   truck"))
+    assert manifest.boxes_per_class == {"big truck": 1, "cat": 3}
+    assert manifest.settings["rename"] == ["Katze=cat", "lorry= big   truck"]
+    assert (manifest.num_ignored, manifest.dropped.counts, manifest.repaired.counts) == (1, {}, {})
+
+
+def test_ignored_classes_become_regions(tree):
+    """So does what the annotators drew as `ignore`."""
+    replace_xml(annotation_xml(*(object_xml(name, box) for name, box in KINDS_OF_B)))(tree)
+    manifest = converted(tree, rename=("Katze=cat",), ignore_classes=("lorry",))
+    assert manifest.labels == ("cat",)
+    assert (manifest.num_boxes, manifest.num_ignored) == (3, 2)
+    (record,) = (
+        record
+        for record in shards.read_annotations(shards.expand_glob(f"{tree.root.parent}/found/*.tfrecord"))
+        if record.image_id == "b"
+    )
+    np.testing.assert_allclose(record.regions, [(0, 39, 9, 50), (29, 0, 40, 60)], atol=1e-5)
+    assert record.region_classes.tolist() == [-1, -1]
+
+
+def test_a_class_that_is_called_ignore_when_the_labels_say_so(tree):
+    replace_xml(annotation_xml(object_xml("ignore")))(tree)
+    labels = tree.root.parent / "mine.txt"
+    labels.write_text("cat\nignore\n")
+    manifest = converted(tree, labels_file=str(labels))
+    assert (manifest.boxes_per_class, manifest.num_ignored) == ({"cat": 1, "ignore": 1}, 0)
+    manifest = converted(tree, labels_file=str(labels), ignore_classes=("ignore",), overwrite=True)
+    assert (manifest.boxes_per_class, manifest.num_ignored) == ({"cat": 1, "ignore": 0}, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rename": ("caat=cat",)}, "--rename: no object is of class 'caat'; there are: cat"),
+        ({"ignore_classes": ("dog",)}, "--ignore_classes: no object is of class 'dog'; there are: cat"),
+        ({"ignore_classes": ("cat",)}, "no class is left"),
+        ({"rename": ("cat",)}, "--rename=cat: write OLD=NEW"),
+        ({"rename": ("=cat",)}, "--rename==cat: write OLD=NEW"),
+        ({"rename": ("cat=dog", "cat=cow")}, "--rename gives cat two new names"),
+        ({"dropped_classes_as": "nothing"}, "choose ignore or background"),
+    ],
+)
+def test_flags_of_classes_that_cannot_be_followed(tree, settings, message):
+    with pytest.raises(ConversionError, match=message):
+        converted(tree, **settings)
 
 
 @pytest.mark.parametrize(

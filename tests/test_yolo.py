@@ -297,6 +297,12 @@ def test_what_cannot_be_decided_is_refused(tmp_path, yaml, paths, settings, mess
         run(root, **settings)
 
 
+def test_classes_are_renamed_and_ignored(folder):
+    (folder / "labels" / "b.txt").write_text(f"{LINE}\n1 0.2 0.2 0.2 0.2\n")
+    manifest = run(folder, rename=("cat=lion",), ignore_classes=("dog",))
+    assert (manifest.labels, manifest.num_boxes, manifest.num_ignored) == (("lion",), 2, 1)
+
+
 def test_changed_names_are_another_conversion(folder):
     """They give the indexes another meaning, though no label file changed."""
     run(folder)

@@ -15,7 +15,7 @@ from input.conversion.config import ConversionError, ConvertConfig, ReadOptions
 from input.conversion.findings import Note, Refused
 from input.conversion.frame import parse_size
 from input.conversion.layout import list_folder, split_of
-from input.conversion.objects import is_wanted, read_finite
+from input.conversion.objects import find_kind, read_finite
 from input.conversion.source import Input, Labels, Listing, Object, Source, clean_text, name_key
 from input.shards import Finding
 from input.tfrecord import Box
@@ -49,10 +49,11 @@ def read(source: Source, options: ReadOptions, note: Note) -> Labels:
     for class_name, corners, points, is_crowd, is_difficult in items:
         if not class_name:
             note("missing_name", "an annotation of no category")
-        elif is_wanted(class_name, options, source.path, note) and (
+        elif (kind := find_kind(class_name, options, source.path, note)) and (
             box := _read_box(class_name, corners, points, note)
         ):
-            objects.append(Object(class_name, box, difficult=int(is_difficult), ignored=is_crowd))
+            ignored = is_crowd or kind.ignored
+            objects.append(Object(kind.name, box, difficult=int(is_difficult), ignored=ignored))
     return Labels(parse_size(str(height), str(width)), objects)
 
 

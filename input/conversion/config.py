@@ -7,6 +7,8 @@ import functools
 import re
 from typing import Any
 
+IGNORE = "ignore"  # a class that people draw around what is not to be learnt; it is none of the label list
+
 
 class ConversionError(ValueError):
     """The conversion cannot be done; the message says why and what to do, a line for each problem."""
@@ -31,7 +33,10 @@ class ConvertConfig:
     strict: bool = False
     zero_based: bool = False
     drop_empty: bool = False
+    rename: tuple[str, ...] = ()  # each OLD=NEW
+    ignore_classes: tuple[str, ...] = ()  # after renaming
     drop_unknown_classes: bool = False
+    dropped_classes_as: str = "ignore"  # or "background": what --drop_unknown_classes makes of the boxes
     drop_invalid_objects: bool = False
     exif: str = "auto"
     verify: str = "decode"
@@ -68,6 +73,14 @@ class ConvertConfig:
             raise ConversionError(f"--val_fraction={self.val_fraction} must be at least 0 and below 1.")
         if self.on_error not in ("fail", "skip"):
             raise ConversionError(f"--on_error={self.on_error} is unknown: choose fail or skip.")
+        if bad := [text for text in self.rename if not all(part.strip() for part in text.partition("="))]:
+            raise ConversionError(f"--rename={bad[0]}: write OLD=NEW, two names of classes.")
+        if repeated := [old for old, _ in self.new_names if [name for name, _ in self.new_names].count(old) > 1]:
+            raise ConversionError(f"--rename gives {repeated[0]} two new names: choose one.")
+        if self.dropped_classes_as not in ("ignore", "background"):
+            raise ConversionError(
+                f"--dropped_classes_as={self.dropped_classes_as} is unknown: choose ignore or background."
+            )
         if self.num_shards < 0 or min(self.shard_bytes, self.max_pixels) < 1:
             raise ConversionError("--num_shards, --shard_mb and --max_pixels must be positive.")
 
@@ -76,13 +89,20 @@ class ConvertConfig:
         return "coco" if self.coco_json else "yolo" if self.yolo_dir else "voc"
 
     @property
+    def new_names(self) -> tuple[tuple[str, str], ...]:
+        """Old and new name of each class that is renamed."""
+        pairs = (text.partition("=")[::2] for text in self.rename)
+        return tuple((" ".join(old.split()), " ".join(new.split())) for old, new in pairs)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The settings that decide the outcome, beside the files and the labels."""
         names = """
-            on_error strict zero_based drop_empty drop_unknown_classes drop_invalid_objects exif verify
-            max_pixels num_shards shard_bytes seed val_fraction
+            on_error strict zero_based drop_empty rename ignore_classes drop_unknown_classes dropped_classes_as
+            drop_invalid_objects exif verify max_pixels num_shards shard_bytes seed val_fraction
         """
-        return {name: getattr(self, name) for name in names.split()}
+        values = {name: getattr(self, name) for name in names.split()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +117,10 @@ class ReadOptions:
     exif: str = "auto"  # or "apply" or "ignore": whether the boxes are in the frame that an EXIF orientation gives
     verify: str = "decode"  # or "header": what is checked of a JPEG that is stored as it is
     max_pixels: int = 100_000_000
+    renamed: tuple[tuple[str, str], ...] = ()  # the old and the new name of a class
+    ignore_classes: tuple[str, ...] = ()  # whose boxes are ignored regions; after renaming
     drop_unknown_classes: bool = False
+    dropped_classes_as: str = "ignore"  # or "background"
     drop_invalid_objects: bool = False  # keep an image of which no object can be read, as a negative
 
     def __post_init__(self) -> None:
@@ -110,3 +133,8 @@ class ReadOptions:
     def classes(self) -> dict[str, int]:
         """The index of each label."""
         return {name: index for index, name in enumerate(self.labels)}
+
+    @functools.cached_property
+    def new_names(self) -> dict[str, str]:
+        """The new name of each class that is renamed."""
+        return dict(self.renamed)

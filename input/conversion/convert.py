@@ -20,7 +20,7 @@ from typing import Any
 from input import files, shards
 from input.conversion import voc_xml
 from input.conversion.beam import SCRATCH
-from input.conversion.config import ConversionError, ConvertConfig
+from input.conversion.config import IGNORE, ConversionError, ConvertConfig
 from input.conversion.findings import KINDS
 from input.conversion.listing import list_inputs
 from input.conversion.source import Input, Listing, name_key
@@ -137,9 +137,28 @@ def _choose_labels(splits: dict[str, Listing], config: ConvertConfig, workers: W
     replaced = any(files.exists(shards.manifest_path(config.output_dir, split)) for split in splits)
     if there and (others or not (config.overwrite and replaced)):
         return there
-    if declared := dict.fromkeys(label for listing in splits.values() for label in listing.labels):
-        return tuple(declared)
-    return find_classes([item for listing in splits.values() for item in listing.inputs], workers)
+    found = tuple(dict.fromkeys(label for listing in splits.values() for label in listing.labels))
+    if not found:
+        found = find_classes([item for listing in splits.values() for item in listing.inputs], workers)
+        return tuple(sorted(_kept_classes(found, config)))
+    return _kept_classes(found, config)
+
+
+def _kept_classes(found: Sequence[str], config: ConvertConfig) -> tuple[str, ...]:
+    """The classes that are left after --rename and --ignore_classes.
+
+    Raises:
+      ConversionError: a flag names a class that was not found, or no class is left.
+    """
+    new_names = dict(config.new_names)
+    renamed = dict.fromkeys(new_names.get(name, name) for name in found)
+    for flag, names, known in (("rename", new_names, found), ("ignore_classes", config.ignore_classes, renamed)):
+        if unknown := [name for name in names if name not in known]:
+            raise ConversionError(f"--{flag}: no object is of class {unknown[0]!r}; there are: {', '.join(known)}.")
+    kept = tuple(name for name in renamed if name not in (*config.ignore_classes, IGNORE))
+    if found and not kept:
+        raise ConversionError("no class is left: take one out of --ignore_classes.")
+    return kept
 
 
 def find_classes(inputs: Sequence[Input], workers: Workers) -> tuple[str, ...]:

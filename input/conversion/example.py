@@ -13,7 +13,7 @@ from input.conversion.config import ReadOptions
 from input.conversion.findings import INVALID_OBJECTS, Refused
 from input.conversion.frame import Frame, labelled_size
 from input.conversion.objects import place_objects, scale_objects
-from input.conversion.source import Source, name_key
+from input.conversion.source import Object, Source, name_key
 from input.shards import Finding
 from input.tfrecord import Annotation, Region
 
@@ -72,6 +72,12 @@ def read_example(source: Source, options: ReadOptions) -> Example:
         difficult=[item.difficult for item in objects],
         truncated=[item.truncated for item in objects],
         poses=[item.pose for item in objects],
-        regions=[Region(item.box, item.name, options.classes.get(item.name)) for item in placed if item.ignored],
+        regions=[_make_region(item, options) for item in placed if item.ignored],
     )
     return Example(annotation, image.jpeg, findings)
+
+
+def _make_region(item: Object, options: ReadOptions) -> Region:
+    """A crowd, as COCO has it, is of its class; what was asked to be ignored is of none."""
+    asked = item.name in options.ignore_classes
+    return Region(item.box, item.name, None if asked else options.classes.get(item.name))

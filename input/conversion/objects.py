@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from input.conversion.config import ReadOptions
+from input.conversion.config import IGNORE, ReadOptions
 from input.conversion.findings import Note, Refused
 from input.conversion.frame import Size
 from input.conversion.source import Object
@@ -31,7 +31,8 @@ def read_objects(document: Document, options: ReadOptions, path: str, note: Note
         if not name:
             note("missing_name", "an <object> without <name>")
             continue
-        if not is_wanted(name, options, path, note):
+        kind = find_kind(name, options, path, note)
+        if not kind:
             continue
         attributes = {"difficult": texts.difficult, "pose": texts.pose, "truncated": texts.truncated}
         if absent := [tag for tag, text in attributes.items() if text is None]:
@@ -41,32 +42,46 @@ def read_objects(document: Document, options: ReadOptions, path: str, note: Note
         if box := _read_box(texts, note):
             objects.append(
                 Object(
-                    name=name,
+                    name=kind.name,
                     box=box,
                     difficult=_flag(texts.difficult),
                     truncated=_flag(texts.truncated),
                     pose=texts.pose or "Unspecified",
+                    ignored=kind.ignored,
                 )
             )
     return objects
 
 
-def is_wanted(name: str, options: ReadOptions, path: str, note: Note) -> bool:
-    """Whether objects of this class are kept; notes it where they are not.
+class Kind(NamedTuple):
+    """What an object counts as."""
+
+    name: str
+    ignored: bool  # its box is an ignored region
+
+
+def find_kind(name: str, options: ReadOptions, path: str, note: Note) -> Kind | None:
+    """What an object of this class counts as; None, with the reason noted, where it is dropped.
 
     Raises:
       Refused: the class is not in the label list, and is not to be dropped.
     """
+    name = options.new_names.get(name, name)
     if "\ufffd" in name:
-        raise Refused(
-            path, "not_utf8", f"class {name!r}: declare the encoding in the first line, or save the file as UTF-8"
-        )
+        raise Refused(path, "not_utf8", f"class {name!r}: declare the encoding in the first line, or save it as UTF-8")
+    if name in options.ignore_classes:
+        return Kind(name, ignored=True)
     if name in options.classes:
-        return True
+        return Kind(name, ignored=False)
+    if name == IGNORE:
+        return Kind(name, ignored=True)
     if not options.drop_unknown_classes:
         raise Refused(path, "unknown_class", f"class {name!r} is not in the label list")
+    if options.dropped_classes_as == "ignore":
+        note("unknown_class_ignored", name)
+        return Kind(name, ignored=True)
     note("unknown_class_dropped", name)
-    return False
+    return None
 
 
 def scale_objects(objects: Sequence[Object], size: Size) -> list[Object]:

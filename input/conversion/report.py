@@ -69,9 +69,10 @@ def _lines(report: Report) -> Iterator[str]:
     manifest = report.manifest
     split = report_words.clean(manifest.split)
     yield from (f"{split}: {flaw}" for flaw in report_words.shared_flaws(manifest))
+    ignored = f"{manifest.num_ignored:,} ignored regions, " if manifest.num_ignored else ""
     yield (
         f"{split}: {manifest.num_images:,} images ({manifest.num_negatives:,} without "
-        f"objects), {manifest.num_boxes:,} boxes, {len(manifest.shards)} shards"
+        f"objects), {manifest.num_boxes:,} boxes, {ignored}{len(manifest.shards)} shards"
     )
     if manifest.num_boxes:
         yield from _class_table(report)

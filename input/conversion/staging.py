@@ -92,7 +92,10 @@ def stage(
         exif=config.exif,
         verify=config.verify,
         max_pixels=config.max_pixels,
+        renamed=config.new_names,
+        ignore_classes=config.ignore_classes,
         drop_unknown_classes=config.drop_unknown_classes,
+        dropped_classes_as=config.dropped_classes_as,
         drop_invalid_objects=config.drop_invalid_objects,
     )
     order = shuffled(inputs, config.seed, "shards")

@@ -14,7 +14,7 @@ from input.conversion import images
 from input.conversion.config import ConversionError, ConvertConfig, ReadOptions
 from input.conversion.findings import Note, Refused
 from input.conversion.layout import SPLIT_NAMES, list_folder
-from input.conversion.objects import is_wanted, read_finite
+from input.conversion.objects import find_kind, read_finite
 from input.conversion.source import Input, Labels, Listing, Object, Source, clean_text
 from input.shards import Finding
 from input.tfrecord import Box
@@ -45,8 +45,9 @@ def read(source: Source, options: ReadOptions, note: Note) -> Labels:
         name = _class_name(index, options.declared)
         if name is None:
             raise Refused(source.path, "unknown_class", f"class {index[:20]!r} has no name in the list of classes")
-        if is_wanted(name, options, source.path, note) and (box := _read_box(name, values, options, note)):
-            objects.append(Object(name, box))
+        kind = find_kind(name, options, source.path, note)
+        if kind and (box := _read_box(name, values, options, note)):
+            objects.append(Object(kind.name, box, ignored=kind.ignored))
     return Labels((0, 0), objects, shares=True)
 
 
