@@ -88,6 +88,13 @@ flags.DEFINE_enum(
     "verify", _default.verify, ["header", "decode"], "How to check an image that is stored without encoding it anew."
 )
 flags.DEFINE_integer("max_pixels", _default.max_pixels, "Refuse images of more pixels.", lower_bound=1)
+flags.DEFINE_integer(
+    "store_max_side",
+    _default.store_max_side,
+    "Largest side, in pixels, at which images are stored; larger ones are made smaller. 0: at their own size.",
+    lower_bound=0,
+)
+flags.DEFINE_integer("jpeg_quality", _default.jpeg_quality, "Quality of JPEGs that are encoded anew.", 1, 100)
 flags.DEFINE_integer("num_shards", _default.num_shards, "Number of shards of a split; 0: by --shard_mb.", lower_bound=0)
 flags.DEFINE_integer("shard_mb", _default.shard_bytes >> 20, "Target size of a shard, in MiB.", lower_bound=1)
 flags.DEFINE_integer("seed", _default.seed, "Seed of the shuffle over shards, and of --val_fraction.")

@@ -182,6 +182,9 @@ class Manifest:
     num_difficult: int  # boxes
     num_truncated: int  # boxes
     num_ignored: int  # regions
+    num_resized: int  # images that were stored smaller than they are
+    source_pixels: int  # of all images before that; 0 where an older version did not count them
+    source_bytes: int  # of their files
     labels: tuple[str, ...]
     boxes_per_class: dict[str, int]
     images_per_class: dict[str, int]
@@ -213,7 +216,8 @@ class Manifest:
     def from_json(cls, text: str | bytes) -> Manifest:
         """Reads what `to_json` wrote, and manifests of versions 1 and 2.
 
-        Those name no ignored regions. In version 1 "mended" is what was repaired or dropped, and there are no digests.
+        Those count no ignored regions, and nothing of the files. In version 1 "mended" is what was repaired or dropped,
+        and there are no digests.
 
         Raises:
           ValueError: the text is no manifest; the message names the wrong field.
@@ -223,7 +227,8 @@ class Manifest:
             if fields["version"] == 1:
                 fields.update(repaired=fields.pop("mended"), dropped={"counts": {}, "files": []}, digests={})
             if fields["version"] in (1, 2):
-                fields.setdefault("num_ignored", 0)
+                added = ("num_ignored", "num_resized", "source_pixels", "source_bytes")
+                fields = {**dict.fromkeys(added, 0), **fields}
             fields["labels"] = tuple(fields["labels"])
             fields["shards"] = tuple(_checked(ShardInfo, shard) for shard in fields["shards"])
             for kind in _FINDINGS:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import os
 import pathlib
 import re
@@ -365,6 +366,22 @@ def test_ignored_regions_are_counted_and_shown(tree):
     (drawn,) = (rect for rect in made.page.iterfind(".//x:rect", XHTML) if rect.get("class") == "ignored")
     place = [float(drawn.get(name)) for name in ("x", "y", "width", "height")]
     assert place == [0, 100, 160, 20]
+
+
+def test_what_storing_smaller_saves_or_would_save(tree):
+    painted(tree, 3, "cat", 2000, 3000)
+    ((side, share),) = re.findall(r"--store_max_side=(\d+), .* would leave (.*)% of the pixels", Made(tree).text)
+    assert int(side) == 2 * survey.SIDES[-1]  # the objects are small
+    assert float(share) == math.floor(1000 * (2048 / 3000) ** 2) / 10
+    made = Made(tree, name="smaller", store_max_side=600)
+    files = sum(path.stat().st_size for path in tree.images.iterdir()) / 2**20
+    stored = sum(shard.num_bytes for shard in made.manifest.shards) / 2**20
+    sentence = (
+        f"3 images were made smaller: {files:.1f} MiB of files became {stored:.1f} MiB of records, with 4.0% of the"
+    )
+    assert sentence in made.text
+    assert sentence in made.html
+    assert "--store_max_side" not in made.text
 
 
 def test_repaired_images_are_shown_with_what_was_done(tree, monkeypatch):

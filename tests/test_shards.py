@@ -22,6 +22,9 @@ MANIFEST = Manifest(
     num_difficult=1,
     num_truncated=0,
     num_ignored=2,
+    num_resized=1,
+    source_pixels=5,
+    source_bytes=6,
     labels=("cat", "dög"),
     boxes_per_class={"cat": 4, "dög": 0},
     images_per_class={"cat": 2, "dög": 0},
@@ -34,6 +37,7 @@ MANIFEST = Manifest(
     inputs={"a": "01", "b": "02", "c": "03"},
     digests={"a": "0123456789abcdef", "b": "1", "c": "2"},
 )
+ADDED = dict.fromkeys(("num_ignored", "num_resized", "source_pixels", "source_bytes"), 0)  # with version 3
 FIELDS = json.loads(MANIFEST.to_json())
 
 
@@ -52,17 +56,16 @@ def test_the_keys_of_the_file():
 
 def test_a_manifest_of_version_1_is_read():
     """What it calls mended is repaired here."""
-    old = {key: value for key, value in FIELDS.items() if key not in ("digests", "dropped", "num_ignored")}
+    old = {key: value for key, value in FIELDS.items() if key not in ("digests", "dropped", *ADDED)}
     fields = {("mended" if key == "repaired" else key): value for key, value in old.items()}
     read = Manifest.from_json(json.dumps({**fields, "version": 1}))
-    assert read == dataclasses.replace(MANIFEST, version=1, digests={}, num_ignored=0)
+    assert read == dataclasses.replace(MANIFEST, version=1, digests={}, **ADDED)
 
 
 def test_a_manifest_of_version_2_is_read():
-    """It names no ignored regions."""
-    fields = {key: value for key, value in FIELDS.items() if key != "num_ignored"}
+    fields = {key: value for key, value in FIELDS.items() if key not in ADDED}
     read = Manifest.from_json(json.dumps({**fields, "version": 2}))
-    assert read == dataclasses.replace(MANIFEST, version=2, num_ignored=0)
+    assert read == dataclasses.replace(MANIFEST, version=2, **ADDED)
 
 
 @pytest.mark.parametrize("key", FIELDS)

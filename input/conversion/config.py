@@ -41,6 +41,8 @@ class ConvertConfig:
     exif: str = "auto"
     verify: str = "decode"
     max_pixels: int = 100_000_000
+    store_max_side: int = 0  # px; 0: images are stored at their own size
+    jpeg_quality: int = 95  # of what is encoded anew
     num_shards: int = 0  # 0: as many as shard_bytes asks for
     shard_bytes: int = 128 << 20
     seed: int = 0
@@ -83,6 +85,8 @@ class ConvertConfig:
             )
         if self.num_shards < 0 or min(self.shard_bytes, self.max_pixels) < 1:
             raise ConversionError("--num_shards, --shard_mb and --max_pixels must be positive.")
+        if self.store_max_side < 0 or not 1 <= self.jpeg_quality <= 100:
+            raise ConversionError("--store_max_side must not be negative, and --jpeg_quality be from 1 to 100.")
 
     @property
     def format(self) -> str:
@@ -99,7 +103,8 @@ class ConvertConfig:
         """The settings that decide the outcome, beside the files and the labels."""
         names = """
             on_error strict zero_based drop_empty rename ignore_classes drop_unknown_classes dropped_classes_as
-            drop_invalid_objects exif verify max_pixels num_shards shard_bytes seed val_fraction
+            drop_invalid_objects exif verify max_pixels store_max_side jpeg_quality num_shards shard_bytes seed
+            val_fraction
         """
         values = {name: getattr(self, name) for name in names.split()}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
@@ -117,6 +122,8 @@ class ReadOptions:
     exif: str = "auto"  # or "apply" or "ignore": whether the boxes are in the frame that an EXIF orientation gives
     verify: str = "decode"  # or "header": what is checked of a JPEG that is stored as it is
     max_pixels: int = 100_000_000
+    store_max_side: int = 0  # px; images larger than that are made smaller; 0: none
+    jpeg_quality: int = 95  # of images that are encoded anew
     renamed: tuple[tuple[str, str], ...] = ()  # the old and the new name of a class
     ignore_classes: tuple[str, ...] = ()  # whose boxes are ignored regions; after renaming
     drop_unknown_classes: bool = False

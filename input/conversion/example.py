@@ -11,7 +11,7 @@ from typing import NamedTuple
 from input.conversion import coco, images, voc, yolo
 from input.conversion.config import ReadOptions
 from input.conversion.findings import INVALID_OBJECTS, Refused
-from input.conversion.frame import Frame, labelled_size
+from input.conversion.frame import Frame, Size, labelled_size
 from input.conversion.objects import place_objects, scale_objects
 from input.conversion.source import Object, Source, name_key
 from input.shards import Finding
@@ -26,6 +26,8 @@ class Example(NamedTuple):
     annotation: Annotation
     jpeg: bytes
     findings: list[Finding]
+    source_size: Size  # of the image before it was made smaller, if it was
+    source_bytes: int  # of the image's file
 
 
 def read_example(source: Source, options: ReadOptions) -> Example:
@@ -51,9 +53,9 @@ def read_example(source: Source, options: ReadOptions) -> Example:
     frame = Frame(size=labels.size, extent=(max(ends[::2]), max(ends[1::2])) if ends else None)
     image = images.read_image(source.image_path, frame, options, note_image)
     if labels.shares:
-        size, written = image.size, scale_objects(labels.objects, image.size)
+        size, written = image.source_size, scale_objects(labels.objects, image.source_size)
     else:
-        size, written = labelled_size(frame.size, image.size, image.swappable, source.path, note), labels.objects
+        size, written = labelled_size(frame.size, image.source_size, image.swappable, source.path, note), labels.objects
     placed = place_objects(written, size, image.size, labels.zero_based, note)
     invalid = [finding for finding in findings if finding.reason in INVALID_OBJECTS]
     if invalid and not placed and not options.drop_invalid_objects:
@@ -74,7 +76,7 @@ def read_example(source: Source, options: ReadOptions) -> Example:
         poses=[item.pose for item in objects],
         regions=[_make_region(item, options) for item in placed if item.ignored],
     )
-    return Example(annotation, image.jpeg, findings)
+    return Example(annotation, image.jpeg, findings, image.source_size, image.source_bytes)
 
 
 def _make_region(item: Object, options: ReadOptions) -> Region:

@@ -64,7 +64,7 @@ def make_page(report: Report) -> Iterator[str]:
         *(report_words.box_facts(report) if manifest.num_boxes else []),
         f"{len(manifest.shards)} shards of {num_bytes / 2**20:,.1f} MiB together",
     ]
-    yield f"<p>{'; '.join(facts)}.</p>\n<h2>Classes</h2>\n"
+    yield f"<p>{'; '.join(facts)}.</p>\n<p>{_escape(report_words.storage(report))}</p>\n<h2>Classes</h2>\n"
     yield from _class_table(report)
     yield "<h2>Do anchors fit?</h2>\n"
     for line in filter(None, [report_words.too_many_boxes(report), *report_words.verdict(report)]):

@@ -50,6 +50,9 @@ class ShardResult:
     num_difficult: int
     num_truncated: int
     num_ignored: int
+    num_resized: int  # images that were made smaller
+    source_pixels: int  # of the images' files
+    source_bytes: int
     num_at_zero: int  # boxes with a coordinate of 0 though counted from 1
     num_at_end: int  # boxes that reach the image's right or lower edge
     boxes_per_class: dict[str, int]
@@ -92,6 +95,8 @@ def stage(
         exif=config.exif,
         verify=config.verify,
         max_pixels=config.max_pixels,
+        store_max_side=config.store_max_side,
+        jpeg_quality=config.jpeg_quality,
         renamed=config.new_names,
         ignore_classes=config.ignore_classes,
         drop_unknown_classes=config.drop_unknown_classes,
@@ -142,7 +147,7 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
     counts = dict.fromkeys(
         (
             *("num_records", "num_bytes", "num_negatives", "num_difficult", "num_truncated", "num_ignored"),
-            *("num_at_zero", "num_at_end"),
+            *("num_resized", "source_pixels", "source_bytes", "num_at_zero", "num_at_end"),
         ),
         0,
     )
@@ -169,6 +174,9 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
                 counts["num_difficult"] += sum(annotation.difficult)
                 counts["num_truncated"] += sum(annotation.truncated)
                 counts["num_ignored"] += len(annotation.regions)
+                counts["num_resized"] += example.source_size != (annotation.height, annotation.width)
+                counts["source_pixels"] += example.source_size[0] * example.source_size[1]
+                counts["source_bytes"] += example.source_bytes
                 counts["num_at_zero"] += sum(finding.reason == "zero_coordinate" for finding in found)
                 counts["num_at_end"] += sum(
                     ymax >= annotation.height or xmax >= annotation.width for _, _, ymax, xmax in annotation.boxes
