@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 
 from input.config import AnchorConfig, AugmentConfig, InputConfig, MatchConfig, parse_image_size
-from model.config import BACKBONES, NECKS, NORMS, DetectConfig, LossConfig, ModelConfig
+from model.config import BACKBONES, BOX_LOSSES, CLASS_LOSSES, NECKS, NORMS, DetectConfig, LossConfig, ModelConfig
 from trainer.config import (
     COMMUNICATIONS,
     DISTRIBUTIONS,
@@ -88,6 +88,7 @@ for _name, _help in {
     "cutmix": "Probability that a part of another image replaces that part of this one.",
     "mixup": "Probability that another image is blended in.",
     "mosaic": "Probability of four images at half size in one.",
+    "close_mosaic": "Share of the run, at its end, in which cutmix, mixup and mosaic are off.",
     "min_visible": "A cropped or covered box is kept if its centre or this share of its area is visible.",
 }.items():
     flags.DEFINE_float(_name, None, f"{_help} Default: that of --augment.")
@@ -143,6 +144,18 @@ _define(
     "Normalisation. local: batch norm with each replica's statistics. sync: with those of all replicas. frozen: with "
     "fixed statistics and scale. group: group norm. auto: sync for replicas of fewer than 8 images, otherwise local.",
     choices=NORMS,
+)
+_define(
+    LossConfig,
+    "class_loss",
+    "Loss of the classes. quality_focal: the score learns to predict the IoU of its box as well.",
+    choices=CLASS_LOSSES,
+)
+_define(
+    LossConfig,
+    "box_loss",
+    "Loss of the boxes: smooth L1 of the deltas, or 1 - IoU with a term for boxes that do not overlap.",
+    choices=BOX_LOSSES,
 )
 _define(LossConfig, "focal_alpha", "Weight of the foreground in the focal loss.")
 _define(LossConfig, "focal_gamma", "Focusing exponent of the focal loss.", lower_bound=0.0)
@@ -210,6 +223,18 @@ _define(
     "best_metric",
     "The metric of the evaluation that decides which checkpoint is the best.",
     choices=["coco_ap", "coco_ap50", "voc07_ap50", "voc12_ap50"],
+)
+_define(
+    TrainConfig,
+    "accumulation_steps",
+    "Pass each replica's images through the network in so many parts before one update: for a batch that does not fit.",
+    lower_bound=1,
+)
+_define(
+    TrainConfig,
+    "ema_decay",
+    "Keep an exponential moving average of the weights with this decay, such as 0.9998, and evaluate it. 0: none.",
+    lower_bound=0.0,
 )
 _define(TrainConfig, "xla", "Compile the step with XLA; for one replica only.")
 _define(

@@ -101,6 +101,7 @@ class AugmentConfig:
     cutmix: float = 0.0
     mixup: float = 0.0
     mosaic: float = 0.0
+    close_mosaic: float = 0.0  # share of the run, at its end, without cutmix, mixup and mosaic (Ge et al. 2021, YOLOX)
     # A partly cropped or covered box is kept if its centre or this share of its area is visible.
     min_visible: float = 0.25
 
@@ -118,6 +119,8 @@ class AugmentConfig:
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} is a probability, from 0 to 1; got {getattr(self, name)}.")
+        if not 0 <= self.close_mosaic <= 1:
+            raise ValueError(f"--close_mosaic is a share of the run, from 0 to 1; got {self.close_mosaic}.")
         if not 0 < self.scale_min <= self.scale_max:
             raise ValueError(f"need 0 < --scale_min <= --scale_max; got {self.scale_min} and {self.scale_max}.")
 

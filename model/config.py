@@ -6,6 +6,8 @@ import dataclasses
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 NECKS = ("fpn", "panet")
+CLASS_LOSSES = ("focal", "quality_focal")
+BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 NORMS = ("auto", "local", "sync", "frozen", "group")
 
 
@@ -43,14 +45,22 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Focal loss and smooth L1 (Lin et al. 2017)."""
+    """The losses; the defaults are those of the RetinaNet paper (Lin et al. 2017)."""
 
+    class_loss: str = "focal"
+    box_loss: str = "smooth_l1"
     focal_alpha: float = 0.25  # weight of the foreground; the background has 1 - alpha
     focal_gamma: float = 2.0  # focusing exponent
     smooth_l1_beta: float = 0.1  # where the quadratic part ends, in units of box deltas
     box_loss_weight: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.class_loss not in CLASS_LOSSES:
+            raise ValueError(f"--class_loss={self.class_loss}: choose one of {', '.join(CLASS_LOSSES)}.")
+        if self.box_loss not in BOX_LOSSES:
+            raise ValueError(f"--box_loss={self.box_loss}: choose one of {', '.join(BOX_LOSSES)}.")
+        if self.class_loss == "quality_focal" and self.focal_gamma < 1:
+            raise ValueError(f"--class_loss=quality_focal needs a --focal_gamma of at least 1; got {self.focal_gamma}.")
         if not 0 <= self.focal_alpha <= 1:
             raise ValueError(f"--focal_alpha must be from 0 to 1; got {self.focal_alpha}.")
         if self.smooth_l1_beta <= 0:

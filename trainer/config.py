@@ -85,6 +85,8 @@ class TrainConfig:
     xla: bool = False
     compile_stages: bool = True  # on GPUs: augmentation with assignment, and the losses
     eager: bool = False
+    accumulation_steps: int = 1  # passes through the network for one update, each with this part of the batch
+    ema_decay: float = 0.0  # of the averaged weights; 0: none are kept
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self) -> None:
@@ -93,6 +95,10 @@ class TrainConfig:
         _require("communication", self.communication, COMMUNICATIONS)
         if self.steps_per_loop < 1:
             raise ValueError(f"--steps_per_loop must be at least 1; got {self.steps_per_loop}.")
+        if self.accumulation_steps < 1:
+            raise ValueError(f"--accumulation_steps must be at least 1; got {self.accumulation_steps}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"--ema_decay must be at least 0 and below 1; got {self.ema_decay}.")
         if self.logical_cpus < 1:
             raise ValueError(f"--logical_cpus must be at least 1; got {self.logical_cpus}.")
 

@@ -47,12 +47,13 @@ def find_checkpoint(model_dir: str, checkpoint: str | None = None) -> str:
     raise FileNotFoundError(f"{model_dir} holds no checkpoint yet: train first, or wait for the first evaluation.")
 
 
-def load_for_inference(model_dir: str, checkpoint: str | None = None) -> TrainedRun:
+def load_for_inference(model_dir: str, checkpoint: str | None = None, *, averaged: bool = True) -> TrainedRun:
     """The trained network of a run.
 
     Args:
       model_dir: RUN.
       checkpoint: a path prefix or a folder; None for the best, else the latest.
+      averaged: take the averaged weights where the run keeps them.
 
     Raises:
       FileNotFoundError: there is no run or no checkpoint.
@@ -62,7 +63,8 @@ def load_for_inference(model_dir: str, checkpoint: str | None = None) -> Trained
     path = find_checkpoint(model_dir, checkpoint)
     model = checkpoints.make_model(config)
     try:
-        tf.train.Checkpoint(model=model).restore(path).assert_existing_objects_matched().expect_partial()
+        branch = "averaged" if averaged and config.train.ema_decay else "model"
+        tf.train.Checkpoint(**{branch: model}).restore(path).assert_existing_objects_matched().expect_partial()
     except (AssertionError, ValueError) as error:
         raise ValueError(
             f"{path} does not fit the network of {checkpoints.config_path(model_dir)}: give a --checkpoint of this "
