@@ -21,7 +21,7 @@ from input.config import AugmentConfig, InputConfig, MatchConfig
 from input.types import Batch
 from model import resnet
 from model.config import BOX_LOSSES, LossConfig, ModelConfig
-from trainer import checkpoints, distribution, inference, optimizers, step
+from trainer import checkpoints, distribution, inference, optimizers, step, virtual_gpu
 from trainer.config import Config, OptimizerConfig, TrainConfig
 from trainer.loop import make_train_loop
 
@@ -275,7 +275,7 @@ def step_of_one_replica(precision: str) -> Any:
 
 @pytest.mark.parametrize("precision", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
 def test_half_precision_keeps_its_layout_and_fits_into_the_budget(precision: str) -> None:
-    run = gpu_kernels.run_virtually(step_of_one_replica(precision))
+    run = virtual_gpu.run(step_of_one_replica(precision))
     layouts = {node.attr["data_format"].s for node in run.nodes if "data_format" in node.attr}
     assert layouts == {b"NHWC"}
     transposed = {tf.as_dtype(node.attr["T"].type) for node in run.nodes if node.op == "Transpose"}
