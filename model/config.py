@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+BACKBONES = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"),
+)
 NECKS = ("fpn", "panet")
 CLASS_LOSSES = ("focal", "quality_focal")
 BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
@@ -44,6 +47,11 @@ class ModelConfig:
             raise ValueError(f"--freeze_stages must be from 0 to 5; got {self.freeze_stages}.")
         if self.norm not in NORMS:
             raise ValueError(f"--norm={self.norm}: choose one of {', '.join(NORMS)}.")
+        if self.norm == "group" and self.backbone.startswith("efficientnet_lite"):
+            raise ValueError(
+                f"--norm=group does not fit --backbone={self.backbone}, whose layers are too narrow for its 32 groups: "
+                "choose another --norm."
+            )
         if self.neck_filters < 1:
             raise ValueError(f"--neck_filters must be at least 1; got {self.neck_filters}.")
         if self.head_convs < 0:
