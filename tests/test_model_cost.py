@@ -65,7 +65,7 @@ def test_resnet_50_against_keras():
 def cost():
     """Of the tiny network on images of 128x128; a ResNet-18 with one block in each stage."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(resnet._LAYOUTS, "resnet18", (False, (1, 1, 1, 1)))
+        patch.setitem(resnet.LAYOUTS, "resnet18", (False, (1, 1, 1, 1)))
         return model_cost.measure(tiny.config(input=dataclasses.replace(tiny.CONFIG.input, image_size=(128, 128))))
 
 
