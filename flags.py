@@ -142,7 +142,7 @@ _define(
 _define(
     InputConfig,
     "private_threadpool_size",
-    "Threads of the input pipeline. 0: it shares TensorFlow's, one for each core.",
+    "Threads of the input pipeline. 0: it shares those of TensorFlow, one for each core.",
     lower_bound=0,
 )
 _define(InputConfig, "seed", "Seed of the weights, the order and the augmentation.", lower_bound=0)

@@ -214,8 +214,9 @@ class InputConfig:
         for name in ("batch_size", "max_boxes", "shuffle_buffer"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1; got {getattr(self, name)}.")
-        if self.max_damaged < 0:
-            raise ValueError(f"--max_damaged must be at least 0; got {self.max_damaged}.")
+        for name in ("max_damaged", "private_threadpool_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} must be at least 0; got {getattr(self, name)}.")
         if not 0 <= self.repeat_threshold <= 1:
             raise ValueError(f"--repeat_threshold is a share, from 0 to 1; got {self.repeat_threshold}.")
         if any(weight <= 0 for weight, _ in self.mixture):
