@@ -57,6 +57,7 @@ setup(
         "tqdm",
         "Pillow>=10.1",  # the first whose default font scales
         "pycocotools",
+        "PyYAML",
     ],
     extras_require={
         "and-cuda": _of_pair(_CUDA),

@@ -113,9 +113,10 @@ def resolve_norm(config: Config, num_replicas: int) -> Config:
 
 
 def make_iterator(
-    strategy: tf.distribute.Strategy, config: Config, train_paths: Sequence[str], *, first_step: int
+    strategy: tf.distribute.Strategy, config: Config, train_paths: Sequence[str], *, first_step: int, train_steps: int
 ) -> Iterator:
-    """The arguments of one train step after the other, from those of step `first_step` on."""
+    """The arguments of one train step after the other, from those of step `first_step` of `train_steps` on."""
+    last_mixed = train_steps - round(train_steps * config.input.augment.close_mosaic)
 
     def per_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
         dataset = pipeline.make_dataset(
@@ -127,6 +128,8 @@ def make_iterator(
             num_pipelines=context.num_input_pipelines,
             pipeline_id=context.input_pipeline_id,
         )
+        if config.input.augment.mixes and config.input.augment.close_mosaic:
+            dataset = pipeline.stop_mixing(dataset, max(last_mixed - first_step, 0))
         if config.input.target_assignment == "host":
             arguments = pipeline.assign_on_host(dataset, config.input)
         else:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from input import batch_augment, types
+from input.anchors import make_anchors
 from input.targets import assign
 from model import losses
 from model.types import Losses, Predictions
@@ -49,6 +50,7 @@ def make_train_step(
     Returns:
       `train_step(batch, targets=None) -> StepResult`; `targets` are given where the host has assigned them.
     """
+    anchors = tf.constant(make_anchors(config.input.anchor, config.input.image_size))
     scales_loss = isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
 
     def stage(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,7 +71,7 @@ def make_train_step(
     ) -> tuple[Losses, Predictions]:
         with tf.GradientTape() as tape:
             tape.watch(predictions)
-            values = losses.detection_losses(predictions, targets, normalizer, config.loss)
+            values = losses.detection_losses(predictions, targets, normalizer, config.loss, anchors)
             scaled = values.loss * loss_scale
         return values, tape.gradient(scaled, predictions)
 

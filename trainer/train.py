@@ -98,7 +98,7 @@ def _run(
     log.info("%s at step %d of %d: %d images, %s", start, current, last, num_records, _describe(config, strategy))
 
     train_loop = make_train_loop(strategy, model, optimizer, config, averaged)
-    iterator = distribution.make_iterator(strategy, config, train_paths, first_step=current)
+    iterator = distribution.make_iterator(strategy, config, train_paths, first_step=current, train_steps=last)
     evaluated = model if averaged is None else averaged
     evaluator = evaluate.make_evaluator(evaluated, config, val_paths, strategy=strategy) if val_paths else None
     reporter = reporting.Reporter(
