@@ -2,6 +2,8 @@
 
 import os
 
+from input import legacy_keras as legacy_keras
+
 # TensorFlow reads these when it starts, and every command imports this package first. The first hides what its C++ part
 # logs (at 2 every start still shows three false errors about CUDA; true errors are raised as exceptions all the same);
 # the second keeps TensorFlow from taking all memory of a GPU; the third gives each GPU threads of its own to launch
