@@ -197,7 +197,9 @@ _define(ModelConfig, "neck_filters", "Width of the neck and of the heads.", lowe
 _define(ModelConfig, "head_convs", "Convolutions in each head.", lower_bound=0)
 _define(ModelConfig, "prior_probability", "Foreground probability that a new class head predicts.")
 _define(ModelConfig, "batch_norm_momentum", "Momentum of batch norm's moving mean and variance.")
-_define(ModelConfig, "batch_norm_epsilon", "What batch norm adds to the variance.")
+_define(
+    ModelConfig, "batch_norm_epsilon", "What batch norm adds to the variance; EfficientNet-Lite has at least 0.001."
+)
 _define(
     ModelConfig,
     "norm",
