@@ -12,7 +12,15 @@ from typing import Any
 
 from absl import flags
 
-from input.config import AnchorConfig, AugmentConfig, InputConfig, MatchConfig, parse_image_size
+from input.config import (
+    ANCHOR_CONVENTIONS,
+    PREPROCESSINGS,
+    AnchorConfig,
+    AugmentConfig,
+    InputConfig,
+    MatchConfig,
+    parse_image_size,
+)
 from model.config import (
     BACKBONES,
     BOX_LOSSES,
@@ -74,6 +82,13 @@ flags.DEFINE_string(
     "image_size",
     "x".join(map(str, InputConfig.image_size)),
     "The size of the network's input in pixels: N, or HxW for height and width; padded up to a multiple of 32.",
+)
+_define(
+    InputConfig,
+    "preprocessing",
+    "How pixels become the network's input. imagenet: minus ImageNet's mean, over its deviation. caffe: BGR minus the "
+    "mean. tf_lite: (x - 127) / 128. auto: what the weights that the run starts from need, otherwise imagenet.",
+    choices=PREPROCESSINGS,
 )
 _define(InputConfig, "batch_size", "Images in a step, over all replicas.", lower_bound=1)
 _define(InputConfig, "max_boxes", "Largest number of boxes in an image; the smallest are dropped.", lower_bound=1)
@@ -137,6 +152,13 @@ flags.DEFINE_list(
 )
 flags.DEFINE_list("anchor_scales", list(map(str, AnchorConfig.scales)), "Factors of the base size.")
 _define(AnchorConfig, "aspect_ratios", "Width / height of the anchors.")
+_define(
+    AnchorConfig,
+    "anchor_convention",
+    "Where anchors stand and how they are rounded. paper: in the middle of each cell. torchvision: in its corner, with "
+    "even sides. auto: as the detector that the run starts from needs, otherwise paper.",
+    choices=ANCHOR_CONVENTIONS,
+)
 _define(MatchConfig, "positive_iou", "An anchor is positive from this IoU with a box.")
 _define(MatchConfig, "negative_iou", "An anchor is background below this IoU with every box.")
 _define(MatchConfig, "force_match", "Make the best anchor of each box positive, even below --positive_iou.")
@@ -317,7 +339,8 @@ def config_from_flags(labels: tuple[str, ...] = (), group_sizes: Sequence[int] =
         input=_take(
             InputConfig,
             image_size=parse_image_size(FLAGS.image_size),
-            anchor=AnchorConfig(
+            anchor=_take(
+                AnchorConfig,
                 sizes=_numbers("anchor_sizes"),
                 scales=_numbers("anchor_scales"),
                 aspect_ratios=_numbers("aspect_ratios"),

@@ -143,9 +143,10 @@ def test_exact_on_dyadic_coordinates(multiple, force_match):
     [
         (AnchorConfig(), MatchConfig(), (96, 128)),
         (WIDE, MatchConfig(positive_iou=0.6, negative_iou=0.2), (64, 160)),
+        (AnchorConfig(anchor_convention="torchvision"), MatchConfig(), (96, 160)),
         (WIDE, MatchConfig(positive_iou=0.5, negative_iou=0.5, force_match=False), (96, 64)),
     ],
-    ids=["default", "wide", "unforced"],
+    ids=["default", "wide", "torchvision", "unforced"],
 )
 def test_equals_reference(anchor_config, match_config, image_size):
     images = random_images(np.random.default_rng(1), 300, image_size, anchor_config)

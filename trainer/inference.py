@@ -83,7 +83,7 @@ def make_detector(model: tf.keras.Model, config: Config) -> Callable[..., Detect
     all_anchors = anchors.make_anchors(config.input.anchor, config.input.image_size)
 
     def detect(images: tf.Tensor, transforms: tf.Tensor, original_sizes: tf.Tensor) -> Detections:
-        predictions = model(batch_augment.normalize(images), training=False)
+        predictions = model(batch_augment.normalize(images, config.input.preprocessing), training=False)
         found = postprocess.detect(predictions, all_anchors, config.detect, config.input.image_size)
         original_boxes = boxes.to_original(found.boxes, transforms, original_sizes)
         kept = boxes.area(original_boxes) > 0  # false in the padding rows of `found` too
