@@ -251,6 +251,18 @@ _define(OptimizerConfig, "clip_norm", "Clip the gradients to this global norm. 0
 # Run
 _define(TrainConfig, "epochs", "Passes over the training shards, unless --train_steps is given.")
 _define(TrainConfig, "train_steps", "Steps of the run. 0: as many as --epochs asks.", lower_bound=0)
+_define(
+    TrainConfig,
+    "backbone_weights",
+    "Where the backbone starts: a file of python -m trainer.import_weights or one that it reads, or imagenet for "
+    "Keras's own weights of ResNet-50, 101 and 152, which are downloaded once.",
+)
+_define(
+    TrainConfig,
+    "init_checkpoint",
+    "Where the whole network starts: a run's folder, one of its checkpoints, or an imported detector. What does not "
+    "fit is initialised anew.",
+)
 _define(TrainConfig, "precision", "Precision of the network; float16 scales the loss.", choices=PRECISIONS)
 _define(
     TrainConfig,

