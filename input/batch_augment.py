@@ -29,12 +29,26 @@ _YIQ_FROM_RGB = np.array(
 _RGB_FROM_YIQ = np.linalg.inv(_YIQ_FROM_RGB).astype(np.float32)
 
 
-def normalize(images: tf.Tensor) -> tf.Tensor:
-    """u8 or float [b, h, w, 3] in 0..255 -> f32, minus ImageNet's mean, over its standard deviation."""
-    images = tf.cast(images, tf.float32)
-    scale = tf.constant([1 / (255 * deviation) for deviation in STDDEV_RGB])
-    shift = tf.constant([-mean / deviation for mean, deviation in zip(MEAN_RGB, STDDEV_RGB)])
-    return images * scale + shift
+# Mean (R, G, B) in 0..255 that is subtracted and number that is divided by, for each `InputConfig.preprocessing`.
+_PIXEL_STATISTICS = {
+    "imagenet": ([255 * mean for mean in MEAN_RGB], [255 * deviation for deviation in STDDEV_RGB]),
+    "caffe": ([123.68, 116.779, 103.939], [1.0, 1.0, 1.0]),  # as Keras's ResNets; the channels are then BGR
+    "tf_lite": ([127.0, 127.0, 127.0], [128.0, 128.0, 128.0]),  # as the authors' EfficientNet-Lite
+}
+
+
+def normalize(images: tf.Tensor, preprocessing: str = "auto") -> tf.Tensor:
+    """u8 or float [b, h, w, 3], RGB in 0..255 -> f32, the network's input.
+
+    Args:
+      images: the pixels.
+      preprocessing: as in `InputConfig`.
+    """
+    means, divisors = _PIXEL_STATISTICS["imagenet" if preprocessing == "auto" else preprocessing]
+    scale = tf.constant([1 / divisor for divisor in divisors])
+    shift = tf.constant([-mean / divisor for mean, divisor in zip(means, divisors)])
+    images = tf.cast(images, tf.float32) * scale + shift
+    return tf.reverse(images, [3]) if preprocessing == "caffe" else images
 
 
 def colour_matrices(random: RandomNumbers, config: AugmentConfig) -> tf.Tensor:
@@ -223,7 +237,7 @@ def augment_boxes(batch: Batch, config: AugmentConfig) -> Batch:
     )
 
 
-def augment_images(batch: Batch, config: AugmentConfig) -> tf.Tensor:
+def augment_images(batch: Batch, config: AugmentConfig, preprocessing: str = "auto") -> tf.Tensor:
     """The batch's images f32 [b, h, w, 3], flipped, mixed, changed in colour and normalised."""
     random = RandomNumbers.of(batch.random_numbers)
     images, image_size = batch.images, tuple(batch.images.shape[1:3])
@@ -258,9 +272,9 @@ def augment_images(batch: Batch, config: AugmentConfig) -> tf.Tensor:
     if config.cutout or config.randaugment:
         erased = _inside(_cutout_region(random, config, image_size), image_size)
         images = tf.where(erased, tf.cast(PAD_VALUE, images.dtype), images)
-    return normalize(images)
+    return normalize(images, preprocessing)
 
 
-def augment(batch: Batch, config: AugmentConfig) -> Batch:
+def augment(batch: Batch, config: AugmentConfig, preprocessing: str = "auto") -> Batch:
     """Augments pixels and boxes; the images come back float32 and normalised."""
-    return augment_boxes(batch, config)._replace(images=augment_images(batch, config))
+    return augment_boxes(batch, config)._replace(images=augment_images(batch, config, preprocessing))
