@@ -13,7 +13,17 @@ from typing import Any
 from absl import flags
 
 from input.config import AnchorConfig, AugmentConfig, InputConfig, MatchConfig, parse_image_size
-from model.config import BACKBONES, BOX_LOSSES, CLASS_LOSSES, NECKS, NORMS, DetectConfig, LossConfig, ModelConfig
+from model.config import (
+    BACKBONES,
+    BOX_LOSSES,
+    CLASS_LOSSES,
+    NECKS,
+    NORMS,
+    P6_SOURCES,
+    DetectConfig,
+    LossConfig,
+    ModelConfig,
+)
 from trainer.config import (
     COMMUNICATIONS,
     DISTRIBUTIONS,
@@ -133,6 +143,12 @@ _define(MatchConfig, "force_match", "Make the best anchor of each box positive, 
 # Network and losses
 _define(ModelConfig, "backbone", "The backbone.", choices=BACKBONES)
 _define(ModelConfig, "neck", "The feature pyramid.", choices=NECKS)
+_define(
+    ModelConfig,
+    "p6_from",
+    "What P6 is computed from: C5, as in the RetinaNet paper, or P5, as in torchvision's first RetinaNet.",
+    choices=P6_SOURCES,
+)
 _define(ModelConfig, "neck_filters", "Width of the neck and of the heads.", lower_bound=1)
 _define(ModelConfig, "head_convs", "Convolutions in each head.", lower_bound=0)
 _define(ModelConfig, "prior_probability", "Foreground probability that a new class head predicts.")

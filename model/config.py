@@ -8,6 +8,7 @@ BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 NECKS = ("fpn", "panet")
 CLASS_LOSSES = ("focal", "quality_focal")
 BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
+P6_SOURCES = ("c5", "p5")
 NORMS = ("auto", "local", "sync", "frozen", "group")
 
 
@@ -17,6 +18,7 @@ class ModelConfig:
 
     backbone: str = "resnet50"
     neck: str = "fpn"
+    p6_from: str = "c5"  # one of P6_SOURCES: what the coarser levels are computed from
     neck_filters: int = 256  # width of the neck and of the heads
     head_convs: int = 4
     prior_probability: float = 0.01  # foreground probability that an untrained class head predicts
@@ -29,6 +31,8 @@ class ModelConfig:
             raise ValueError(f"--backbone={self.backbone}: choose one of {', '.join(BACKBONES)}.")
         if self.neck not in NECKS:
             raise ValueError(f"--neck={self.neck}: choose one of {', '.join(NECKS)}.")
+        if self.p6_from not in P6_SOURCES:
+            raise ValueError(f"--p6_from={self.p6_from}: choose one of {', '.join(P6_SOURCES)}.")
         if self.norm not in NORMS:
             raise ValueError(f"--norm={self.norm}: choose one of {', '.join(NORMS)}.")
         if self.neck_filters < 1:

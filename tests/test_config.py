@@ -136,6 +136,7 @@ def test_errors_name_the_flag(parse, arguments, message):
         (InputConfig, {"target_assignment": "moon"}),
         (ModelConfig, {"backbone": "vgg"}),
         (ModelConfig, {"neck": "long"}),
+        (ModelConfig, {"p6_from": "c4"}),
         (ModelConfig, {"neck_filters": 0}),
         (ModelConfig, {"prior_probability": 1.0}),
         (ModelConfig, {"batch_norm_momentum": 1.0}),

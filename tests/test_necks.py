@@ -39,35 +39,38 @@ def relu(x):
     return np.maximum(x, 0)
 
 
-def expected_fpn(features, fpn, f):
+def expected_fpn(features, fpn, f, p6_from):
     c3, c4, c5 = (np.asarray(c, np.float64) for c in features)
     lateral3, lateral4, lateral5 = (f[conv] for conv in fpn.laterals)
     output3, output4, output5 = (f[conv] for conv in fpn.outputs)
     m5 = lateral5(c5)
     m4 = lateral4(c4) + upsample(m5)
     m3 = lateral3(c3) + upsample(m4)
-    p6 = f[fpn.coarse6](c5[:, ::2, ::2])
+    p5 = output5(m5)
+    p6 = f[fpn.coarse6]({"c5": c5, "p5": p5}[p6_from][:, ::2, ::2])
     p7 = f[fpn.coarse7](relu(p6)[:, ::2, ::2])
-    return output3(m3), output4(m4), output5(m5), p6, p7
+    return output3(m3), output4(m4), p5, p6, p7
 
 
-def test_fpn_equals_numpy(features):
-    fpn = necks.make_neck(ModelConfig(neck="fpn", neck_filters=FILTERS))
+@pytest.mark.parametrize("p6_from", ["c5", "p5"])
+def test_fpn_equals_numpy(features, p6_from):
+    fpn = necks.make_neck(ModelConfig(neck="fpn", neck_filters=FILTERS, p6_from=p6_from))
     fpn(features)
     functions = scale_and_shift(fpn)
     assert len(functions) == 8
     maps = fpn(features)
     assert [tuple(p.shape[1:3]) for p in maps] == [(12, 20), (6, 10), (3, 5), (2, 3), (1, 2)]
-    for p, expected in zip(maps, expected_fpn(features, fpn, functions)):
+    for p, expected in zip(maps, expected_fpn(features, fpn, functions, p6_from)):
         np.testing.assert_allclose(p, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_panet_equals_numpy(features):
-    panet = necks.make_neck(ModelConfig(neck="panet", neck_filters=FILTERS))
+@pytest.mark.parametrize("p6_from", ["c5", "p5"])
+def test_panet_equals_numpy(features, p6_from):
+    panet = necks.make_neck(ModelConfig(neck="panet", neck_filters=FILTERS, p6_from=p6_from))
     panet(features)
     f = scale_and_shift(panet)
     assert len(f) == 8 + 8
-    p3, *coarser = expected_fpn(features, panet.fpn, f)
+    p3, *coarser = expected_fpn(features, panet.fpn, f, p6_from)
     expected = [p3]
     for down, output, p in zip(panet.downs, panet.outputs, coarser):
         expected.append(relu(f[output](relu(f[down](expected[-1][:, ::2, ::2])) + p)))
