@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-NECKS = ("fpn", "panet")
+NECKS = ("fpn", "panet", "bifpn")
 CLASS_LOSSES = ("focal", "quality_focal")
 BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 P6_SOURCES = ("c5", "p5")
+HEAD_NORMS = ("none", "batch", "group")
 NORMS = ("auto", "local", "sync", "frozen", "group")
 
 
@@ -19,8 +20,12 @@ class ModelConfig:
     backbone: str = "resnet50"
     neck: str = "fpn"
     p6_from: str = "c5"  # one of P6_SOURCES: what the coarser levels are computed from
-    neck_filters: int = 256  # width of the neck and of the heads
-    head_convs: int = 4
+    neck_filters: int = 256  # width of the neck
+    neck_repeats: int = 3  # of a BiFPN
+    head_convs: int = 4  # hidden ones, in each head
+    head_filters: int = 0  # their width; 0: neck_filters
+    head_norm: str = "none"  # one of HEAD_NORMS, after each of them
+    separable_convs: bool = False  # those of 3x3 in a BiFPN and in the heads
     prior_probability: float = 0.01  # foreground probability that an untrained class head predicts
     batch_norm_momentum: float = 0.9
     batch_norm_epsilon: float = 1e-5
@@ -35,10 +40,16 @@ class ModelConfig:
             raise ValueError(f"--p6_from={self.p6_from}: choose one of {', '.join(P6_SOURCES)}.")
         if self.norm not in NORMS:
             raise ValueError(f"--norm={self.norm}: choose one of {', '.join(NORMS)}.")
-        if self.neck_filters < 1:
-            raise ValueError(f"--neck_filters must be at least 1; got {self.neck_filters}.")
-        if self.head_convs < 0:
-            raise ValueError(f"--head_convs must be at least 0; got {self.head_convs}.")
+        if self.head_norm not in HEAD_NORMS:
+            raise ValueError(f"--head_norm={self.head_norm}: choose one of {', '.join(HEAD_NORMS)}.")
+        if self.head_norm == "batch" and self.norm in ("frozen", "group"):
+            raise ValueError(
+                f"--head_norm=batch takes its statistics as --norm=local or sync says, but --norm={self.norm}: "
+                "use --head_norm=group."
+            )
+        for name, least in (("neck_filters", 1), ("neck_repeats", 1), ("head_convs", 0), ("head_filters", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} must be at least {least}; got {getattr(self, name)}.")
         if not 0 < self.prior_probability < 1:
             raise ValueError(f"--prior_probability must lie between 0 and 1; got {self.prior_probability}.")
         if not 0 <= self.batch_norm_momentum < 1:
