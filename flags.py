@@ -12,7 +12,15 @@ from typing import Any
 
 from absl import flags
 
-from input.config import AnchorConfig, AugmentConfig, InputConfig, MatchConfig, parse_image_size
+from input.config import (
+    ASSIGNMENTS,
+    LOW_QUALITY_TIES,
+    AnchorConfig,
+    AugmentConfig,
+    InputConfig,
+    MatchConfig,
+    parse_image_size,
+)
 from model.config import (
     BACKBONES,
     BOX_LOSSES,
@@ -21,6 +29,7 @@ from model.config import (
     NECKS,
     NORMS,
     P6_SOURCES,
+    RESNET_STRIDES,
     DetectConfig,
     LossConfig,
     ModelConfig,
@@ -139,15 +148,42 @@ flags.DEFINE_list("anchor_scales", list(map(str, AnchorConfig.scales)), "Factors
 _define(AnchorConfig, "aspect_ratios", "Width / height of the anchors.")
 _define(MatchConfig, "positive_iou", "An anchor is positive from this IoU with a box.")
 _define(MatchConfig, "negative_iou", "An anchor is background below this IoU with every box.")
+_define(
+    MatchConfig,
+    "assignment",
+    "How anchors are assigned. iou: by --positive_iou and --negative_iou. atss: by a threshold that each box gets from "
+    "the anchors near it.",
+    choices=ASSIGNMENTS,
+)
+_define(
+    MatchConfig,
+    "low_quality_ties",
+    "Which anchors --force_match takes where a small box lies inside many and all fit alike.",
+    choices=LOW_QUALITY_TIES,
+)
 _define(MatchConfig, "force_match", "Make the best anchor of each box positive, even below --positive_iou.")
 
 # Network and losses
 _define(ModelConfig, "backbone", "The backbone.", choices=BACKBONES)
+_define(
+    ModelConfig,
+    "resnet_stride",
+    "Convolution of a bottleneck that strides: 1x1 (Keras) or 3x3 (torchvision, timm). auto: what the weights that the "
+    "run starts from need, otherwise 1x1.",
+    choices=RESNET_STRIDES,
+)
+_define(
+    ModelConfig,
+    "freeze_stages",
+    "Do not train so many stages of the backbone, from its stem on, and keep their statistics: 0 to 5.",
+    lower_bound=0,
+    upper_bound=5,
+)
 _define(ModelConfig, "neck", "The feature pyramid.", choices=NECKS)
 _define(
     ModelConfig,
     "p6_from",
-    "What P6 is computed from: C5, as in the RetinaNet paper, or P5, as in torchvision's first RetinaNet.",
+    "The map that P6 is made of. auto: what the weights that the run starts from need, otherwise c5.",
     choices=P6_SOURCES,
 )
 _define(ModelConfig, "neck_filters", "Width of the neck.", lower_bound=1)

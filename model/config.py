@@ -8,7 +8,8 @@ BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 NECKS = ("fpn", "panet", "bifpn")
 CLASS_LOSSES = ("focal", "quality_focal")
 BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
-P6_SOURCES = ("c5", "p5")
+RESNET_STRIDES = ("auto", "1x1", "3x3")
+P6_SOURCES = ("auto", "c5", "p5")
 HEAD_NORMS = ("none", "batch", "group")
 NORMS = ("auto", "local", "sync", "frozen", "group")
 
@@ -18,8 +19,12 @@ class ModelConfig:
     """The network; the defaults are those of the RetinaNet paper (Lin et al. 2017)."""
 
     backbone: str = "resnet50"
+    # Where a bottleneck strides: its first 1x1 convolution ("v1", as in the paper and Keras), or its 3x3 ("v1.5", as in
+    # torchvision and timm). auto: as the weights that the run starts from need; without any 1x1.
+    resnet_stride: str = "auto"
+    freeze_stages: int = 0  # of the backbone, the stem being the first of five
     neck: str = "fpn"
-    p6_from: str = "c5"  # one of P6_SOURCES: what the coarser levels are computed from
+    p6_from: str = "auto"  # the map that P6 is made of; auto: as the starting weights need; without any c5, the paper's
     neck_filters: int = 256  # width of the neck
     neck_repeats: int = 3  # of a BiFPN
     head_convs: int = 4  # hidden ones, in each head
@@ -36,8 +41,12 @@ class ModelConfig:
             raise ValueError(f"--backbone={self.backbone}: choose one of {', '.join(BACKBONES)}.")
         if self.neck not in NECKS:
             raise ValueError(f"--neck={self.neck}: choose one of {', '.join(NECKS)}.")
+        if self.resnet_stride not in RESNET_STRIDES:
+            raise ValueError(f"--resnet_stride={self.resnet_stride}: choose one of {', '.join(RESNET_STRIDES)}.")
         if self.p6_from not in P6_SOURCES:
             raise ValueError(f"--p6_from={self.p6_from}: choose one of {', '.join(P6_SOURCES)}.")
+        if not 0 <= self.freeze_stages <= 5:
+            raise ValueError(f"--freeze_stages must be from 0 to 5; got {self.freeze_stages}.")
         if self.norm not in NORMS:
             raise ValueError(f"--norm={self.norm}: choose one of {', '.join(NORMS)}.")
         if self.head_norm not in HEAD_NORMS:

@@ -23,8 +23,7 @@ class FPN(tf.keras.layers.Layer):
 
     def __init__(self, config: ModelConfig, name: str = "fpn"):
         super().__init__(name=name)
-        filters = config.neck_filters
-        self._p6_from = config.p6_from
+        filters, self._p6_from = config.neck_filters, config.p6_from
         self.laterals = [_conv(filters, 1, name=f"lateral{level}") for level in (3, 4, 5)]
         self.outputs = [_conv(filters, 3, name=f"output{level}") for level in (3, 4, 5)]
         self.coarse6 = _conv(filters, 3, strides=2, name="coarse6")
@@ -36,7 +35,7 @@ class FPN(tf.keras.layers.Layer):
         m4 = self.laterals[1](c4) + _upsample(m5)
         m3 = self.laterals[0](c3) + _upsample(m4)
         p3, p4, p5 = (conv(m) for conv, m in zip(self.outputs, (m3, m4, m5)))
-        p6 = self.coarse6({"c5": c5, "p5": p5}[self._p6_from])
+        p6 = self.coarse6(p5 if self._p6_from == "p5" else c5)
         p7 = self.coarse7(tf.nn.relu(p6))
         return p3, p4, p5, p6, p7
 
@@ -49,8 +48,8 @@ class PANet(tf.keras.layers.Layer):
 
     def __init__(self, config: ModelConfig, name: str = "panet"):
         super().__init__(name=name)
-        filters = config.neck_filters
         self.fpn = FPN(config)
+        filters = config.neck_filters
         self.downs = [_conv(filters, 3, strides=2, activation="relu", name=f"down{level}") for level in (4, 5, 6, 7)]
         self.outputs = [_conv(filters, 3, activation="relu", name=f"output{level}") for level in (4, 5, 6, 7)]
 
@@ -73,7 +72,7 @@ class BiFPN(tf.keras.layers.Layer):
 
     def __init__(self, config: ModelConfig, name: str = "bifpn"):
         super().__init__(name=name)
-        names = ["lateral3", "lateral4", "lateral5", *(["lateral6"] if config.p6_from == "c5" else [])]
+        names = ["lateral3", "lateral4", "lateral5", *([] if config.p6_from == "p5" else ["lateral6"])]
         self.laterals = [_conv(config.neck_filters, 1, use_bias=False, name=name) for name in names]
         self.norms = [_make_norm(config, name=f"{name}_norm") for name in names]
         self.passes = [BiFPNPass(config, name=f"pass{i}") for i in range(config.neck_repeats)]

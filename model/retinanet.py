@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from model import backbone, heads, necks
+from model import heads, necks, resnet
+from model.backbone import Backbone
 from model.config import ModelConfig
 from model.types import Predictions
+
+_BACKBONES = {"resnet": resnet.ResNet}  # by the name without its number
+
+
+def make_backbone(config: ModelConfig) -> Backbone:
+    """The backbone that `config` names."""
+    return _BACKBONES[config.backbone.rstrip("0123456789")](config)
 
 
 class RetinaNet(tf.keras.Model):
@@ -18,7 +26,7 @@ class RetinaNet(tf.keras.Model):
 
     def __init__(self, config: ModelConfig, *, num_classes: int, anchors_per_location: int):
         super().__init__(name="retinanet")
-        self.backbone = backbone.ResNet(config)
+        self.backbone = make_backbone(config)
         self.neck = necks.make_neck(config)
         self.class_head = heads.make_class_head(
             config, num_classes=num_classes, anchors_per_location=anchors_per_location
