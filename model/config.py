@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+BACKBONES = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"),
+)
 NECKS = ("fpn", "panet", "bifpn")
 CLASS_LOSSES = ("focal", "quality_focal")
 BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
@@ -49,6 +52,11 @@ class ModelConfig:
             raise ValueError(f"--freeze_stages must be from 0 to 5; got {self.freeze_stages}.")
         if self.norm not in NORMS:
             raise ValueError(f"--norm={self.norm}: choose one of {', '.join(NORMS)}.")
+        if self.norm == "group" and self.backbone.startswith("efficientnet_lite"):
+            raise ValueError(
+                f"--norm=group does not fit --backbone={self.backbone}, whose layers are too narrow for its 32 groups: "
+                "choose another --norm."
+            )
         if self.head_norm not in HEAD_NORMS:
             raise ValueError(f"--head_norm={self.head_norm}: choose one of {', '.join(HEAD_NORMS)}.")
         if self.head_norm == "batch" and self.norm in ("frozen", "group"):

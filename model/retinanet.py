@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from model import heads, necks, resnet
+from model import efficientnet_lite, heads, necks, resnet
 from model.backbone import Backbone
 from model.config import ModelConfig
 from model.types import Predictions
 
-_BACKBONES = {"resnet": resnet.ResNet}  # by the name without its number
+_BACKBONES = {  # by the name without its number
+    "resnet": resnet.ResNet,
+    "efficientnet_lite": efficientnet_lite.EfficientNetLite,
+}
 
 
 def make_backbone(config: ModelConfig) -> Backbone:
