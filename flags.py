@@ -27,8 +27,10 @@ from model.config import (
     CLASS_LOSSES,
     HEAD_NORMS,
     NECKS,
+    NMS,
     NORMS,
     P6_SOURCES,
+    PRE_NMS,
     RESNET_STRIDES,
     DetectConfig,
     LossConfig,
@@ -138,6 +140,12 @@ _define(
     "data_service",
     "grpc://HOST:PORT of a tf.data service (python -m trainer.data_service) that reads, decodes and batches.",
 )
+_define(
+    InputConfig,
+    "private_threadpool_size",
+    "Threads of the input pipeline. 0: it shares TensorFlow's, one for each core.",
+    lower_bound=0,
+)
 _define(InputConfig, "seed", "Seed of the weights, the order and the augmentation.", lower_bound=0)
 
 # Anchors
@@ -228,6 +236,19 @@ _define(LossConfig, "box_loss_weight", "Weight of the box loss.")
 # Detections
 _define(DetectConfig, "score_threshold", "Detections below this score are dropped.")
 _define(DetectConfig, "pre_nms_top_k", "Best scores of an image that enter non-maximum suppression.", lower_bound=1)
+_define(DetectConfig, "pre_nms", "Take --pre_nms_top_k of all levels together, or of each.", choices=PRE_NMS)
+_define(
+    DetectConfig,
+    "nms",
+    "Non-maximum suppression within each class, or agnostic: of all classes together, one label for each object.",
+    choices=NMS,
+)
+_define(
+    DetectConfig,
+    "soft_nms_sigma",
+    "Above 0, overlapping detections get lower scores instead of being dropped (Soft-NMS; 0.5 is usual); on the CPU.",
+    lower_bound=0.0,
+)
 _define(DetectConfig, "nms_iou", "IoU above which the weaker of two detections of a class is dropped.")
 _define(DetectConfig, "max_detections", "Largest number of detections in an image.", lower_bound=1)
 

@@ -14,6 +14,11 @@ def grid_sizes(config: AnchorConfig, image_size: tuple[int, int]) -> list[tuple[
     return [(-(-height // 2**level), -(-width // 2**level)) for level in config.levels]
 
 
+def num_anchors_by_level(config: AnchorConfig, image_size: tuple[int, int]) -> list[int]:
+    """The number of each level's anchors."""
+    return [rows * columns * config.anchors_per_location for rows, columns in grid_sizes(config, image_size)]
+
+
 def anchor_shapes(config: AnchorConfig) -> np.ndarray:
     """Heights and widths of the anchors, f32 [levels, anchors per location, 2] px, the aspect ratio varying fastest."""
     return np.array(

@@ -14,6 +14,8 @@ BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 RESNET_STRIDES = ("auto", "1x1", "3x3")
 P6_SOURCES = ("auto", "c5", "p5")
 HEAD_NORMS = ("none", "batch", "group")
+PRE_NMS = ("flat", "per_level")
+NMS = ("per_class", "agnostic")
 NORMS = ("auto", "local", "sync", "frozen", "group")
 
 
@@ -108,10 +110,19 @@ class DetectConfig:
 
     score_threshold: float = 0.05  # detections score above it
     pre_nms_top_k: int = 1000  # pairs of anchor and class that non-maximum suppression starts from, in each image
+    pre_nms: str = "flat"  # "per_level": so many pairs of each level
+    nms: str = "per_class"  # "agnostic": detections of one class drop those of another
+    soft_nms_sigma: float = 0.0  # above 0: scores are lowered by exp(-IoU^2 / (2 * sigma)) instead (Bodla et al. 2017)
     nms_iou: float = 0.5  # a detection whose IoU with a better one of its class exceeds this is dropped
     max_detections: int = 100  # in each image
 
     def __post_init__(self) -> None:
+        if self.pre_nms not in PRE_NMS:
+            raise ValueError(f"--pre_nms={self.pre_nms}: choose one of {', '.join(PRE_NMS)}.")
+        if self.nms not in NMS:
+            raise ValueError(f"--nms={self.nms}: choose one of {', '.join(NMS)}.")
+        if self.soft_nms_sigma < 0:
+            raise ValueError(f"--soft_nms_sigma must be at least 0; got {self.soft_nms_sigma}.")
         for name in ("score_threshold", "nms_iou"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} must be from 0 to 1; got {getattr(self, name)}.")
