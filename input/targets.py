@@ -8,8 +8,8 @@ The rules, which are the same for both methods:
 - With `force_match` each box also gets a low-quality match: the anchor with which its IoU is highest and above 0
   (within 1e-6: the lowest anchor index) is assigned to it, whatever the anchor's IoU with other boxes. If several boxes
   have the same such anchor, the highest IoU decides, then the lowest box index; the other boxes get no other anchor.
-- Any other anchor is ignored if its IoU with some box, difficult or not, reaches `negative_iou`, and is background
-  otherwise.
+- Any other anchor is ignored if its IoU with some box, difficult or not, reaches `negative_iou`, or if half of it lies
+  in an ignored region (class -2; see regions.py), and is background otherwise.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from input import boxes as box_ops
+from input import regions
 from input.anchors import anchor_shapes, grid_sizes, make_anchors
 from input.config import InputConfig
 from input.types import BACKGROUND, IGNORED, Batch, Targets
@@ -42,14 +43,16 @@ def assign(batch: Batch, config: InputConfig, *, method: str) -> Targets:
     boxes = tf.cast(batch.boxes, tf.float32)
     areas = box_ops.area(boxes)
     takes_part = (batch.classes >= 0) & (areas > 0.0) & tf.math.is_finite(areas)
-    batch = batch._replace(boxes=tf.where(takes_part[..., tf.newaxis], boxes, 0.0))  # an empty box overlaps nothing
+    objects = batch._replace(boxes=tf.where(takes_part[..., tf.newaxis], boxes, 0.0))  # an empty box overlaps nothing
     if method == "dense":
-        targets = _assign_dense(batch, config)
+        targets = _assign_dense(objects, config)
     elif method == "sparse":
-        targets = _assign_sparse(batch, config)
+        targets = _assign_sparse(objects, config)
     else:
         raise ValueError(f"method={method!r}: choose dense or sparse.")
-    return targets._replace(class_targets=tf.where(batch.valid[:, tf.newaxis], targets.class_targets, IGNORED))
+    anchors = tf.constant(make_anchors(config.anchor, config.image_size))
+    class_targets = regions.ignore_inside(targets.class_targets, batch, anchors, method=method)
+    return targets._replace(class_targets=tf.where(batch.valid[:, tf.newaxis], class_targets, IGNORED))
 
 
 def _assign_dense(batch: Batch, config: InputConfig) -> Targets:
