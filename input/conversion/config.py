@@ -49,6 +49,9 @@ class ConvertConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        for path in (*self.voc_dirs, self.coco_json, self.yolo_dir, self.annotations_dir, self.images_dir):
+            if path.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".rar", ".7z")):
+                raise ConversionError(f"{path} is not read in place: unpack it, or pack it as .zip or .tar.")
         given = [self.voc_dirs, self.coco_json, self.yolo_dir]
         if not any(given) and not (self.annotations_dir and self.images_dir):
             raise ConversionError(

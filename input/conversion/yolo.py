@@ -13,7 +13,7 @@ from input import files
 from input.conversion import images
 from input.conversion.config import ConversionError, ConvertConfig, ReadOptions
 from input.conversion.findings import Note, Refused
-from input.conversion.layout import SPLIT_NAMES, list_folder
+from input.conversion.layout import SPLIT_NAMES, list_folder, unwrap
 from input.conversion.objects import find_kind, read_finite
 from input.conversion.source import Input, Labels, Listing, Object, Source, clean_text
 from input.shards import Finding
@@ -89,19 +89,21 @@ def list_splits(config: ConvertConfig) -> dict[str, Listing]:
     Raises:
       ConversionError: the classes or the images were not found.
     """
-    settings = _read_settings(config.yolo_dir)
-    classes = _read_classes(config.yolo_dir, settings)
+    root = unwrap(config.yolo_dir)
+    settings = _read_settings(root)
+    classes = _read_classes(root, settings)
     return {
         folders.split or config.split or "all": _list_split(folders, classes, "kpt_shape" in settings)
-        for folders in _find_folders(config, settings)
+        for folders in _find_folders(root, config, settings)
     }
 
 
 def describe(config: ConvertConfig) -> list[str]:
     """Where the files were found, a line for each split."""
+    root = unwrap(config.yolo_dir)
     return [
         f"{folders.split or config.split or 'all'}: images from {folders.images}, labels from {folders.labels}"
-        for folders in _find_folders(config, _read_settings(config.yolo_dir))
+        for folders in _find_folders(root, config, _read_settings(root))
     ]
 
 
@@ -182,9 +184,8 @@ def _read_class_list(folder: str) -> list[str]:
     return []
 
 
-def _find_folders(config: ConvertConfig, settings: dict[str, Any]) -> list[_Folders]:
+def _find_folders(root: str, config: ConvertConfig, settings: dict[str, Any]) -> list[_Folders]:
     """The folders that data.yaml names, or else those that are there."""
-    root = config.yolo_dir
     found = []
     for key, split in SPLIT_NAMES.items():
         value = settings.get(key)
