@@ -81,10 +81,13 @@ def make_detector(model: tf.keras.Model, config: Config) -> Callable[..., Detect
       in pixels of the original images and clipped to them. Detections that lie in the padding alone are dropped.
     """
     all_anchors = anchors.make_anchors(config.input.anchor, config.input.image_size)
+    by_level = anchors.num_anchors_by_level(config.input.anchor, config.input.image_size)
 
     def detect(images: tf.Tensor, transforms: tf.Tensor, original_sizes: tf.Tensor) -> Detections:
         predictions = model(batch_augment.normalize(images), training=False)
-        found = postprocess.detect(predictions, all_anchors, config.detect, config.input.image_size)
+        found = postprocess.detect(
+            predictions, all_anchors, config.detect, config.input.image_size, num_anchors_by_level=by_level
+        )
         original_boxes = boxes.to_original(found.boxes, transforms, original_sizes)
         kept = boxes.area(original_boxes) > 0  # false in the padding rows of `found` too
         order = tf.argsort(tf.cast(~kept, tf.int32), axis=-1, stable=True)
