@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PureWindowsPath
 
 from input import files
@@ -19,6 +19,7 @@ from input.conversion.frame import parse_size
 from input.conversion.layout import Folders, find_folders, list_folder
 from input.conversion.objects import read_objects
 from input.conversion.source import Input, Labels, Listing, Source, name_key
+from input.conversion.workers import Advance
 from input.shards import Finding
 
 
@@ -66,6 +67,15 @@ def _check_names(source: Source, document: voc_xml.Document, note: Note) -> None
     if stem == own_stem and name not in ("", image_name):
         same_stem = stem in (name, os.path.splitext(name)[0])
         note("extension" if same_stem else "filename", f"{filename}, but the image is {image_name}")
+
+
+def classes_of(inputs: Sequence[Input], advance: Advance) -> dict[str, set[str]]:
+    """By image id, the classes that each annotation names."""
+    found = {}
+    for item in inputs:
+        found[item.image_id] = voc_xml.class_names(item.source.annotation_path)
+        advance(1)
+    return found
 
 
 # Which files there are.

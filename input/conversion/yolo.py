@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from input.conversion.findings import Note, Refused
 from input.conversion.layout import SPLIT_NAMES, list_folder, unwrap
 from input.conversion.objects import find_kind, read_finite
 from input.conversion.source import Input, Labels, Listing, Object, Source, clean_text
+from input.conversion.workers import Advance
 from input.shards import Finding
 from input.tfrecord import Box
 
@@ -70,6 +72,20 @@ def _read_box(name: str, values: list[str], options: ReadOptions, note: Note) ->
         return min(numbers[1::2]), min(numbers[::2]), max(numbers[1::2]), max(numbers[::2])
     x, y, width, height = numbers
     return y - height / 2, x - width / 2, y + height / 2, x + width / 2
+
+
+def classes_of(inputs: Sequence[Input], advance: Advance) -> dict[str, set[str]]:
+    """By image id, the indexes of the classes in each text file, as they are written."""
+    found = {}
+    for item in inputs:
+        try:
+            text = files.read_regular(item.source.annotation_path) if item.annotation_name else b""
+        except OSError:
+            text = b""  # the conversion itself reports it
+        lines = text.decode("utf-8-sig", "replace").splitlines()
+        found[item.image_id] = {line.split()[0] for line in lines if line.split()}
+        advance(1)
+    return found
 
 
 # Which files there are.
