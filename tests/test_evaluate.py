@@ -25,19 +25,6 @@ def shard(tmp_path):
     return painted.write_shard(tmp_path / "test-00000-of-00001.tfrecord", painted.PAINTINGS)
 
 
-@pytest.fixture
-def seen_detections(monkeypatch):
-    """The detections of each evaluation, as handed to the metrics."""
-    seen = []
-
-    def compute_metrics(ground_truths, detections, labels):
-        seen.append(detections)
-        return {}
-
-    monkeypatch.setattr(metrics, "compute_metrics", compute_metrics)
-    return seen
-
-
 def test_every_painted_box_is_found(shard):
     """Wide, tall and tiny pictures and one without objects, in batches of two, of which the last is padded."""
     result = evaluate.make_evaluator(painted.PaintFinder(), painted.CONFIG, [shard])()
@@ -49,10 +36,10 @@ def test_every_painted_box_is_found(shard):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7])
-def test_the_batch_size_changes_nothing(shard, seen_detections, batch_size):
-    model = painted.PaintFinder()
-    evaluate.make_evaluator(model, painted.CONFIG, [shard], batch_size=batch_size)()
-    (detections,) = seen_detections
+def test_the_batch_size_changes_nothing(shard, batch_size):
+    detections = evaluate.make_finder(
+        painted.PaintFinder(), painted.CONFIG, [shard], batch_size=batch_size
+    )().detections
     for painting, found in zip(painted.PAINTINGS, detections):
         assert found.classes.tolist() == ([painting.category] if painting.box else [])
         expected = np.reshape(painting.box or (), (-1, 4))
@@ -68,16 +55,16 @@ def test_evaluating_again_sees_new_weights_and_compiles_nothing(shard):
     assert model.num_traces == 1
 
 
-def test_two_replicas_find_what_one_does(shard, seen_detections, two_replicas):
+def test_two_replicas_find_what_one_does(shard, two_replicas):
     with two_replicas.scope():
         model = checkpoints.make_model(ALL_DETECTIONS)
     moving = [variable for variable in model.non_trainable_variables if "moving_mean" in variable.name]
     assert moving
     for variable in moving:
         variable.assign(tf.random.stateless_normal(variable.shape, [1, 2], stddev=0.1))
-    evaluate.make_evaluator(model, ALL_DETECTIONS, [shard], strategy=two_replicas, batch_size=3)()  # rounded down to 2
-    evaluate.make_evaluator(model, ALL_DETECTIONS, [shard])()
-    on_two, on_one = seen_detections
+    find_on_two = evaluate.make_finder(model, ALL_DETECTIONS, [shard], strategy=two_replicas, batch_size=3)  # becomes 2
+    on_two = find_on_two().detections
+    on_one = evaluate.make_finder(model, ALL_DETECTIONS, [shard])().detections
     assert len(on_two) == len(painted.PAINTINGS)
     for ours, theirs in zip(on_two, on_one):
         assert len(ours.classes) > 0
@@ -106,17 +93,31 @@ def test_the_command_writes_and_prints_the_metrics(tmp_path, shard):
     prefix = tf.train.Checkpoint(model=model).save(str(run / "checkpoints" / "ckpt"))
     pattern = str(tmp_path / "test-*.tfrecord")
     command = [sys.executable, "-m", "trainer.evaluate", f"--model_dir={run}", f"--records={pattern}"]
+    command += ["--ious=0.3", "--resamples=20"]
     done = subprocess.run([*command, f"--checkpoint={prefix}"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads((run / "eval" / "test.json").read_text())
-    expected = evaluate.make_evaluator(model, ALL_DETECTIONS, [shard])()
+    evaluated = evaluate.make_finder(model, ALL_DETECTIONS, [shard])()
+    arguments = (evaluated.ground_truths, evaluated.detections, painted.LABELS)
+    expected = metrics.compute_metrics(*arguments, ious=[0.3], resamples=20)
     assert result.keys() == {*expected, "checkpoint", "step", "records"}
+    for key, bounds in expected["intervals"].items():
+        assert result["intervals"][key] == pytest.approx(bounds, abs=1e-6)
     for key in ("voc07_ap50", "voc12_ap50", "coco_ap", "coco_ap50"):
         assert result[key] == pytest.approx(expected[key])
     assert (result["num_images"], result["per_class"].keys()) == (5, {"red", "yellow"})
     assert (result["step"], result["checkpoint"], result["records"]) == (1, prefix, [shard])
     assert done.stdout.splitlines()[0] == f"5 images, {prefix}"
     assert done.stdout.splitlines()[1:] == evaluate.format_table(result).splitlines()
+
+    rows = json.loads((run / "eval" / "test.detections.json").read_text())
+    assert len(rows) == sum(len(found.scores) for found in evaluated.detections) > 0
+    assert rows[0].keys() == {"image_id", "category_id", "bbox", "score"}
+    first = evaluated.detections[0]
+    ymin, xmin, ymax, xmax = first.boxes[0].tolist()
+    assert (rows[0]["image_id"], rows[0]["category_id"]) == ("0", first.classes[0] + 1)
+    assert rows[0]["bbox"] == pytest.approx([xmin, ymin, xmax - xmin, ymax - ymin], abs=1e-3)
+    assert rows[0]["score"] == pytest.approx(first.scores[0])
 
 
 def test_records_that_do_not_exist_are_named(tmp_path):
@@ -133,9 +134,21 @@ def test_the_table_of_metrics():
             "eel": {**dict.fromkeys(row), "num_objects": 0, "num_difficult": 2},
         },
     }
-    assert evaluate.format_table(result).splitlines() == [
-        "             voc07_ap50  voc12_ap50     coco_ap   coco_ap50    objects  difficult",
-        "cat              0.5000      0.2500      0.1250           -          3          1",
-        "eel                   -           -           -           -          0          2",
-        "all classes      0.5000      0.2500      0.1250           -          3          3",
+    lines = evaluate.format_table(result).splitlines()
+    assert lines == [
+        "                voc07_ap50    voc12_ap50       coco_ap     coco_ap50    objects  difficult",
+        "cat                 0.5000        0.2500        0.1250             -          3          1",
+        "eel                      -             -             -             -          0          2",
+        "all classes         0.5000        0.2500        0.1250             -          3          3",
     ]
+    result["intervals"] = {"voc07_ap50": [0.4, 0.6], "voc12_ap50": [0.2, 0.3], "coco_ap": [0, 1], "coco_ap50": None}
+    assert evaluate.format_table(result).splitlines() == [
+        *lines,
+        "95% interval  0.400..0.600  0.200..0.300  0.000..1.000             -",
+    ]
+
+
+def test_ious_must_be_numbers():
+    assert evaluate.numbers(["0.3", "1"]) == [0.3, 1.0]
+    with pytest.raises(ValueError, match=r"--ious=0\.3,half: write numbers"):
+        evaluate.numbers(["0.3", "half"])
