@@ -11,10 +11,14 @@ import numpy as np
 import painted
 import pytest
 import tensorflow as tf
+import tiny
+import toy_shards
 
-from input import tfrecord
+from input import pipeline, tfrecord
+from input.config import AugmentConfig
 from model.config import DetectConfig
-from trainer import checkpoints, evaluate, metrics
+from trainer import checkpoints, evaluate, metrics, step, train
+from trainer.config import OptimizerConfig
 
 # Keeps every detection of an untrained network, so that there is something to compare.
 ALL_DETECTIONS = dataclasses.replace(painted.CONFIG, detect=DetectConfig(score_threshold=0.0, max_detections=10))
@@ -63,14 +67,51 @@ def test_two_replicas_find_what_one_does(shard, two_replicas):
     for variable in moving:
         variable.assign(tf.random.stateless_normal(variable.shape, [1, 2], stddev=0.1))
     find_on_two = evaluate.make_finder(model, ALL_DETECTIONS, [shard], strategy=two_replicas, batch_size=3)  # becomes 2
-    on_two = find_on_two().detections
-    on_one = evaluate.make_finder(model, ALL_DETECTIONS, [shard])().detections
+    found_on_two = find_on_two()
+    found_on_one = evaluate.make_finder(model, ALL_DETECTIONS, [shard])()
+    for name, value in found_on_one.losses.items():
+        assert found_on_two.losses[name] == pytest.approx(value, rel=1e-5)
+    on_two, on_one = found_on_two.detections, found_on_one.detections
     assert len(on_two) == len(painted.PAINTINGS)
     for ours, theirs in zip(on_two, on_one):
         assert len(ours.classes) > 0
         np.testing.assert_array_equal(ours.classes, theirs.classes)
         np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-6)
         np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-3)
+
+
+def test_the_losses_are_those_of_a_training_step_on_the_same_records(tmp_path):
+    """With frozen batch norm and no augmentation, in one batch; evaluated in batches of two, the last one padded."""
+    config = tiny.config(model=dataclasses.replace(tiny.CONFIG.model, norm="frozen"))
+    config = dataclasses.replace(config, input=dataclasses.replace(config.input, augment=AugmentConfig.preset("none")))
+    paths = toy_shards.write_shards(tmp_path, num_images=5, split="val")
+    model = checkpoints.make_model(config)
+    measured = evaluate.make_finder(model, config, paths)().losses
+    optimizer = tf.keras.optimizers.SGD(0.0)
+    (batch,) = pipeline.make_dataset(paths, config.input, training=False, batch_size=5)
+    expected = step.make_train_step(model, optimizer, config, method="sparse")(batch).losses
+    assert measured == pytest.approx({name: float(value) for name, value in expected._asdict().items()}, rel=1e-4)
+    assert measured["box_loss"] > 0
+
+
+@pytest.mark.slow
+def test_the_validation_loss_rises_where_training_fits_what_does_not_hold(tmp_path):
+    """The validation records have the classes swapped: the better the network learns, the worse it does there."""
+    train_paths = toy_shards.write_shards(tmp_path / "train", num_images=4, num_shards=1)
+    val_paths = toy_shards.write_shards(tmp_path / "val", num_images=4, num_shards=1, split="val")
+    with tf.io.TFRecordWriter(val_paths[0]) as writer:
+        for index in range(4):
+            pixels, boxes, classes = toy_shards.blocks(index)
+            writer.write(toy_shards.example(f"{index}", pixels, boxes, [1 - category for category in classes]))
+    settings = {"train_steps": 120, "eval_every": 40, "steps_per_loop": 20}
+    config = tiny.config(train={**settings, "optimizer": OptimizerConfig(learning_rate=0.02, warmup_steps=10)})
+    config = dataclasses.replace(config, input=dataclasses.replace(config.input, augment=AugmentConfig.preset("none")))
+    train.train_and_evaluate(config, train_paths=train_paths, val_paths=val_paths, model_dir=str(tmp_path / "run"))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    training = [line["loss"] for line in lines if "loss" in line]
+    validation = [line["eval/class_loss"] for line in lines if "eval/class_loss" in line]
+    assert training[-1] < training[0] / 2
+    assert validation[-1] > validation[0]
 
 
 def test_other_labels_are_refused(tmp_path):
@@ -100,7 +141,9 @@ def test_the_command_writes_and_prints_the_metrics(tmp_path, shard):
     evaluated = evaluate.make_finder(model, ALL_DETECTIONS, [shard])()
     arguments = (evaluated.ground_truths, evaluated.detections, painted.LABELS)
     expected = metrics.compute_metrics(*arguments, ious=[0.3], resamples=20)
-    assert result.keys() == {*expected, "checkpoint", "step", "records"}
+    assert result.keys() == {*evaluated.losses, *expected, "checkpoint", "step", "records"}
+    for key, value in evaluated.losses.items():
+        assert result[key] == pytest.approx(value)
     for key, bounds in expected["intervals"].items():
         assert result["intervals"][key] == pytest.approx(bounds, abs=1e-6)
     for key in ("voc07_ap50", "voc12_ap50", "coco_ap", "coco_ap50"):
@@ -108,7 +151,8 @@ def test_the_command_writes_and_prints_the_metrics(tmp_path, shard):
     assert (result["num_images"], result["per_class"].keys()) == (5, {"red", "yellow"})
     assert (result["step"], result["checkpoint"], result["records"]) == (1, prefix, [shard])
     assert done.stdout.splitlines()[0] == f"5 images, {prefix}"
-    assert done.stdout.splitlines()[1:] == evaluate.format_table(result).splitlines()
+    assert done.stdout.splitlines()[1].startswith(f"loss {result['loss']:.4f} (class ")
+    assert done.stdout.splitlines()[2:] == evaluate.format_table(result).splitlines()
 
     rows = json.loads((run / "eval" / "test.detections.json").read_text())
     assert len(rows) == sum(len(found.scores) for found in evaluated.detections) > 0

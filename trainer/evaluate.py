@@ -2,24 +2,27 @@
 
 `python -m trainer.evaluate --model_dir=RUN --records='OUT/test-*.tfrecord' [--checkpoint=PATH]`
 
-`RUN/eval/SPLIT.json` holds the metrics, and `RUN/eval/SPLIT.detections.json` every detection as COCO's results: a list
-of `image_id` (that of the record), `category_id` (the line in labels.txt, from 1), `bbox` [x, y, width, height] in
-pixels of the original image, and `score`.
+`RUN/eval/SPLIT.json` holds the metrics. `RUN/eval/SPLIT.html` shows them, the model's mistakes and suspect labels.
+`RUN/eval/SPLIT.detections.json` has every detection as COCO's results: a list of `image_id` (that of the record),
+`category_id` (the line in labels.txt, from 1), `bbox` [x, y, width, height] in pixels of the original image, `score`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 from absl import flags as absl_flags
 
-from input import pipeline, shards, types
-from model.types import Detections
-from trainer import checkpoints, command, inference, metrics
+from input import anchors, batch_augment, pipeline, shards, targets, types
+from model import losses
+from model.types import Detections, Losses, Predictions
+from trainer import checkpoints, command, diagnosis, evaluation_page, inference, metrics
 from trainer.config import Config
 from trainer.matching import ImageDetections
 from trainer.reporting import log
@@ -33,6 +36,7 @@ class Evaluated(NamedTuple):
     record_indexes: list[int]
     ground_truths: list[shards.GroundTruth]
     detections: list[ImageDetections]
+    losses: dict[str, float]  # `loss`, `class_loss` and `box_loss`: those of training, over all these images
 
 
 def make_finder(
@@ -68,7 +72,18 @@ def make_finder(
         )
     shards.require_whole_sets(paths)
     ground_truths = shards.read_annotations(paths)
-    detect = inference.make_detector(model, config)
+    decode = inference.make_decoder(config)
+    all_anchors = tf.constant(anchors.make_anchors(config.input.anchor, config.input.image_size))
+    on_gpu = bool(tf.config.list_logical_devices("GPU"))
+
+    def measure(predictions: Predictions, batch: types.Batch) -> tuple[Losses, tf.Tensor]:
+        """The losses, not yet divided, and the number of positive anchors."""
+        assigned = targets.assign(batch, config.input, method="dense" if on_gpu else "sparse")
+        values = losses.detection_losses(predictions, assigned, tf.constant(1.0), config.loss, all_anchors)
+        return values, losses.count_positives(assigned)
+
+    if on_gpu and config.train.compile_stages:
+        measure = tf.function(measure, jit_compile=True)
 
     replicas = strategy.num_replicas_in_sync
     batch_size = max((batch_size or config.input.batch_size) // replicas, 1) * replicas
@@ -78,18 +93,21 @@ def make_finder(
     dataset = strategy.experimental_distribute_dataset(dataset)
 
     @tf.function
-    def detect_batch(batch: types.Batch) -> tuple[Detections, tf.Tensor]:
-        def in_replica(batch: types.Batch) -> tuple[Detections, tf.Tensor]:
-            found = detect(batch.images, batch.transforms, batch.original_sizes)
-            return found, tf.where(batch.valid, batch.record_index, -1)
+    def detect_batch(batch: types.Batch) -> tuple[Detections, tf.Tensor, Losses, tf.Tensor]:
+        def in_replica(batch: types.Batch) -> tuple[Detections, tf.Tensor, Losses, tf.Tensor]:
+            predictions = model(batch_augment.normalize(batch.images), training=False)
+            found = decode(predictions, batch.transforms, batch.original_sizes)
+            return found, tf.where(batch.valid, batch.record_index, -1), *measure(predictions, batch)
 
         return strategy.run(in_replica, args=(batch,))
 
     def find() -> Evaluated:
         detections = {}
+        sums, num_positives = np.zeros(len(Losses._fields)), 0.0
         for batch in dataset:
             for result in strategy.experimental_local_results(detect_batch(batch)):
-                found, record_index = tf.nest.map_structure(lambda values: values.numpy(), result)
+                found, record_index, values, positives = tf.nest.map_structure(lambda values: values.numpy(), result)
+                sums, num_positives = sums + values, num_positives + float(positives)
                 for row, index in enumerate(record_index.tolist()):
                     if index < 0:
                         continue
@@ -103,7 +121,12 @@ def make_finder(
         for name in shards.name_records(paths, damaged):
             log.warning("an image that cannot be decoded is left out of the evaluation: %s", name)
         shown = sorted(detections)
-        return Evaluated(shown, [ground_truths[index] for index in shown], [detections[index] for index in shown])
+        return Evaluated(
+            record_indexes=shown,
+            ground_truths=[ground_truths[index] for index in shown],
+            detections=[detections[index] for index in shown],
+            losses=dict(zip(Losses._fields, (sums / max(num_positives, 1.0)).tolist())),
+        )
 
     return find
 
@@ -111,12 +134,17 @@ def make_finder(
 def make_evaluator(
     model: tf.keras.Model, config: Config, paths: Sequence[str], **options: Any
 ) -> Callable[[], dict[str, Any]]:
-    """As `make_finder`, but the function returns what `metrics.compute_metrics` does."""
+    """As `make_finder`, but the function returns the losses, what `metrics.compute_metrics` does, and `evaluation_s`.
+
+    `evaluation_s` is the time that the evaluation took, in seconds.
+    """
     find = make_finder(model, config, paths, **options)
 
     def evaluate_now() -> dict[str, Any]:
+        started = time.monotonic()
         evaluated = find()
-        return metrics.compute_metrics(evaluated.ground_truths, evaluated.detections, config.labels)
+        result = metrics.compute_metrics(evaluated.ground_truths, evaluated.detections, config.labels)
+        return {**evaluated.losses, **result, "evaluation_s": time.monotonic() - started}
 
     return evaluate_now
 
@@ -131,7 +159,7 @@ def evaluate_run(
     resamples: int = RESAMPLES,
     **options: Any,
 ) -> dict[str, Any]:
-    """Evaluates a run's checkpoint and writes `RUN/eval/SPLIT.json` and `RUN/eval/SPLIT.detections.json`.
+    """Evaluates a run's checkpoint and writes `RUN/eval/SPLIT.json`, `.html` and `.detections.json`.
 
     Args:
       model_dir: RUN.
@@ -142,7 +170,8 @@ def evaluate_run(
       **options: those of `make_finder`.
 
     Returns:
-      The metrics, and what was evaluated on what: `checkpoint`, `step` and `records`.
+      The losses, the metrics, and what was evaluated on what: `checkpoint`, `step` and `records`. For each class, too,
+      `best_f1` and the score from which detections give it, `best_f1_score`.
 
     Raises:
       FileNotFoundError: there is no such run, no such checkpoint, or no shard that matches.
@@ -153,12 +182,25 @@ def evaluate_run(
     evaluated = make_finder(run.model, run.config, paths, **options)()
     judgement = metrics.judge(evaluated.ground_truths, evaluated.detections, run.config.labels, ious)
     result = metrics.summarize(judgement, resamples=resamples)
-    result = {**result, "checkpoint": run.path, "step": run.step, "records": paths}
+    result = {**evaluated.losses, **result, "checkpoint": run.path, "step": run.step, "records": paths}
+    for index, values in enumerate(result["per_class"].values()):
+        best = diagnosis.best_threshold(diagnosis.threshold_curve(judgement, index))
+        values["best_f1"], values["best_f1_score"] = best or (None, None)
     split = "+".join(sorted({shards.split_name(path) for path in paths}))
     output = os.path.join(model_dir, "eval", f"{split}.json")
     checkpoints.write_file(output, json.dumps(result, indent=2, allow_nan=False) + "\n")
     found = json.dumps(coco_results(evaluated), ensure_ascii=False) + "\n"
     checkpoints.write_file(os.path.join(model_dir, "eval", f"{split}.detections.json"), found)
+    page = evaluation_page.Evaluation(
+        result=result,
+        judgement=judgement,
+        ground_truths=evaluated.ground_truths,
+        record_indexes=evaluated.record_indexes,
+        paths=paths,
+        split=split,
+    )
+    with open(os.path.join(model_dir, "eval", f"{split}.html"), "w", encoding="utf-8") as file:
+        file.writelines(evaluation_page.make_page(page))
     return result
 
 
@@ -218,6 +260,7 @@ def main() -> None:
         batch_size=flags.batch_size,
     )
     print(f"{result['num_images']} images, {result['checkpoint']}")
+    print("loss {loss:.4f} (class {class_loss:.4f}, box {box_loss:.4f})".format(**result))
     print(format_table(result))
 
 
