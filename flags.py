@@ -12,8 +12,29 @@ from typing import Any
 
 from absl import flags
 
-from input.config import AnchorConfig, AugmentConfig, InputConfig, MatchConfig, parse_image_size
-from model.config import BACKBONES, BOX_LOSSES, CLASS_LOSSES, NECKS, NORMS, DetectConfig, LossConfig, ModelConfig
+from input.config import (
+    ASSIGNMENTS,
+    LOW_QUALITY_TIES,
+    AnchorConfig,
+    AugmentConfig,
+    InputConfig,
+    MatchConfig,
+    parse_image_size,
+)
+from model.config import (
+    BACKBONES,
+    BOX_LOSSES,
+    CLASS_LOSSES,
+    NECKS,
+    NMS,
+    NORMS,
+    P6_SOURCES,
+    PRE_NMS,
+    RESNET_STRIDES,
+    DetectConfig,
+    LossConfig,
+    ModelConfig,
+)
 from trainer.config import (
     COMMUNICATIONS,
     DISTRIBUTIONS,
@@ -128,11 +149,44 @@ flags.DEFINE_list("anchor_scales", list(map(str, AnchorConfig.scales)), "Factors
 _define(AnchorConfig, "aspect_ratios", "Width / height of the anchors.")
 _define(MatchConfig, "positive_iou", "An anchor is positive from this IoU with a box.")
 _define(MatchConfig, "negative_iou", "An anchor is background below this IoU with every box.")
+_define(
+    MatchConfig,
+    "assignment",
+    "How anchors are assigned. iou: by --positive_iou and --negative_iou. atss: by a threshold that each box gets from "
+    "the anchors near it.",
+    choices=ASSIGNMENTS,
+)
+_define(
+    MatchConfig,
+    "low_quality_ties",
+    "Which anchors --force_match takes where a small box lies inside many and all fit alike.",
+    choices=LOW_QUALITY_TIES,
+)
 _define(MatchConfig, "force_match", "Make the best anchor of each box positive, even below --positive_iou.")
 
 # Network and losses
 _define(ModelConfig, "backbone", "The backbone.", choices=BACKBONES)
+_define(
+    ModelConfig,
+    "resnet_stride",
+    "Convolution of a bottleneck that strides: 1x1 (Keras) or 3x3 (torchvision, timm). auto: what the weights that the "
+    "run starts from need, otherwise 1x1.",
+    choices=RESNET_STRIDES,
+)
+_define(
+    ModelConfig,
+    "freeze_stages",
+    "Do not train so many stages of the backbone, from its stem on, and keep their statistics: 0 to 5.",
+    lower_bound=0,
+    upper_bound=5,
+)
 _define(ModelConfig, "neck", "The feature pyramid.", choices=NECKS)
+_define(
+    ModelConfig,
+    "p6_from",
+    "The map that P6 is made of. auto: what the weights that the run starts from need, otherwise c5.",
+    choices=P6_SOURCES,
+)
 _define(ModelConfig, "neck_filters", "Width of the neck and of the heads.", lower_bound=1)
 _define(ModelConfig, "head_convs", "Convolutions in each head.", lower_bound=0)
 _define(ModelConfig, "prior_probability", "Foreground probability that a new class head predicts.")
@@ -165,6 +219,19 @@ _define(LossConfig, "box_loss_weight", "Weight of the box loss.")
 # Detections
 _define(DetectConfig, "score_threshold", "Detections below this score are dropped.")
 _define(DetectConfig, "pre_nms_top_k", "Best scores of an image that enter non-maximum suppression.", lower_bound=1)
+_define(DetectConfig, "pre_nms", "Take --pre_nms_top_k of all levels together, or of each.", choices=PRE_NMS)
+_define(
+    DetectConfig,
+    "nms",
+    "Non-maximum suppression within each class, or agnostic: of all classes together, one label for each object.",
+    choices=NMS,
+)
+_define(
+    DetectConfig,
+    "soft_nms_sigma",
+    "Above 0, overlapping detections get lower scores instead of being dropped (Soft-NMS; 0.5 is usual); on the CPU.",
+    lower_bound=0.0,
+)
 _define(DetectConfig, "nms_iou", "IoU above which the weaker of two detections of a class is dropped.")
 _define(DetectConfig, "max_detections", "Largest number of detections in an image.", lower_bound=1)
 

@@ -42,6 +42,10 @@ class AnchorConfig:
         return len(self.scales) * len(self.aspect_ratios)
 
 
+ASSIGNMENTS = ("iou", "atss")
+LOW_QUALITY_TIES = ("first", "nearest", "all")
+
+
 @dataclasses.dataclass(frozen=True)
 class MatchConfig:
     """When an anchor is positive, ignored or background (Lin et al. 2017, section 4)."""
@@ -49,8 +53,16 @@ class MatchConfig:
     positive_iou: float = 0.5  # IoU >= this: positive
     negative_iou: float = 0.4  # IoU < this: background; in between: ignored
     force_match: bool = True  # every box gets its best anchor, whatever their IoU: a low-quality match
+    low_quality_ties: str = "first"  # which of several best anchors
+    assignment: str = "iou"  # "atss": thresholds that follow from each box (Zhang et al. 2020)
 
     def __post_init__(self) -> None:
+        if self.assignment not in ASSIGNMENTS:
+            raise ValueError(f"--assignment={self.assignment}: choose one of {', '.join(ASSIGNMENTS)}.")
+        if self.low_quality_ties not in LOW_QUALITY_TIES:
+            raise ValueError(
+                f"--low_quality_ties={self.low_quality_ties}: choose one of {', '.join(LOW_QUALITY_TIES)}."
+            )
         if not 0 < self.negative_iou <= self.positive_iou <= 1:
             raise ValueError(
                 f"need 0 < --negative_iou <= --positive_iou <= 1; got {self.negative_iou} and {self.positive_iou}."

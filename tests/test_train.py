@@ -184,7 +184,20 @@ def test_a_damaged_shard_is_named(tmp_path):
         split="train",
         labels=toy_shards.LABELS,
         shards=infos,
-        **dict.fromkeys(("num_images", "num_boxes", "num_negatives", "num_difficult", "num_truncated"), 0),
+        **dict.fromkeys(
+            (
+                "num_images",
+                "num_boxes",
+                "num_negatives",
+                "num_difficult",
+                "num_truncated",
+                "num_ignored",
+                "num_resized",
+                "source_pixels",
+                "source_bytes",
+            ),
+            0,
+        ),
         **{key: {} for key in ("boxes_per_class", "images_per_class", "settings", "inputs", "digests")},
         **dict.fromkeys(("refused", "dropped", "repaired", "noted"), nothing),
     )

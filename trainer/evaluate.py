@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags as absl_flags
 
-from input import anchors, batch_augment, pipeline, shards, targets, types
+from input import anchors, pipeline, shards, targets, types
 from model import losses
 from model.types import Detections, Losses, Predictions
 from trainer import checkpoints, command, diagnosis, evaluation_page, inference, metrics
@@ -95,7 +95,7 @@ def make_finder(
     @tf.function
     def detect_batch(batch: types.Batch) -> tuple[Detections, tf.Tensor, Losses, tf.Tensor]:
         def in_replica(batch: types.Batch) -> tuple[Detections, tf.Tensor, Losses, tf.Tensor]:
-            predictions = model(batch_augment.normalize(batch.images), training=False)
+            predictions = inference.predict(model, batch.images)
             found = decode(predictions, batch.transforms, batch.original_sizes)
             return found, tf.where(batch.valid, batch.record_index, -1), *measure(predictions, batch)
 

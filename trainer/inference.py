@@ -83,9 +83,14 @@ def make_detector(model: tf.keras.Model, config: Config) -> Callable[..., Detect
     decode = make_decoder(config)
 
     def detect(images: tf.Tensor, transforms: tf.Tensor, original_sizes: tf.Tensor) -> Detections:
-        return decode(model(batch_augment.normalize(images), training=False), transforms, original_sizes)
+        return decode(predict(model, images), transforms, original_sizes)
 
     return detect
+
+
+def predict(model: tf.keras.Model, images: tf.Tensor) -> Predictions:
+    """What the network predicts for u8 [b, h, w, 3] at its own size."""
+    return model(batch_augment.normalize(images), training=False)
 
 
 def make_decoder(config: Config) -> Callable[..., Detections]:
@@ -96,9 +101,12 @@ def make_decoder(config: Config) -> Callable[..., Detections]:
       of the original images and clipped to them. Detections that lie in the padding alone are dropped.
     """
     all_anchors = anchors.make_anchors(config.input.anchor, config.input.image_size)
+    by_level = anchors.num_anchors_by_level(config.input.anchor, config.input.image_size)
 
     def decode(predictions: Predictions, transforms: tf.Tensor, original_sizes: tf.Tensor) -> Detections:
-        found = postprocess.detect(predictions, all_anchors, config.detect, config.input.image_size)
+        found = postprocess.detect(
+            predictions, all_anchors, config.detect, config.input.image_size, num_anchors_by_level=by_level
+        )
         original_boxes = boxes.to_original(found.boxes, transforms, original_sizes)
         kept = boxes.area(original_boxes) > 0  # false in the padding rows of `found` too
         order = tf.argsort(tf.cast(~kept, tf.int32), axis=-1, stable=True)
