@@ -139,6 +139,12 @@ _define(
     "data_service",
     "grpc://HOST:PORT of a tf.data service (python -m trainer.data_service) that reads, decodes and batches.",
 )
+_define(
+    InputConfig,
+    "private_threadpool_size",
+    "Threads of the input pipeline. 0: it shares TensorFlow's, one for each core.",
+    lower_bound=0,
+)
 _define(InputConfig, "seed", "Seed of the weights, the order and the augmentation.", lower_bound=0)
 
 # Anchors

@@ -132,7 +132,9 @@ class _Objects(NamedTuple):
 
     def partners(self, shift: int) -> _Objects:
         """The objects of the image that is `shift` later in the batch."""
-        return _Objects(*(tf.roll(values, -shift, axis=0) for values in self))
+        as_floats = self._replace(difficult=tf.cast(self.difficult, tf.float32))  # a roll of bool has no GPU kernel
+        rolled = _Objects(*(tf.roll(values, -shift, axis=0) for values in as_floats))
+        return rolled._replace(difficult=rolled.difficult > 0.5)
 
     def within(self, region: tf.Tensor, min_visible: float) -> _Objects:
         """What is visible of the objects if only `region` is left; boxes are clipped to it."""

@@ -203,6 +203,7 @@ class InputConfig:
     mixture: tuple[tuple[float, int], ...] = ()  # (weight, number of shards) of each group of training shards, in order
     repeat_threshold: float = 0.0  # classes that a smaller share of the images shows are shown more often
     data_service: str = ""  # address of the tf.data service that makes the batches; empty: none
+    private_threadpool_size: int = 0  # threads of the input pipeline; 0: it shares TensorFlow's, one for each core
     anchor: AnchorConfig = AnchorConfig()
     match: MatchConfig = MatchConfig()
     augment: AugmentConfig = AugmentConfig.preset("default")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from input import augment, batch_augment, random_numbers, sampling, targets, tfrecord
+from input import augment, batch_augment, host, random_numbers, sampling, targets, tfrecord
 from input.config import InputConfig
 from input.sampling import SampledRecord
 from input.types import Batch, Targets
@@ -75,7 +75,11 @@ def make_dataset(
                 job_name=f"train-{config.seed}-{first_record}" if num_pipelines > 1 else None,
             )
         )
-    return dataset.prefetch(_AUTOTUNE)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = config.private_threadpool_size
+    if limit := host.memory_limit():
+        options.autotune.ram_budget = limit // 2  # the share that TensorFlow takes of a whole machine
+    return dataset.with_options(options).prefetch(_AUTOTUNE)
 
 
 def stop_mixing(dataset: tf.data.Dataset, num_batches: int) -> tf.data.Dataset:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import tensorflow as tf
 
 from input import pipeline
+from trainer import start_up
 from trainer.config import Config, TrainConfig
 from trainer.reporting import log
 
@@ -24,7 +25,8 @@ def set_up_devices(config: TrainConfig) -> None:
     gpus = tf.config.list_physical_devices("GPU")
     if config.num_gpus >= 0:
         if config.num_gpus > len(gpus):
-            raise ValueError(f"--num_gpus={config.num_gpus}, but TensorFlow sees {len(gpus)}: check nvidia-smi.")
+            cause = "" if gpus else f" {start_up.why_no_gpu()}."
+            raise ValueError(f"--num_gpus={config.num_gpus}, but TensorFlow sees {len(gpus)}: check nvidia-smi.{cause}")
         gpus = gpus[: config.num_gpus]
         tf.config.set_visible_devices(gpus, "GPU")
     for gpu in gpus:

@@ -36,7 +36,9 @@ def make_serving_module(model: tf.keras.Model, config: Config) -> tf.Module:
             tf.TensorSpec([4], tf.float32),
             tf.TensorSpec([2], tf.int32),
         )
-        return detect(*tf.map_fn(load, inputs, fn_output_signature=signature))._asdict()
+        with tf.device("CPU"):  # image by image; a GPU would wait at every one
+            images = tf.map_fn(load, inputs, fn_output_signature=signature)
+        return detect(*images)._asdict()
 
     def letterbox(image: tf.Tensor) -> tuple:
         return *augment.letterbox(image, image_size), tf.shape(image)[:2]
