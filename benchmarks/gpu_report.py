@@ -34,8 +34,7 @@ from input import shards
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
 REPLICAS = (1, 2, 4, 8)
-CASE_LIMIT = 300.0  # seconds after which a case is given up
-RESUME_LIMIT = 240.0
+CASE_LIMIT = 480.0  # seconds after which a case is given up; the first one may compile TensorFlow's kernels for the GPU
 
 
 class Scale(NamedTuple):
@@ -233,7 +232,9 @@ def draw_records(folder: pathlib.Path, scale: Scale) -> str:
     return f"{folder}/train-*.tfrecord"
 
 
-def kill_and_resume(folder: pathlib.Path, records: str, case_flags: Sequence[str], scale: Scale) -> dict[str, Any]:
+def kill_and_resume(
+    folder: pathlib.Path, records: str, case_flags: Sequence[str], scale: Scale, seconds: float
+) -> dict[str, Any]:
     """Kills a training run between two checkpoints, starts the same command again, and looks at what it did."""
     every = scale.resume_steps // 3
     model_dir = folder / "run"
@@ -246,20 +247,22 @@ def kill_and_resume(folder: pathlib.Path, records: str, case_flags: Sequence[str
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
 
-    deadline = time.monotonic() + RESUME_LIMIT
+    deadline = time.monotonic() + seconds
     with subprocess.Popen(command, cwd=CHECKOUT, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None and time.monotonic() < deadline and not any(step > every for step in steps()):
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
         output = process.communicate()[1]
-    if process.returncode != -signal.SIGKILL or not steps():
+    if time.monotonic() >= deadline:
+        return {"error": f"the run took more than {seconds:.0f} s"}
+    if process.returncode != -signal.SIGKILL:
         return {"error": f"the run ended before it could be killed: {output.strip()[-300:]}"}
     killed_at = steps()[-1]
     started = time.monotonic()
     try:
-        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=RESUME_LIMIT)
+        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=deadline - started)
     except subprocess.TimeoutExpired:
-        return {"error": f"the resumed run took more than {RESUME_LIMIT:.0f} s"}
+        return {"error": f"the two runs took more than {seconds:.0f} s"}
     if done.returncode:
         return {"error": f"the resumed run failed: {done.stderr.strip()[-300:]}"}
     first = next(line for line in done.stderr.splitlines() if "at step" in line)
@@ -310,7 +313,7 @@ def make_report(scale: Scale, *, records: str, minutes: float, rehearse: bool) -
         if runner.left > 60:
             print(f"{runner.left / 60:5.1f} minutes left: a kill and a resume", flush=True)
             base_flags = [*trainer_flags(first[0], scale, on_gpu), *(["--num_gpus=0"] if rehearse else [])]
-            resumed = kill_and_resume(folder, records, base_flags, scale)
+            resumed = kill_and_resume(folder, records, base_flags, scale, runner.left)
         for cases in others:
             run(cases)
     estimates: dict[int, dict[str, Any]] = {}

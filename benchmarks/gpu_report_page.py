@@ -10,8 +10,10 @@ _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 1120px; margin: 2em auto;
   padding: 0 1em; }
 h1 { font-size: 1.7em; margin: 0; } h2 { font-size: 1.25em; margin: 2em 0 .5em; }
-table { border-collapse: collapse; } th, td { padding: .2em 1.2em .2em 0; text-align: left; vertical-align: middle; }
+table { border-collapse: collapse; } th, td { padding: .2em 1.2em .2em 0; text-align: left; vertical-align: middle;
+  white-space: nowrap; }
 th { font-weight: 600; color: #555; border-bottom: 1px solid #ccc; } .number { text-align: right; }
+td[colspan] { white-space: normal; }
 .bar { display: inline-block; height: .7em; background: #4c78a8; border-radius: 2px; } .poor { color: #b3261e; }
 .met { color: #2e7d32; } code { background: #f2f2f2; padding: .1em .35em; border-radius: 3px; }
 """
