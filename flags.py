@@ -12,8 +12,29 @@ from typing import Any
 
 from absl import flags
 
-from input.config import AnchorConfig, AugmentConfig, InputConfig, MatchConfig, parse_image_size
-from model.config import BACKBONES, NECKS, NORMS, DetectConfig, LossConfig, ModelConfig
+from input.config import (
+    ASSIGNMENTS,
+    LOW_QUALITY_TIES,
+    AnchorConfig,
+    AugmentConfig,
+    InputConfig,
+    MatchConfig,
+    parse_image_size,
+)
+from model.config import (
+    BACKBONES,
+    BOX_LOSSES,
+    CLASS_LOSSES,
+    NECKS,
+    NMS,
+    NORMS,
+    P6_SOURCES,
+    PRE_NMS,
+    RESNET_STRIDES,
+    DetectConfig,
+    LossConfig,
+    ModelConfig,
+)
 from trainer.config import (
     COMMUNICATIONS,
     DISTRIBUTIONS,
@@ -88,6 +109,7 @@ for _name, _help in {
     "cutmix": "Probability that a part of another image replaces that part of this one.",
     "mixup": "Probability that another image is blended in.",
     "mosaic": "Probability of four images at half size in one.",
+    "close_mosaic": "Share of the run, at its end, in which cutmix, mixup and mosaic are off.",
     "min_visible": "A cropped or covered box is kept if its centre or this share of its area is visible.",
 }.items():
     flags.DEFINE_float(_name, None, f"{_help} Default: that of --augment.")
@@ -127,11 +149,44 @@ flags.DEFINE_list("anchor_scales", list(map(str, AnchorConfig.scales)), "Factors
 _define(AnchorConfig, "aspect_ratios", "Width / height of the anchors.")
 _define(MatchConfig, "positive_iou", "An anchor is positive from this IoU with a box.")
 _define(MatchConfig, "negative_iou", "An anchor is background below this IoU with every box.")
+_define(
+    MatchConfig,
+    "assignment",
+    "How anchors are assigned. iou: by --positive_iou and --negative_iou. atss: by a threshold that each box gets from "
+    "the anchors near it.",
+    choices=ASSIGNMENTS,
+)
+_define(
+    MatchConfig,
+    "low_quality_ties",
+    "Which anchors --force_match takes where a small box lies inside many and all fit alike.",
+    choices=LOW_QUALITY_TIES,
+)
 _define(MatchConfig, "force_match", "Make the best anchor of each box positive, even below --positive_iou.")
 
 # Network and losses
 _define(ModelConfig, "backbone", "The backbone.", choices=BACKBONES)
+_define(
+    ModelConfig,
+    "resnet_stride",
+    "Convolution of a bottleneck that strides: 1x1 (Keras) or 3x3 (torchvision, timm). auto: what the weights that the "
+    "run starts from need, otherwise 1x1.",
+    choices=RESNET_STRIDES,
+)
+_define(
+    ModelConfig,
+    "freeze_stages",
+    "Do not train so many stages of the backbone, from its stem on, and keep their statistics: 0 to 5.",
+    lower_bound=0,
+    upper_bound=5,
+)
 _define(ModelConfig, "neck", "The feature pyramid.", choices=NECKS)
+_define(
+    ModelConfig,
+    "p6_from",
+    "The map that P6 is made of. auto: what the weights that the run starts from need, otherwise c5.",
+    choices=P6_SOURCES,
+)
 _define(ModelConfig, "neck_filters", "Width of the neck and of the heads.", lower_bound=1)
 _define(ModelConfig, "head_convs", "Convolutions in each head.", lower_bound=0)
 _define(ModelConfig, "prior_probability", "Foreground probability that a new class head predicts.")
@@ -144,6 +199,18 @@ _define(
     "fixed statistics and scale. group: group norm. auto: sync for replicas of fewer than 8 images, otherwise local.",
     choices=NORMS,
 )
+_define(
+    LossConfig,
+    "class_loss",
+    "Loss of the classes. quality_focal: the score learns to predict the IoU of its box as well.",
+    choices=CLASS_LOSSES,
+)
+_define(
+    LossConfig,
+    "box_loss",
+    "Loss of the boxes: smooth L1 of the deltas, or 1 - IoU with a term for boxes that do not overlap.",
+    choices=BOX_LOSSES,
+)
 _define(LossConfig, "focal_alpha", "Weight of the foreground in the focal loss.")
 _define(LossConfig, "focal_gamma", "Focusing exponent of the focal loss.", lower_bound=0.0)
 _define(LossConfig, "smooth_l1_beta", "Error of a box delta at which smooth L1 turns from quadratic to linear.")
@@ -152,19 +219,46 @@ _define(LossConfig, "box_loss_weight", "Weight of the box loss.")
 # Detections
 _define(DetectConfig, "score_threshold", "Detections below this score are dropped.")
 _define(DetectConfig, "pre_nms_top_k", "Best scores of an image that enter non-maximum suppression.", lower_bound=1)
+_define(DetectConfig, "pre_nms", "Take --pre_nms_top_k of all levels together, or of each.", choices=PRE_NMS)
+_define(
+    DetectConfig,
+    "nms",
+    "Non-maximum suppression within each class, or agnostic: of all classes together, one label for each object.",
+    choices=NMS,
+)
+_define(
+    DetectConfig,
+    "soft_nms_sigma",
+    "Above 0, overlapping detections get lower scores instead of being dropped (Soft-NMS; 0.5 is usual); on the CPU.",
+    lower_bound=0.0,
+)
 _define(DetectConfig, "nms_iou", "IoU above which the weaker of two detections of a class is dropped.")
 _define(DetectConfig, "max_detections", "Largest number of detections in an image.", lower_bound=1)
 
 # Optimizer
 _define(OptimizerConfig, "optimizer", "The optimizer.", choices=OPTIMIZERS)
 _define(OptimizerConfig, "learning_rate", "Peak learning rate, for the given batch size.")
+_define(
+    OptimizerConfig,
+    "scale_learning_rate",
+    "Multiply --learning_rate by --batch_size / 16, the paper's batch size (Goyal et al. 2017); the log says to what.",
+)
+_define(OptimizerConfig, "backbone_rate", "Learning rate of the backbone, as a share of that of the other layers.")
 _define(OptimizerConfig, "lr_schedule", "Shape of the learning rate after the warm-up.", choices=SCHEDULES)
 _define(OptimizerConfig, "lr_steps", "Shares of the run after which the step schedule lowers the rate tenfold.")
-_define(OptimizerConfig, "lr_end", "Final rate of the cosine and polynomial schedules, as a share of the peak.")
+_define(
+    OptimizerConfig, "lr_end", "Final rate of the cosine, polynomial and one_cycle schedules, as a share of the peak."
+)
 _define(OptimizerConfig, "lr_power", "Exponent of the polynomial schedule.")
 _define(OptimizerConfig, "lr_decay", "Final rate of the exponential schedule, as a share of the peak.")
-_define(OptimizerConfig, "warmup_steps", "Steps of the linear warm-up; at most a tenth of the run.", lower_bound=0)
+_define(
+    OptimizerConfig,
+    "warmup_steps",
+    "Steps of the linear warm-up; at most a tenth of the run. The one_cycle schedule has its own.",
+    lower_bound=0,
+)
 _define(OptimizerConfig, "momentum", "Momentum of SGD.")
+_define(OptimizerConfig, "nesterov", "Look ahead along SGD's momentum (Nesterov).")
 _define(OptimizerConfig, "weight_decay", "Weight decay of kernels, as the factor of an L2 term.", lower_bound=0.0)
 _define(OptimizerConfig, "clip_norm", "Clip the gradients to this global norm. 0: no clipping.", lower_bound=0.0)
 
@@ -196,6 +290,18 @@ _define(
     "best_metric",
     "The metric of the evaluation that decides which checkpoint is the best.",
     choices=["coco_ap", "coco_ap50", "voc07_ap50", "voc12_ap50"],
+)
+_define(
+    TrainConfig,
+    "accumulation_steps",
+    "Pass each replica's images through the network in so many parts before one update: for a batch that does not fit.",
+    lower_bound=1,
+)
+_define(
+    TrainConfig,
+    "ema_decay",
+    "Keep an exponential moving average of the weights with this decay, such as 0.9998, and evaluate it. 0: none.",
+    lower_bound=0.0,
 )
 _define(TrainConfig, "xla", "Compile the step with XLA; for one replica only.")
 _define(

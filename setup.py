@@ -33,6 +33,7 @@ setup(
         "tqdm",
         "Pillow>=10.1",  # the first whose default font scales
         "pycocotools",
+        "PyYAML",
         "setuptools<81",  # TensorBoard 2.15 imports pkg_resources, which later ones no longer have
     ],
     extras_require={

@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from input import targets
 from input.anchors import make_anchors
 from input.boxes import area, encode
-from input.config import AnchorConfig, MatchConfig
-from input.types import BACKGROUND, IGNORED, Targets
+from input.config import InputConfig
+from input.types import BACKGROUND, IGNORED, Batch, Targets
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("batch_size", 16, "Number of images in a batch.")
@@ -38,29 +38,30 @@ flags.DEFINE_integer("rounds", 5, "Number of turns of each method.")
 flags.DEFINE_integer("repeats", 5, "Number of batches in a turn of the sparse method; the others have one.")
 
 MAX_BOXES = 100
-IMAGE_SIZE = (512, 512)
+CONFIG = InputConfig(image_size=(512, 512))
 
 
-def make_batch(batch_size: int, num_boxes: int, seed: int = 0) -> tuple[tf.Tensor, ...]:
-    """Boxes, classes, difficult and weights of a batch; boxes of 16 to 256 px, like objects in photographs."""
+def make_batch(batch_size: int, num_boxes: int, seed: int = 0) -> Batch:
+    """A batch of which only the boxes matter, of 16 to 256 px, like objects in photographs."""
     rng = np.random.default_rng(seed)
     shape = (batch_size, MAX_BOXES)
     sides = np.exp(rng.uniform(np.log(16), np.log(256), (*shape, 1)) + rng.normal(0, 0.3, (*shape, 2)))
     centers = rng.uniform(0, 512, (*shape, 2))
     boxes = np.clip(np.concatenate([centers - sides / 2, centers + sides / 2], axis=-1), 0, 512)
     real = np.arange(MAX_BOXES) < num_boxes
-    return (
-        tf.constant(boxes * real[:, np.newaxis], tf.float32),
-        tf.constant(np.where(real, rng.integers(0, 20, shape), -1), tf.int32),
-        tf.constant(rng.random(shape) < 0.1),
-        tf.ones(shape),
+    return Batch(*([tf.zeros([batch_size])] * len(Batch._fields)))._replace(
+        boxes=tf.constant(boxes * real[:, np.newaxis], tf.float32),
+        classes=tf.constant(np.where(real, rng.integers(0, 20, shape), -1), tf.int32),
+        difficult=tf.constant(rng.random(shape) < 0.1),
+        box_weights=tf.ones(shape),
+        valid=tf.ones([batch_size], tf.bool),
     )
 
 
-def brute_force(boxes: tf.Tensor, classes: tf.Tensor, difficult: tf.Tensor, box_weights: tf.Tensor) -> Targets:
+def brute_force(batch: Batch) -> Targets:
     """The usual form: image by image, the matrix of all IoUs, its maxima, and a gather."""
-    anchors = tf.constant(make_anchors(AnchorConfig(), IMAGE_SIZE))
-    config = MatchConfig()
+    anchors = tf.constant(make_anchors(CONFIG.anchor, CONFIG.image_size))
+    config = CONFIG.match
 
     def one_image(image: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
         boxes, classes, difficult, box_weights = image
@@ -86,25 +87,19 @@ def brute_force(boxes: tf.Tensor, classes: tf.Tensor, difficult: tf.Tensor, box_
             tf.where(positive, tf.gather(box_weights, best_box), 1.0),
         )
 
-    signature = (tf.int32, tf.float32, tf.float32)
-    return Targets(*tf.map_fn(one_image, (boxes, classes, difficult, box_weights), fn_output_signature=signature))
-
-
-def assign(*batch: tf.Tensor, method: str) -> Targets:
-    return targets.assign_targets(
-        *batch, anchor_config=AnchorConfig(), match_config=MatchConfig(), image_size=IMAGE_SIZE, method=method
-    )
+    images = (batch.boxes, batch.classes, batch.difficult, batch.box_weights)
+    return Targets(*tf.map_fn(one_image, images, fn_output_signature=(tf.int32, tf.float32, tf.float32)))
 
 
 def measure(num_boxes: int) -> dict[str, float]:
     """Median ms per image of each method, after checking that all give the same targets."""
     batch = make_batch(FLAGS.batch_size, num_boxes)
     methods = {
-        "sparse": tf.function(functools.partial(assign, method="sparse")),
-        "dense": tf.function(functools.partial(assign, method="dense")),
+        "sparse": tf.function(functools.partial(targets.assign, config=CONFIG, method="sparse")),
+        "dense": tf.function(functools.partial(targets.assign, config=CONFIG, method="dense")),
         "brute": tf.function(brute_force),
     }
-    classes = {name: run(*batch).class_targets.numpy() for name, run in methods.items()}
+    classes = {name: run(batch).class_targets.numpy() for name, run in methods.items()}
     differing = np.mean(
         classes["brute"] != classes["dense"]
     )  # it decides ties and shared low-quality matches differently
@@ -116,7 +111,7 @@ def measure(num_boxes: int) -> dict[str, float]:
             repeats = FLAGS.repeats if name == "sparse" else 1
             start = time.process_time()
             for _ in range(repeats):
-                run(*batch).weights.numpy()
+                run(batch).weights.numpy()
             times[name].append((time.process_time() - start) / repeats / FLAGS.batch_size * 1e3)
     return {name: statistics.median(values) for name, values in times.items()}
 

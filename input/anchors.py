@@ -14,6 +14,11 @@ def grid_sizes(config: AnchorConfig, image_size: tuple[int, int]) -> list[tuple[
     return [(-(-height // 2**level), -(-width // 2**level)) for level in config.levels]
 
 
+def num_anchors_by_level(config: AnchorConfig, image_size: tuple[int, int]) -> list[int]:
+    """The number of each level's anchors."""
+    return [rows * columns * config.anchors_per_location for rows, columns in grid_sizes(config, image_size)]
+
+
 def anchor_shapes(config: AnchorConfig) -> np.ndarray:
     """Heights and widths of the anchors, f32 [levels, anchors per location, 2] px, the aspect ratio varying fastest."""
     return np.array(
@@ -29,19 +34,25 @@ def anchor_shapes(config: AnchorConfig) -> np.ndarray:
     )
 
 
+def locations(config: AnchorConfig, image_size: tuple[int, int]) -> list[np.ndarray]:
+    """The centres of each level's anchors, f32 [rows, columns, 2] px: ((i + 0.5) * stride, (j + 0.5) * stride)."""
+    return [
+        (np.moveaxis(np.mgrid[:rows, :columns], 0, -1).astype(np.float32) + 0.5) * 2**level
+        for level, (rows, columns) in zip(config.levels, grid_sizes(config, image_size))
+    ]
+
+
 def make_anchors(config: AnchorConfig, image_size: tuple[int, int]) -> np.ndarray:
     """All anchors of an image, f32 [a, 4], (ymin, xmin, ymax, xmax) in px; they may reach outside it.
 
     The order is that of the heads' outputs: level, row, column, scale, aspect ratio, the last varying fastest.
-    The anchors of row i and column j are centred at ((i + 0.5) * stride, (j + 0.5) * stride).
 
     Args:
       config: sizes, scales and aspect ratios.
       image_size: (height, width) px.
     """
     anchors = []
-    for level, shapes, (rows, columns) in zip(config.levels, anchor_shapes(config), grid_sizes(config, image_size)):
-        centers = (np.moveaxis(np.mgrid[:rows, :columns], 0, -1).astype(np.float32) + 0.5) * 2**level
+    for shapes, centers in zip(anchor_shapes(config), locations(config, image_size)):
         corners = centers[:, :, np.newaxis] - shapes / 2, centers[:, :, np.newaxis] + shapes / 2
         anchors.append(np.concatenate(corners, axis=-1).reshape(-1, 4))
     return np.concatenate(anchors).astype(np.float32)

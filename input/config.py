@@ -42,6 +42,10 @@ class AnchorConfig:
         return len(self.scales) * len(self.aspect_ratios)
 
 
+ASSIGNMENTS = ("iou", "atss")
+LOW_QUALITY_TIES = ("first", "nearest", "all")
+
+
 @dataclasses.dataclass(frozen=True)
 class MatchConfig:
     """When an anchor is positive, ignored or background (Lin et al. 2017, section 4)."""
@@ -49,8 +53,16 @@ class MatchConfig:
     positive_iou: float = 0.5  # IoU >= this: positive
     negative_iou: float = 0.4  # IoU < this: background; in between: ignored
     force_match: bool = True  # every box gets its best anchor, whatever their IoU: a low-quality match
+    low_quality_ties: str = "first"  # which of several best anchors
+    assignment: str = "iou"  # "atss": thresholds that follow from each box (Zhang et al. 2020)
 
     def __post_init__(self) -> None:
+        if self.assignment not in ASSIGNMENTS:
+            raise ValueError(f"--assignment={self.assignment}: choose one of {', '.join(ASSIGNMENTS)}.")
+        if self.low_quality_ties not in LOW_QUALITY_TIES:
+            raise ValueError(
+                f"--low_quality_ties={self.low_quality_ties}: choose one of {', '.join(LOW_QUALITY_TIES)}."
+            )
         if not 0 < self.negative_iou <= self.positive_iou <= 1:
             raise ValueError(
                 f"need 0 < --negative_iou <= --positive_iou <= 1; got {self.negative_iou} and {self.positive_iou}."
@@ -101,6 +113,7 @@ class AugmentConfig:
     cutmix: float = 0.0
     mixup: float = 0.0
     mosaic: float = 0.0
+    close_mosaic: float = 0.0  # share of the run, at its end, without cutmix, mixup and mosaic (Ge et al. 2021, YOLOX)
     # A partly cropped or covered box is kept if its centre or this share of its area is visible.
     min_visible: float = 0.25
 
@@ -118,6 +131,8 @@ class AugmentConfig:
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} is a probability, from 0 to 1; got {getattr(self, name)}.")
+        if not 0 <= self.close_mosaic <= 1:
+            raise ValueError(f"--close_mosaic is a share of the run, from 0 to 1; got {self.close_mosaic}.")
         if not 0 < self.scale_min <= self.scale_max:
             raise ValueError(f"need 0 < --scale_min <= --scale_max; got {self.scale_min} and {self.scale_max}.")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from input import augment, batch_augment, sampling, targets, tfrecord
+from input import augment, batch_augment, random_numbers, sampling, targets, tfrecord
 from input.config import InputConfig
 from input.sampling import SampledRecord
 from input.types import Batch, Targets
@@ -76,6 +76,17 @@ def make_dataset(
             )
         )
     return dataset.prefetch(_AUTOTUNE)
+
+
+def stop_mixing(dataset: tf.data.Dataset, num_batches: int) -> tf.data.Dataset:
+    """`Dataset[Batch]` in which the batches after the first `num_batches` have no cutmix, mixup or mosaic."""
+    mixing = tf.constant([name in ("cutmix", "mixup", "mosaic") for name in random_numbers.RandomNumbers._fields])
+
+    def stop(index: tf.Tensor, batch: Batch) -> Batch:
+        never = tf.where(mixing, 1.0, batch.random_numbers)  # no probability exceeds 1
+        return batch._replace(random_numbers=tf.where(index < num_batches, batch.random_numbers, never))
+
+    return dataset.enumerate().map(stop, num_parallel_calls=_AUTOTUNE)
 
 
 def _load_or_blank(

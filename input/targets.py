@@ -1,13 +1,14 @@
 """Assigns boxes to anchors: what the network should predict for each anchor.
 
-The rules, which are the same for both methods:
+The rules of `--assignment=iou`, which are the same for both methods (those of atss are in `input/atss.py`):
 
 - A padding box (class -1) or an empty one takes no part. A difficult one takes part in the last rule only.
 - An anchor is assigned to the box with which its IoU is highest (ties: the lowest box index) if that IoU reaches
   `positive_iou`.
-- With `force_match` each box also gets a low-quality match: the anchor with which its IoU is highest and above 0
-  (within 1e-6: the lowest anchor index) is assigned to it, whatever the anchor's IoU with other boxes. If several boxes
-  have the same such anchor, the highest IoU decides, then the lowest box index; the other boxes get no other anchor.
+- With `force_match` each box also gets a low-quality match: the anchor with which its IoU is highest and above 0 is
+  assigned to it, whatever the anchor's IoU with other boxes. Of several within 1e-6, `low_quality_ties` chooses the
+  one with the lowest index, the nearest one (then the lowest index), or all. If several boxes have the same such
+  anchor, the highest IoU decides, then the lowest box index; the other boxes get no other anchor.
 - Any other anchor is ignored if its IoU with some box, difficult or not, reaches `negative_iou`, and is background
   otherwise.
 """
@@ -17,141 +18,98 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from input import atss, low_quality
 from input import boxes as box_ops
 from input.anchors import anchor_shapes, grid_sizes, make_anchors
-from input.config import AnchorConfig, InputConfig, MatchConfig
+from input.config import InputConfig
 from input.types import BACKGROUND, IGNORED, Batch, Targets
 
-NEAR_TIE = 1e-6  # IoUs closer than this are equal, so that rounding does not choose an anchor
-LOW_QUALITY_BONUS = 2.0  # added to the IoU of a low-quality match, which is then above every other
 MARGIN = 1e-2  # px by which the sparse search looks too far: more than any rounding error
 
 
 def assign(batch: Batch, config: InputConfig, *, method: str) -> Targets:
-    """The targets of a batch, all IGNORED for an image that is not valid; `method` is that of `assign_targets`."""
-    targets = assign_targets(
-        batch.boxes,
-        batch.classes,
-        batch.difficult,
-        batch.box_weights,
-        anchor_config=config.anchor,
-        match_config=config.match,
-        image_size=config.image_size,
-        method=method,
-    )
-    return targets._replace(class_targets=tf.where(batch.valid[:, tf.newaxis], targets.class_targets, IGNORED))
-
-
-def assign_targets(
-    boxes: tf.Tensor,
-    classes: tf.Tensor,
-    difficult: tf.Tensor,
-    box_weights: tf.Tensor,
-    *,
-    anchor_config: AnchorConfig,
-    match_config: MatchConfig,
-    image_size: tuple[int, int],
-    method: str = "dense",
-) -> Targets:
-    """The targets of every anchor of a batch of images. Works eagerly, in a tf.function and in Dataset.map.
+    """The targets of every anchor of a batch. Works eagerly, in a tf.function and in Dataset.map.
 
     Args:
-      boxes: [b, m, 4] px of the network's input.
-      classes: i32 [b, m]; -1 pads.
-      difficult: bool [b, m].
-      box_weights: f32 [b, m].
-      anchor_config: the anchors.
-      match_config: the thresholds.
-      image_size: (height, width) of the network's input.
+      batch: boxes, classes, difficult, box_weights and valid are read; all anchors of an image not valid are IGNORED.
+      config: the anchors, the thresholds and the size of the network's input.
       method: "dense" compares every box with every anchor, with static shapes and no scatter: it is for a GPU, and
         compiles under XLA. "sparse" looks only at the anchors near a box: it is for the host and any other CPU.
-
-    Returns:
-      Targets: class_targets i32 [b, a], box_targets f32 [b, a, 4], weights f32 [b, a].
 
     Raises:
       ValueError: the method is unknown.
     """
-    boxes = tf.cast(boxes, tf.float32)
-    classes = tf.cast(classes, tf.int32)
-    box_weights = tf.cast(box_weights, tf.float32)
+    boxes = tf.cast(batch.boxes, tf.float32)
     areas = box_ops.area(boxes)
-    takes_part = (classes >= 0) & (areas > 0.0) & tf.math.is_finite(areas)
-    if method == "dense":
-        anchors = tf.constant(make_anchors(anchor_config, image_size))
-        return _assign_dense(boxes, classes, difficult, box_weights, takes_part, anchors, match_config)
-    if method == "sparse":
-        return _assign_sparse(
-            boxes, classes, difficult, box_weights, takes_part, anchor_config, match_config, image_size
-        )
-    raise ValueError(f"method={method!r}: choose dense or sparse.")
+    takes_part = (batch.classes >= 0) & (areas > 0.0) & tf.math.is_finite(areas)
+    batch = batch._replace(boxes=tf.where(takes_part[..., tf.newaxis], boxes, 0.0))  # an empty box overlaps nothing
+    if method not in ("dense", "sparse"):
+        raise ValueError(f"method={method!r}: choose dense or sparse.")
+    if config.match.assignment == "iou" and method == "sparse":
+        targets = _assign_sparse(batch, config)
+    else:
+        anchors = make_anchors(config.anchor, config.image_size)
+        match = atss.match if config.match.assignment == "atss" else _match_dense
+        targets = _make_targets(batch, anchors, *match(batch, anchors, config))
+    return targets._replace(class_targets=tf.where(batch.valid[:, tf.newaxis], targets.class_targets, IGNORED))
 
 
-def _assign_dense(
-    boxes: tf.Tensor,
-    classes: tf.Tensor,
-    difficult: tf.Tensor,
-    box_weights: tf.Tensor,
-    takes_part: tf.Tensor,
-    anchors: tf.Tensor,
-    config: MatchConfig,
-) -> Targets:
+def _match_dense(batch: Batch, anchors: np.ndarray, config: InputConfig) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """As `atss.match`."""
     # [b, m, a] of these are hundreds of megabytes: XLA fuses them away, so a GPU should run this compiled.
-    boxes = tf.where(takes_part[..., tf.newaxis], boxes, 0.0)  # an empty box overlaps nothing
-    ious = box_ops.iou(boxes, anchors)
-    scores = tf.where(difficult[..., tf.newaxis], 0.0, ious)
-    if config.force_match:
-        best_of_box = tf.reduce_max(scores, axis=2, keepdims=True)
-        near_best = (scores > 0.0) & (scores >= best_of_box - NEAR_TIE)
-        # Indexes are floats, which hold them exactly below 2**24: TensorFlow compares and reduces int32 on the host.
-        indexes = tf.range(anchors.shape[0], dtype=tf.float32)
-        anchor_of_box = tf.reduce_min(tf.where(near_best, indexes, np.inf), axis=2, keepdims=True)
-        scores = tf.where(indexes == anchor_of_box, best_of_box + LOW_QUALITY_BONUS, scores)
-    matched = tf.reduce_max(scores, axis=1) >= config.positive_iou
-    ignored = tf.reduce_max(ious, axis=1) >= config.negative_iou
+    ious = box_ops.iou(batch.boxes, anchors)
+    scores = tf.where(batch.difficult[..., tf.newaxis], 0.0, ious)
+    if config.match.force_match:
+        indexes = tf.range(len(anchors), dtype=tf.float32)
+        distances = box_ops.squared_center_distance(batch.boxes[:, :, tf.newaxis], anchors)
+        forced, best = low_quality.matches(scores, indexes, distances, config.match.low_quality_ties)
+        scores = tf.where(forced, best + low_quality.BONUS, scores)
+    matched = tf.reduce_max(scores, axis=1) >= config.match.positive_iou
+    ignored = tf.reduce_max(ious, axis=1) >= config.match.negative_iou
     # XLA and the CPU's kernel give the lowest of several indexes; TensorFlow's own GPU kernel does not promise it.
-    index = tf.argmax(scores, axis=1, output_type=tf.int32)
-    matched_boxes = tf.where(matched[..., tf.newaxis], tf.gather(boxes, index, batch_dims=1), anchors)
+    return tf.argmax(scores, axis=1, output_type=tf.int32), matched, ignored
+
+
+def _make_targets(
+    batch: Batch, anchors: np.ndarray, index: tf.Tensor, matched: tf.Tensor, ignored: tf.Tensor
+) -> Targets:
+    boxes, classes, box_weights = (
+        tf.gather(values, index, batch_dims=1) for values in (batch.boxes, batch.classes, batch.box_weights)
+    )
     return Targets(
-        class_targets=tf.where(
-            matched, tf.gather(classes, index, batch_dims=1), tf.where(ignored, IGNORED, BACKGROUND)
-        ),
-        box_targets=box_ops.encode(matched_boxes, anchors),
-        weights=tf.where(matched, tf.gather(box_weights, index, batch_dims=1), 1.0),
+        class_targets=tf.where(matched, classes, tf.where(ignored, IGNORED, BACKGROUND)),
+        box_targets=box_ops.encode(tf.where(matched[..., tf.newaxis], boxes, anchors), anchors),
+        weights=tf.where(matched, box_weights, 1.0),
     )
 
 
-def _assign_sparse(
-    boxes: tf.Tensor,
-    classes: tf.Tensor,
-    difficult: tf.Tensor,
-    box_weights: tf.Tensor,
-    takes_part: tf.Tensor,
-    anchor_config: AnchorConfig,
-    config: MatchConfig,
-    image_size: tuple[int, int],
-) -> Targets:
-    anchors = tf.constant(make_anchors(anchor_config, image_size))
+def _assign_sparse(batch: Batch, config: InputConfig) -> Targets:
+    anchors = tf.constant(make_anchors(config.anchor, config.image_size))
     num_anchors = anchors.shape[0]
-    batch_size = tf.shape(boxes)[0]
+    batch_size = tf.shape(batch.boxes)[0]
 
     # The boxes that take part, those of the whole batch on one axis, the difficult ones last.
-    ordinary = tf.where(takes_part & ~difficult)  # [n, 2]
+    takes_part = box_ops.area(batch.boxes) > 0.0
+    ordinary = tf.where(takes_part & ~batch.difficult)  # [n, 2]
     num_ordinary = tf.shape(ordinary)[0]
-    taking_part = tf.concat([ordinary, tf.where(takes_part & difficult)], axis=0)
-    boxes, classes, box_weights = (tf.gather_nd(x, taking_part) for x in (boxes, classes, box_weights))
+    taking_part = tf.concat([ordinary, tf.where(takes_part & batch.difficult)], axis=0)
+    boxes, classes, box_weights = (
+        tf.gather_nd(values, taking_part) for values in (batch.boxes, batch.classes, batch.box_weights)
+    )
 
     # From here on `box` and `anchor` are indexes, those of anchors counted over the whole batch. The three lists `box`,
     # `anchor` and `ious` have one entry for each pair of a box and an anchor near it.
     box_offsets = tf.cast(taking_part[:, 0], tf.int32) * num_anchors
-    box, anchor = _candidates(boxes, box_offsets, anchor_config, config, image_size)
+    box, anchor = _candidates(boxes, box_offsets, config)
     ious = box_ops.paired_iou(tf.gather(boxes, box), tf.gather(anchors, anchor % num_anchors))
-    ignored = tf.gather(anchor, tf.where(ious >= config.negative_iou)[:, 0])  # unless it is assigned to a box
-    positive = tf.where((ious >= config.positive_iou) & (box < num_ordinary))[:, 0]
+    ignored = tf.gather(anchor, tf.where(ious >= config.match.negative_iou)[:, 0])  # unless it is assigned to a box
+    positive = tf.where((ious >= config.match.positive_iou) & (box < num_ordinary))[:, 0]
     pairs = [tf.gather(x, positive) for x in (box, anchor, ious)]
-    if config.force_match:
-        low_quality = _low_quality_matches(box, anchor, ious, num_ordinary)
-        pairs = [tf.concat(both, axis=0) for both in zip(pairs, low_quality)]
+    if config.match.force_match:
+        distances = box_ops.squared_center_distance(tf.gather(boxes, box), tf.gather(anchors, anchor % num_anchors))
+        ties = config.match.low_quality_ties
+        forced = _low_quality_matches(box, anchor, ious, distances, num_ordinary, ties)
+        pairs = [tf.concat(both, axis=0) for both in zip(pairs, forced)]
 
     # Of the boxes paired with one anchor, the first of those with the highest score.
     box, anchor, scores = pairs
@@ -177,27 +135,22 @@ def _assign_sparse(
 
 
 def _low_quality_matches(
-    box: tf.Tensor, anchor: tf.Tensor, ious: tf.Tensor, num_ordinary: tf.Tensor
+    box: tf.Tensor, anchor: tf.Tensor, ious: tf.Tensor, distances: tf.Tensor, num_ordinary: tf.Tensor, ties: str
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """For each box below `num_ordinary` that overlaps an anchor: its index, that of its best anchor, and the score."""
-    best = tf.math.segment_max(ious, box)
-    near_best = ious >= tf.gather(tf.maximum(best - NEAR_TIE, np.finfo(np.float32).tiny), box)
-    best_anchor = tf.math.segment_min(tf.where(near_best, anchor, anchor.dtype.max), box)
-    overlapping = tf.where(best[:num_ordinary] > 0.0)[:, 0]
-    return (
-        tf.cast(overlapping, tf.int32),
-        tf.gather(best_anchor, overlapping),
-        tf.gather(best, overlapping) + LOW_QUALITY_BONUS,
-    )
+    """The pairs that `low_quality.matches` chooses: boxes below `num_ordinary`, anchors, and the scores."""
+    best = tf.gather(tf.math.segment_max(ious, box), box)
+    chosen = (ious > 0.0) & (ious >= best - low_quality.NEAR_TIE)
+    if ties == "nearest":
+        nearest = tf.math.segment_min(tf.where(chosen, distances, np.inf), box)
+        chosen &= distances <= tf.gather(nearest, box) + low_quality.NEAR_DISTANCE
+    if ties != "all":
+        first = tf.math.segment_min(tf.where(chosen, anchor, anchor.dtype.max), box)
+        chosen = anchor == tf.gather(first, box)
+    pairs = tf.where(chosen & (box < num_ordinary))[:, 0]
+    return tf.gather(box, pairs), tf.gather(anchor, pairs), tf.gather(best, pairs) + low_quality.BONUS
 
 
-def _candidates(
-    boxes: tf.Tensor,
-    box_offsets: tf.Tensor,
-    anchor_config: AnchorConfig,
-    config: MatchConfig,
-    image_size: tuple[int, int],
-) -> tuple[tf.Tensor, tf.Tensor]:
+def _candidates(boxes: tf.Tensor, box_offsets: tf.Tensor, config: InputConfig) -> tuple[tf.Tensor, tf.Tensor]:
     """All pairs of a box and an anchor that can be positive, ignored or a low-quality match, and few others.
 
     Two rectangles have an IoU of at least t if their intersection is at least the share t / (1 + t) of the sum of their
@@ -214,10 +167,10 @@ def _candidates(
       i32 [c], i32 [c]: indexes of boxes, ascending, and of anchors.
     """
     # For each of the p shapes of anchors, y before x.
-    per_location = anchor_config.anchors_per_location
-    sides = anchor_shapes(anchor_config).reshape(-1, 2).T[:, np.newaxis]  # [2, 1, p]
-    strides = np.repeat(np.float32(2) ** np.array(anchor_config.levels), per_location)  # [p]
-    grids = np.array(grid_sizes(anchor_config, image_size))  # [levels, 2]
+    per_location = config.anchor.anchors_per_location
+    sides = anchor_shapes(config.anchor).reshape(-1, 2).T[:, np.newaxis]  # [2, 1, p]
+    strides = np.repeat(np.float32(2) ** np.array(config.anchor.levels), per_location)  # [p]
+    grids = np.array(grid_sizes(config.anchor, config.image_size))  # [levels, 2]
     first_anchors = np.cumsum([0, *grids.prod(axis=1)[:-1] * per_location])
     first_anchors = np.add.outer(first_anchors, np.arange(per_location)).ravel()  # [p]
     grids = np.repeat(grids, per_location, axis=0).T[:, np.newaxis]  # [2, 1, p]
@@ -228,15 +181,17 @@ def _candidates(
     smaller = tf.minimum(high - low, sides)
     mean = (high - low + sides) / 2.0
     areas = tf.reduce_prod(high - low, axis=0) + sides.prod(axis=0)  # [n, p]
-    threshold = config.negative_iou
-    if config.force_match:
+    threshold = config.match.negative_iou
+    if config.match.force_match:
         # Among the anchors of one shape the nearest has the highest IoU.
         nearest = tf.clip_by_value(tf.round(centers), 0.0, grids - 1.0)
         overlaps = tf.clip_by_value(mean - tf.abs(nearest - centers) * strides, 0.0, smaller)
         intersections = overlaps[0] * overlaps[1]
         best = tf.reduce_max(intersections / (areas - intersections), axis=1, keepdims=True)  # [n, 1]
         threshold = tf.minimum(best, threshold)
-    threshold = tf.maximum(0.999 * threshold - 2.0 * NEAR_TIE, 0.0)  # so that no rounding or near tie can matter
+    threshold = tf.maximum(
+        0.999 * threshold - 2.0 * low_quality.NEAR_TIE, 0.0
+    )  # so that no rounding or near tie can matter
     share = threshold / (1.0 + threshold) * areas / (smaller[0] * smaller[1])
     reach = (mean - share * smaller + MARGIN) / strides
     first = tf.cast(tf.clip_by_value(tf.math.ceil(centers - reach), 0.0, grids), tf.int32)

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+BACKBONES = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"),
+)
 NECKS = ("fpn", "panet")
+CLASS_LOSSES = ("focal", "quality_focal")
+BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
+RESNET_STRIDES = ("auto", "1x1", "3x3")
+P6_SOURCES = ("auto", "c5", "p5")
+PRE_NMS = ("flat", "per_level")
+NMS = ("per_class", "agnostic")
 NORMS = ("auto", "local", "sync", "frozen", "group")
 
 
@@ -14,7 +23,12 @@ class ModelConfig:
     """The network; the defaults are those of the RetinaNet paper (Lin et al. 2017)."""
 
     backbone: str = "resnet50"
+    # Where a bottleneck strides: its first 1x1 convolution ("v1", as in the paper and Keras), or its 3x3 ("v1.5", as in
+    # torchvision and timm). auto: as the weights that the run starts from need; without any 1x1.
+    resnet_stride: str = "auto"
+    freeze_stages: int = 0  # of the backbone, the stem being the first of five
     neck: str = "fpn"
+    p6_from: str = "auto"  # the map that P6 is made of; auto: as the starting weights need; without any c5, the paper's
     neck_filters: int = 256  # width of the neck and of the heads
     head_convs: int = 4
     prior_probability: float = 0.01  # foreground probability that an untrained class head predicts
@@ -27,8 +41,19 @@ class ModelConfig:
             raise ValueError(f"--backbone={self.backbone}: choose one of {', '.join(BACKBONES)}.")
         if self.neck not in NECKS:
             raise ValueError(f"--neck={self.neck}: choose one of {', '.join(NECKS)}.")
+        if self.resnet_stride not in RESNET_STRIDES:
+            raise ValueError(f"--resnet_stride={self.resnet_stride}: choose one of {', '.join(RESNET_STRIDES)}.")
+        if self.p6_from not in P6_SOURCES:
+            raise ValueError(f"--p6_from={self.p6_from}: choose one of {', '.join(P6_SOURCES)}.")
+        if not 0 <= self.freeze_stages <= 5:
+            raise ValueError(f"--freeze_stages must be from 0 to 5; got {self.freeze_stages}.")
         if self.norm not in NORMS:
             raise ValueError(f"--norm={self.norm}: choose one of {', '.join(NORMS)}.")
+        if self.norm == "group" and self.backbone.startswith("efficientnet_lite"):
+            raise ValueError(
+                f"--norm=group does not fit --backbone={self.backbone}, whose layers are too narrow for its 32 groups: "
+                "choose another --norm."
+            )
         if self.neck_filters < 1:
             raise ValueError(f"--neck_filters must be at least 1; got {self.neck_filters}.")
         if self.head_convs < 0:
@@ -43,14 +68,22 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Focal loss and smooth L1 (Lin et al. 2017)."""
+    """The losses; the defaults are those of the RetinaNet paper (Lin et al. 2017)."""
 
+    class_loss: str = "focal"
+    box_loss: str = "smooth_l1"
     focal_alpha: float = 0.25  # weight of the foreground; the background has 1 - alpha
     focal_gamma: float = 2.0  # focusing exponent
     smooth_l1_beta: float = 0.1  # where the quadratic part ends, in units of box deltas
     box_loss_weight: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.class_loss not in CLASS_LOSSES:
+            raise ValueError(f"--class_loss={self.class_loss}: choose one of {', '.join(CLASS_LOSSES)}.")
+        if self.box_loss not in BOX_LOSSES:
+            raise ValueError(f"--box_loss={self.box_loss}: choose one of {', '.join(BOX_LOSSES)}.")
+        if self.class_loss == "quality_focal" and self.focal_gamma < 1:
+            raise ValueError(f"--class_loss=quality_focal needs a --focal_gamma of at least 1; got {self.focal_gamma}.")
         if not 0 <= self.focal_alpha <= 1:
             raise ValueError(f"--focal_alpha must be from 0 to 1; got {self.focal_alpha}.")
         if self.smooth_l1_beta <= 0:
@@ -66,10 +99,19 @@ class DetectConfig:
 
     score_threshold: float = 0.05  # detections score above it
     pre_nms_top_k: int = 1000  # pairs of anchor and class that non-maximum suppression starts from, in each image
+    pre_nms: str = "flat"  # "per_level": so many pairs of each level
+    nms: str = "per_class"  # "agnostic": detections of one class drop those of another
+    soft_nms_sigma: float = 0.0  # above 0: scores are lowered by exp(-IoU^2 / (2 * sigma)) instead (Bodla et al. 2017)
     nms_iou: float = 0.5  # a detection whose IoU with a better one of its class exceeds this is dropped
     max_detections: int = 100  # in each image
 
     def __post_init__(self) -> None:
+        if self.pre_nms not in PRE_NMS:
+            raise ValueError(f"--pre_nms={self.pre_nms}: choose one of {', '.join(PRE_NMS)}.")
+        if self.nms not in NMS:
+            raise ValueError(f"--nms={self.nms}: choose one of {', '.join(NMS)}.")
+        if self.soft_nms_sigma < 0:
+            raise ValueError(f"--soft_nms_sigma must be at least 0; got {self.soft_nms_sigma}.")
         for name in ("score_threshold", "nms_iou"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} must be from 0 to 1; got {getattr(self, name)}.")

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from model import backbone, heads, necks
+from model import efficientnet_lite, heads, necks, resnet
+from model.backbone import Backbone
 from model.config import ModelConfig
 from model.types import Predictions
+
+_BACKBONES = {  # by the name without its number
+    "resnet": resnet.ResNet,
+    "efficientnet_lite": efficientnet_lite.EfficientNetLite,
+}
+
+
+def make_backbone(config: ModelConfig) -> Backbone:
+    """The backbone that `config` names."""
+    return _BACKBONES[config.backbone.rstrip("0123456789")](config)
 
 
 class RetinaNet(tf.keras.Model):
@@ -18,7 +29,7 @@ class RetinaNet(tf.keras.Model):
 
     def __init__(self, config: ModelConfig, *, num_classes: int, anchors_per_location: int):
         super().__init__(name="retinanet")
-        self.backbone = backbone.ResNet(config)
+        self.backbone = make_backbone(config)
         self.neck = necks.make_neck(config)
         self.class_head = heads.make_class_head(
             config, num_classes=num_classes, anchors_per_location=anchors_per_location

@@ -4,24 +4,24 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model import backbone
-from model.config import BACKBONES, ModelConfig
+from model import backbone, resnet
+from model.config import ModelConfig
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", resnet.LAYOUTS)
 def test_has_the_depth_in_its_name(name):
-    conv_norms = backbone.ResNet(ModelConfig(backbone=name)).conv_norms
+    conv_norms = resnet.ResNet(ModelConfig(backbone=name)).conv_norms
     counted = [layer for layer in conv_norms if not layer.name.endswith("_0")]  # without the projections
     assert len(counted) + 1 == int(name.removeprefix("resnet"))  # and the classifier, which a detector lacks
 
 
 @pytest.mark.parametrize(("name", "published"), [("resnet18", 11_689_512), ("resnet34", 21_797_672)])
 def test_has_the_published_number_of_parameters(name, published):
-    resnet = backbone.ResNet(ModelConfig(backbone=name))
-    features = resnet(tf.zeros([1, 64, 96, 3]))
+    network = resnet.ResNet(ModelConfig(backbone=name))
+    features = network(tf.zeros([1, 64, 96, 3]))
     assert [tuple(f.shape) for f in features] == [(1, 8, 12, 128), (1, 4, 6, 256), (1, 2, 3, 512)]
     classifier = 512 * 1000 + 1000
-    assert sum(int(tf.size(v)) for v in resnet.trainable_variables) + classifier == published
+    assert sum(int(tf.size(v)) for v in network.trainable_variables) + classifier == published
 
 
 def test_equals_keras_with_its_weights():
@@ -41,17 +41,17 @@ def test_equals_keras_with_its_weights():
             beta, mean = rng.normal(0, 0.3, [2, *layer.gamma.shape])
             layer.set_weights([gain * gamma, beta, mean, variance])
 
-    resnet = backbone.ResNet(ModelConfig(batch_norm_epsilon=1.001e-5))
+    network = resnet.ResNet(ModelConfig(batch_norm_epsilon=1.001e-5))
     images = tf.constant(rng.normal(0, 1, [2, 64, 96, 3]), tf.float32)
-    resnet(images)
-    for layer in resnet.conv_norms:
+    network(images)
+    for layer in network.conv_norms:
         kernel, bias = reference.get_layer(f"{layer.name}_conv").get_weights()
         gamma, beta, mean, variance = reference.get_layer(f"{layer.name}_bn").get_weights()
         layer.conv.set_weights([kernel])
         layer.norm.set_weights([gamma, beta, mean - bias, variance])
 
     for training in (False, True):
-        for feature, expected in zip(resnet(images, training=training), reference(images, training=training)):
+        for feature, expected in zip(network(images, training=training), reference(images, training=training)):
             assert np.std(expected) > 0.1
             np.testing.assert_allclose(feature, expected, rtol=1e-3, atol=1e-3)
 
@@ -67,7 +67,7 @@ def test_a_strided_convolution_is_centred_on_even_and_odd_sides():
 
 
 def test_an_untrained_block_is_the_identity():
-    block = backbone.ResidualBlock(8, bottleneck=False, strides=1, project=False, config=ModelConfig(), name="block")
+    block = resnet.ResidualBlock(8, bottleneck=False, strides=1, project=False, config=ModelConfig(), name="block")
     inputs = tf.random.stateless_uniform([2, 6, 6, 8], seed=[0, 0])
     np.testing.assert_array_equal(block(inputs, training=True), inputs)
 
@@ -114,3 +114,28 @@ def test_sync_batch_norm_takes_its_statistics_over_all_replicas(two_replicas, sy
     else:  # means 2 and 8, variance 4
         expected = np.array([-2, 2, -2, 2]) / np.sqrt(4 + 5)
     np.testing.assert_allclose(tf.reshape(tf.concat(outputs, axis=0), [-1]), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("resnet_stride", "strided"), [("auto", 1), ("1x1", 1), ("3x3", 2)])
+def test_a_bottleneck_strides_where_it_is_told_to(resnet_stride, strided):
+    network = resnet.ResNet(ModelConfig(resnet_stride=resnet_stride))
+    block = network.stages[1][0]
+    assert [conv.conv.strides[0] for conv in block.convs] == [2 if i == strided else 1 for i in (1, 2, 3)]
+    assert block.shortcut.conv.strides[0] == 2
+    basic = resnet.ResNet(ModelConfig(backbone="resnet18", resnet_stride=resnet_stride)).stages[1][0]
+    assert [conv.conv.strides[0] for conv in basic.convs] == [2, 1]
+
+
+@pytest.mark.parametrize("norm", ["local", "group"])
+@pytest.mark.parametrize("wrap", [lambda function: function, tf.function], ids=["eager", "graph"])
+def test_frozen_stages_keep_weights_and_statistics(norm, wrap):
+    network = resnet.ResNet(ModelConfig(backbone="resnet18", freeze_stages=2, norm=norm))
+    images = tf.random.stateless_normal([2, 32, 64, 3], seed=[0, 0])
+    wrap(network)(images, training=True)
+    frozen = [network.stem, *network.stages[0]]
+    assert all(not layer.trainable_variables for layer in frozen)
+    assert all(layer.trainable_variables for layer in network.stages[1])
+    if norm == "local":
+        assert not any(np.any(layer.norm.moving_mean) for layer in frozen if hasattr(layer, "norm"))
+        assert not any(np.any(conv.norm.moving_mean) for block in network.stages[0] for conv in block.convs)
+        assert np.any(network.stages[1][0].convs[0].norm.moving_mean)

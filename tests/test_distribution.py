@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
+import toy_shards
 
 from input.config import AugmentConfig
+from input.random_numbers import RandomNumbers
 from trainer import distribution
 
 
@@ -39,8 +42,7 @@ def test_settings_that_do_not_fit_the_replicas_are_refused(settings, num_replica
 
 
 @pytest.mark.parametrize(("num_replicas", "num_warnings"), [(1, 0), (2, 1)])
-def test_few_images_to_mix_are_warned_of(caplog, monkeypatch, num_replicas, num_warnings):
-    monkeypatch.setattr(distribution.log, "propagate", True)
+def test_few_images_to_mix_are_warned_of(caplog, num_replicas, num_warnings):
     settings = dataclasses.replace(tiny.CONFIG.input, batch_size=4, augment=AugmentConfig(mosaic=0.5))
     distribution.check_replicas(tiny.config(input=settings), num_replicas)
     assert ["each replica gets only 2" in message for message in caplog.messages] == [True] * num_warnings
@@ -49,8 +51,7 @@ def test_few_images_to_mix_are_warned_of(caplog, monkeypatch, num_replicas, num_
 @pytest.mark.parametrize(
     ("batch_size", "num_replicas", "norm"), [(2, 1, "local"), (16, 2, "local"), (14, 2, "sync"), (64, 8, "local")]
 )
-def test_norm_is_chosen_by_the_images_of_a_replica(caplog, monkeypatch, batch_size, num_replicas, norm):
-    monkeypatch.setattr(distribution.log, "propagate", True)
+def test_norm_is_chosen_by_the_images_of_a_replica(caplog, batch_size, num_replicas, norm):
     caplog.set_level("INFO", "retinanet")
     settings = dataclasses.replace(tiny.CONFIG.input, batch_size=batch_size)
     model = dataclasses.replace(tiny.CONFIG.model, norm="auto")
@@ -73,6 +74,31 @@ def test_several_workers_with_gpus_use_nccl(monkeypatch, communication, num_gpus
     )
     config = tiny.config(train={"distribution": "multi_worker", "communication": communication}).train
     assert distribution.make_strategy(config).implementation.name == implementation
+
+
+@pytest.mark.parametrize("assignment", ["device", "host"])
+@pytest.mark.parametrize(("first_step", "num_mixed"), [(0, 3), (2, 1), (4, 0)])
+def test_the_last_share_of_a_run_mixes_no_images(tmp_path, first_step, num_mixed, assignment):
+    """A mosaic of all images until step 3 of 6, and then the same random numbers but for those of mixing."""
+    paths = toy_shards.write_shards(tmp_path)
+    config = dataclasses.replace(tiny.CONFIG.input, batch_size=4, target_assignment=assignment)
+    batches = {}
+    for share in (0.0, 0.5):
+        augment = AugmentConfig(mosaic=1.0, close_mosaic=share)
+        iterator = distribution.make_iterator(
+            tf.distribute.OneDeviceStrategy("/cpu:0"),
+            tiny.config(input=dataclasses.replace(config, augment=augment)),
+            paths,
+            first_step=first_step,
+            train_steps=6,
+        )
+        batches[share] = [next(iterator)[0] for _ in range(6 - first_step)]
+    for step, (always, closed) in enumerate(zip(batches[0.0], batches[0.5])):
+        mosaic = RandomNumbers.of(closed.random_numbers).mosaic
+        assert np.all(mosaic < 1) if step < num_mixed else np.all(mosaic == 1)
+        kept = np.asarray(closed.random_numbers != 1)
+        np.testing.assert_array_equal(closed.random_numbers[kept], always.random_numbers[kept])
+        assert np.sum(~kept) == (0 if step < num_mixed else 3 * 4)  # cutmix, mixup and mosaic of four images
 
 
 def test_more_gpus_than_there_are_is_refused():

@@ -17,12 +17,12 @@ import tensorflow as tf
 import toy_shards
 
 from input import pipeline
-from input.config import AugmentConfig, InputConfig
+from input.config import AugmentConfig, InputConfig, MatchConfig
 from input.types import Batch
-from model import backbone
-from model.config import ModelConfig
+from model import efficientnet_lite, resnet
+from model.config import BOX_LOSSES, LossConfig, ModelConfig
 from trainer import checkpoints, distribution, inference, optimizers, step, virtual_gpu
-from trainer.config import Config, OptimizerConfig
+from trainer.config import Config, OptimizerConfig, TrainConfig
 from trainer.loop import make_train_loop
 
 pytestmark = pytest.mark.skipif(
@@ -44,6 +44,12 @@ class Case:
     neck: str = "fpn"
     assignment: str = "device"
     norm: str = "local"
+    box_loss: str = "smooth_l1"
+    class_loss: str = "focal"
+    ema_decay: float = 0.0
+    match: str = "iou"
+    ties: str = "first"
+    backbone: str = "resnet18"
 
     def __str__(self) -> str:
         return "-".join(str(value) for value in dataclasses.astuple(self))
@@ -58,7 +64,15 @@ PLAIN = Case(norm="sync")
 CASES = [
     PLAIN,
     Case(augment="all", precision="mixed_float16", optimizer="adamw", neck="panet", norm="group"),
-    Case(augment="strong", precision="mixed_bfloat16", assignment="host", norm="frozen"),
+    Case(
+        augment="strong",
+        precision="mixed_bfloat16",
+        assignment="host",
+        norm="frozen",
+        box_loss="ciou",
+        class_loss="quality_focal",
+        ema_decay=0.999,
+    ),
 ]
 MORE_CASES = [
     *(Case(augment, assignment=place) for augment in AUGMENTATIONS for place in ("device", "host")),
@@ -66,6 +80,12 @@ MORE_CASES = [
         functools.partial(Case, "default"), itertools.product(PRECISIONS, ("sgd", "adamw"), ("fpn", "panet"))
     ),
     *(Case(norm=norm) for norm in ("frozen", "group")),
+    *(Case(box_loss=loss) for loss in BOX_LOSSES),
+    Case(class_loss="quality_focal"),
+    Case(optimizer="lamb"),
+    Case(match="atss"),
+    Case(ties="nearest"),
+    *(Case(precision=precision, backbone="efficientnet_lite0") for precision in PRECISIONS),
 ]
 each_case = pytest.mark.parametrize(
     "case", [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in MORE_CASES)], ids=str
@@ -74,8 +94,10 @@ each_case = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def small_backbone_and_restored_policy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One block a stage instead of two: tracing takes most of this file's time."""
-    monkeypatch.setitem(backbone._LAYOUTS, "resnet18", (False, (1, 1, 1, 1)))
+    """One block a stage: tracing takes most of this file's time."""
+    monkeypatch.setitem(resnet.LAYOUTS, "resnet18", (False, (1, 1, 1, 1)))
+    one_block_each = tuple(((6, 3, 2, filters, 1),) for filters in (24, 40, 112, 320))
+    monkeypatch.setattr(efficientnet_lite, "STAGES", one_block_each)
     yield
     tf.keras.mixed_precision.set_global_policy("float32")
 
@@ -94,8 +116,11 @@ def make_config(case: Case) -> Config:
             batch_size=BATCH_SIZE * 2,
             target_assignment=case.assignment,
             augment=AUGMENTATIONS[case.augment],
+            match=MatchConfig(assignment=case.match, low_quality_ties=case.ties),
         ),
-        model=ModelConfig(backbone="resnet18", neck=case.neck, head_convs=1, norm=case.norm),
+        model=ModelConfig(backbone=case.backbone, neck=case.neck, head_convs=1, norm=case.norm),
+        loss=LossConfig(box_loss=case.box_loss, class_loss=case.class_loss),
+        train=TrainConfig(ema_decay=case.ema_decay),
     )
 
 
@@ -132,6 +157,7 @@ def train_loop(case: Case) -> Any:
                 loss_scaling=case.precision == "mixed_float16",
             )
         optimizer.build(model.trainable_variables)
+        averaged = checkpoints.make_model(config) if case.ema_decay else None
 
     def dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
         batches = blank_batches(context)
@@ -140,7 +166,7 @@ def train_loop(case: Case) -> Any:
         return batches.map(lambda batch: (batch,))
 
     with mock.patch.object(distribution, "device_type", return_value="GPU"):
-        loop: Any = make_train_loop(strategy(), model, optimizer, config)
+        loop: Any = make_train_loop(strategy(), model, optimizer, config, averaged)
     iterator = iter(strategy().distribute_datasets_from_function(dataset))
     loop.get_concrete_function(iterator, tf.constant(3))
     function = loop.get_concrete_function(iterator, tf.constant(20))
@@ -209,7 +235,7 @@ def test_collectives_are_few_and_ordered(case: Case) -> None:
     for operation in found[1:]:
         assert any(other in found for other in operation.control_inputs), operation.name
     packs = [operation for operation in found if operation.inputs[0].shape.num_elements() > 10_000]
-    assert len(packs) > 1
+    assert len(packs) >= (1 if case.backbone.startswith("efficientnet_lite") else 2)  # its gradients fit into one
     num_synchronised = 12 if case.norm == "sync" else 0  # one for each convolution of the backbone
     assert len(found) == 2 + len(packs) + 2 * num_synchronised
 
@@ -218,10 +244,10 @@ def test_collectives_are_few_and_ordered(case: Case) -> None:
 def test_operations_of_a_training_step_are_within_the_budget(case: Case) -> None:
     """Starting an operation takes time on the host, and a fast GPU would wait for it. Of two replicas together.
 
-    The most were 5,274 with SGD (float16, PANet) and 9,340 with AdamW (float16, PANet, group norm).
+    The most were 5,274 with SGD (float16, PANet), 9,340 with AdamW (float16, PANet, group norm); LAMB had 6,288.
     """
     run = [operation for operation in training(case).operations if operation.type != "Const"]
-    assert len(run) < {"sgd": 5_800, "adamw": 10_300}[case.optimizer]
+    assert len(run) < {"sgd": 5_800, "adamw": 10_300, "lamb": 7_000}[case.optimizer]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tiny
 from tensorflow.python.framework import ops
 
-from model import backbone
+from model import resnet
 from model.config import ModelConfig
 from trainer import model_cost, virtual_gpu
 
@@ -55,7 +55,7 @@ def test_resnet_50_against_keras():
         for operation in convolutions(keras, (1, 64, 64, 3))
         if operation.type == "Conv2D"
     )
-    ours = backbone.ResNet(ModelConfig(norm="local"))
+    ours = resnet.ResNet(ModelConfig(norm="local"))
     assert model_cost.count_flops(convolutions(ours, (1, 64, 64, 3))) == profiled
     trained = sum(weight.shape.num_elements() for weight in ours.trainable_weights)
     assert trained == sum(weight.shape.num_elements() for weight in keras.trainable_weights) - biases == 23_508_032
@@ -65,7 +65,7 @@ def test_resnet_50_against_keras():
 def cost():
     """Of the tiny network on images of 128x128; a ResNet-18 with one block in each stage."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(backbone._LAYOUTS, "resnet18", (False, (1, 1, 1, 1)))
+        patch.setitem(resnet.LAYOUTS, "resnet18", (False, (1, 1, 1, 1)))
         return model_cost.measure(tiny.config(input=dataclasses.replace(tiny.CONFIG.input, image_size=(128, 128))))
 
 

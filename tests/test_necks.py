@@ -62,6 +62,20 @@ def test_fpn_equals_numpy(features):
         np.testing.assert_allclose(p, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("neck", ["fpn", "panet"])
+def test_p6_is_made_of_the_map_that_is_asked_for(features, neck):
+    layers = {
+        source: necks.make_neck(ModelConfig(neck=neck, neck_filters=FILTERS, p6_from=source)) for source in ("c5", "p5")
+    }
+    for source, layer in layers.items():
+        layer(features)
+        fpn = layer if neck == "fpn" else layer.fpn
+        f = scale_and_shift(layer)
+        c5 = np.asarray(features[2], np.float64)
+        expected = f[fpn.coarse6]((c5 if source == "c5" else f[fpn.outputs[2]](f[fpn.laterals[2]](c5)))[:, ::2, ::2])
+        np.testing.assert_allclose(fpn(features)[3], expected, rtol=1e-5, atol=1e-5)
+
+
 def test_panet_equals_numpy(features):
     panet = necks.make_neck(ModelConfig(neck="panet", neck_filters=FILTERS))
     panet(features)

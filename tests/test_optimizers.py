@@ -5,18 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_addons as tfa  # type: ignore[import-untyped]  # it has no stubs
 
 from trainer import optimizers
 from trainer.config import OptimizerConfig
 
 
-def update(gradients, steps=1, loss_scaling=False, **settings):
+def update(gradients, steps=1, loss_scaling=False, in_graph=False, **settings):
     """Kernel and bias, both (3, 4) at first, after `steps` updates with the same gradients."""
     config = OptimizerConfig(**{"learning_rate": 0.1, "lr_schedule": "constant", "warmup_steps": 0, **settings})
     optimizer = optimizers.make_optimizer(config, train_steps=100, loss_scaling=loss_scaling)
-    variables = [tf.Variable([3.0, 4.0], name=name) for name in ("kernel", "bias")]
+    variables = [tf.Variable([3.0, 4.0], name=name) for name in ("net/backbone/kernel", "net/head/bias")]
+    apply = tf.function(optimizer.apply_gradients) if in_graph else optimizer.apply_gradients
+    optimizer.build(variables)
     for _ in range(steps):
-        optimizer.apply_gradients(zip([tf.constant(gradient) for gradient in gradients], variables))
+        apply(list(zip([tf.constant(gradient) for gradient in gradients], variables)))
     return [variable.numpy() for variable in variables]
 
 
@@ -47,7 +50,50 @@ def test_gradients_are_clipped_by_their_global_norm():
     np.testing.assert_allclose(bias, [3, 4 - 0.4], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_nesterov():
+    """v1 = -0.1, and the step is 0.9 * v1 - 0.1 = -0.19; v2 = -0.19, and the step is 0.9 * v2 - 0.1 = -0.271."""
+    settings = {"optimizer": "sgd", "weight_decay": 0.0, "nesterov": True}
+    kernel, _ = update([[1.0, 0.0], [0.0, 0.0]], steps=2, **settings)
+    np.testing.assert_allclose(kernel, [3 - 0.19 - 0.271, 4.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lamb"])
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_the_backbone_has_a_rate_of_its_own(name, in_graph):
+    """A step is linear in the rate, decay included, so that a quarter of the rate gives a quarter of the way."""
+    settings = {"optimizer": name, "weight_decay": 0.05, "steps": 3, "in_graph": in_graph, "momentum": 0.5}
+    gradients = [[1.0, -2.0], [2.0, 0.5]]
+    slow = update(gradients, learning_rate=0.1, backbone_rate=0.01, **settings)
+    slow_alone = update(gradients, learning_rate=0.001, **settings)
+    fast_alone = update(gradients, learning_rate=0.1, **settings)
+    np.testing.assert_allclose(slow[0], slow_alone[0], rtol=1e-6)
+    np.testing.assert_allclose(slow[1], fast_alone[1], rtol=1e-6)
+    assert abs(slow[0] - fast_alone[0]).max() > 0.01
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_lamb_equals_tensorflow_addons(in_graph):
+    gradients = [[1.0, -2.0], [2.0, 0.5]]
+    updated = update(gradients, steps=4, optimizer="lamb", weight_decay=0.05, in_graph=in_graph)
+    reference = tfa.optimizers.LAMB(
+        0.1, weight_decay=0.05, epsilon=1e-6, exclude_from_weight_decay=["bias"], global_clipnorm=10.0
+    )
+    variables = [tf.Variable([3.0, 4.0], name=name) for name in ("kernel", "bias")]
+    for _ in range(4):
+        reference.apply_gradients(zip([tf.constant(gradient) for gradient in gradients], variables))
+    np.testing.assert_allclose(updated, variables, rtol=1e-5)
+
+
+def test_lamb_trains_a_kernel_that_is_zero():
+    optimizer = optimizers.make_optimizer(
+        OptimizerConfig(optimizer="lamb", learning_rate=0.1, lr_schedule="constant"), train_steps=10, loss_scaling=False
+    )
+    kernel = tf.Variable([0.0, 0.0], name="kernel")
+    optimizer.apply_gradients([(tf.constant([1.0, -1.0]), kernel)])
+    assert kernel[0] < 0 < kernel[1]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lamb"])
 def test_a_gradient_that_overflowed_changes_nothing(name):
     kernel, bias = update([[np.inf, 0.0], [1.0, 1.0]], optimizer=name, loss_scaling=True)
     np.testing.assert_array_equal(kernel, [3, 4])

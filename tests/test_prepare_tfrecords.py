@@ -19,6 +19,7 @@ from voc_tree import annotation_xml, encoded, object_xml, picture
 from input import shards, tfrecord
 from input.conversion import convert, listing, staging
 from input.conversion.config import ConversionError, ConvertConfig
+from input.conversion.source import Input
 from input.conversion.workers import Workers
 from input.shards import Manifest, ShardInfo
 
@@ -63,7 +64,13 @@ def test_command(tree, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "train: 12 images (3 without objects), 18 boxes, 8 shards" in done.stdout
     names = [f"train-{index:05d}-of-00008.tfrecord" for index in range(8)]
-    assert sorted(os.listdir(out)) == ["labels.txt", *names, "train.manifest.json", "train.report.html"]
+    assert sorted(os.listdir(out)) == [
+        "label_map.pbtxt",
+        "labels.txt",
+        *names,
+        "train.manifest.json",
+        "train.report.html",
+    ]
     assert (out / "labels.txt").read_text() == "cat\ndog\n"
     checked = command(f"--check={out}/train-*.tfrecord")
     assert checked.returncode == 0, checked.stderr
@@ -244,8 +251,8 @@ def test_other_labels_than_another_splits_are_refused(tree, tmp_path):
 # Shards.
 
 
-def listed(image_id: str, num_bytes: int) -> listing.Input:
-    return listing.Input(image_id, "", "", "", "", num_bytes, "")
+def listed(image_id: str, num_bytes: int) -> Input:
+    return Input(image_id, "", "", "", "", b"", num_bytes, "")
 
 
 def test_number_of_shards(tree):

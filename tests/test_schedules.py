@@ -43,8 +43,23 @@ def test_rates_worked_by_hand(name, settings, step, expected):
     np.testing.assert_allclose(schedule(name, **settings)(step), expected, rtol=1e-5, atol=1e-7)
 
 
+def test_one_cycle():
+    """Up from 1/25 by half a cosine until step 300, down by another to a tenth; half-way down is step 650."""
+    rate = schedule("one_cycle", lr_end=0.1)
+    steps = [0, 150, 300, 650, 1000, 1001]
+    expected = [0.032, 0.416, 0.8, 0.44, 0.08, 0.08]
+    np.testing.assert_allclose([rate(step) for step in steps], expected, rtol=1e-5)
+
+
+def test_the_rate_follows_the_batch_size_if_asked():
+    config = OptimizerConfig(learning_rate=0.01)
+    assert schedules.scale_to_batch(config, 64) == config
+    scaled = schedules.scale_to_batch(OptimizerConfig(learning_rate=0.01, scale_learning_rate=True), 64)
+    np.testing.assert_allclose(scaled.learning_rate, 0.04)
+
+
 def test_a_graph_gives_the_rates_of_eager_execution():
-    for name in ("cosine", "step"):
+    for name in ("cosine", "step", "one_cycle"):
         rate = schedule(name)
         steps = tf.range(0, STEPS, 37)
         in_graph = tf.function(lambda steps, rate=rate: tf.map_fn(rate, steps, fn_output_signature=tf.float32))(steps)

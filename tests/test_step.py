@@ -98,6 +98,19 @@ def test_host_assignment_gives_the_same_step(paths, on_one_device, compile_stage
     assert_same_step(on_one_device, host, atol=2e-5)
 
 
+@pytest.mark.parametrize("compile_stages", [False, True])
+def test_accumulated_gradients_equal_those_of_the_whole_batch(paths, two_replicas, compile_stages):
+    """Without batch norm, whose statistics would be those of the parts."""
+    one_device = tf.distribute.OneDeviceStrategy("/cpu:0")
+    model = dataclasses.replace(tiny.CONFIG.model, norm="group")
+    whole = one_step(one_device, paths, tiny.config(model=model))
+    settings = {"method": "dense", "compile_stages": compile_stages}
+    in_parts = tiny.config(model=model, train={"accumulation_steps": 4})
+    assert_same_step(whole, one_step(one_device, paths, in_parts, **settings), atol=2e-5)
+    in_parts = tiny.config(model=model, train={"accumulation_steps": 2})
+    assert_same_step(whole, one_step(two_replicas, paths, in_parts, **settings), atol=2e-5)
+
+
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_follows_float32(paths, on_one_device, policy):
     tf.keras.mixed_precision.set_global_policy(policy)

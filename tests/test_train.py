@@ -20,7 +20,8 @@ import toy_shards
 
 from input import shards, tfrecord
 from input.config import AugmentConfig
-from trainer import checkpoints, inference, reporting, train
+from trainer import checkpoints, evaluate, inference, reporting, train
+from trainer.config import OptimizerConfig
 
 CHECKOUT = pathlib.Path(__file__).parent.parent
 RATES = ("images_per_s", "data_wait")
@@ -52,7 +53,8 @@ def metrics_of(model_dir):
 
 def weights_of(model_dir):
     path = tf.train.latest_checkpoint(str(model_dir / "checkpoints"))
-    names = [name for name, _ in tf.train.list_variables(path) if name.startswith(("model/", "optimizer/"))]
+    branches = ("model/", "optimizer/", "averaged/")
+    names = [name for name, _ in tf.train.list_variables(path) if name.startswith(branches)]
     return {name: tf.train.load_variable(path, name) for name in names}
 
 
@@ -101,6 +103,27 @@ def test_stopped_and_resumed_equals_uninterrupted(records, uninterrupted, tmp_pa
     assert ours.keys() == theirs.keys()
     for name, values in ours.items():
         np.testing.assert_array_equal(values, theirs[name], err_msg=name)
+
+
+def test_averaged_weights_are_resumed_and_evaluated(records, tmp_path):
+    optimizer = OptimizerConfig(learning_rate=0.01, lr_schedule="constant")
+    config = tiny.config(train={"ema_decay": 0.9, "optimizer": optimizer})
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    result = run(records, whole, config)
+    run(records, parts, tiny.config(train={"ema_decay": 0.9, "optimizer": optimizer, "train_steps": 4}))
+    run(records, parts, config)
+    ours, theirs = weights_of(parts), weights_of(whole)
+    assert any(name.startswith("averaged/") for name in ours)
+    for name, values in ours.items():
+        np.testing.assert_array_equal(values, theirs[name], err_msg=name)
+    last = str(whole / "checkpoints" / "ckpt-6")
+    averaged, trained = (
+        inference.load_for_inference(str(whole), last, averaged=choice).model for choice in (True, False)
+    )
+    kernel, other = averaged.trainable_variables[0], trained.trainable_variables[0]
+    assert np.abs(kernel - other).max() > 0
+    metrics = evaluate.make_evaluator(averaged, config, records["val"])()
+    assert metrics["coco_ap"] == result.metrics["coco_ap"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(records, tmp_path):
@@ -158,7 +181,20 @@ def test_a_damaged_shard_is_named(tmp_path):
         split="train",
         labels=toy_shards.LABELS,
         shards=infos,
-        **dict.fromkeys(("num_images", "num_boxes", "num_negatives", "num_difficult", "num_truncated"), 0),
+        **dict.fromkeys(
+            (
+                "num_images",
+                "num_boxes",
+                "num_negatives",
+                "num_difficult",
+                "num_truncated",
+                "num_ignored",
+                "num_resized",
+                "source_pixels",
+                "source_bytes",
+            ),
+            0,
+        ),
         **{key: {} for key in ("boxes_per_class", "images_per_class", "settings", "inputs", "digests")},
         **dict.fromkeys(("refused", "dropped", "repaired", "noted"), nothing),
     )
@@ -268,7 +304,6 @@ def test_other_ways_to_train_agree(records, uninterrupted, tmp_path, flag):
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.05 if "mixed" in flag else 1e-3)
 
 
-@pytest.mark.slow
 def test_two_workers(records, uninterrupted, tmp_path):
     """Two processes on this machine; only the chief writes."""
     with socket.socket() as first, socket.socket() as second:

@@ -80,13 +80,13 @@ def make_model(config: Config) -> tf.keras.Model:
 
 
 class Checkpoints:
-    """The checkpoints of one run. They hold the model and the optimizer, whose `iterations` is the step.
+    """The checkpoints of one run: the model, the optimizer, whose `iterations` is the step, and the averaged weights.
 
     The position in the data follows from the step, so no iterator is saved.
 
     Args:
       model_dir: RUN.
-      model, optimizer: what is saved; their variables exist already.
+      model, optimizer, averaged: what is saved; their variables exist already.
       keep: how many of the latest to keep.
       is_chief: false in a worker whose files nobody reads. It saves too, because saving is collective, and then
         deletes what it wrote.
@@ -97,11 +97,14 @@ class Checkpoints:
         model_dir: str,
         model: tf.keras.Model,
         optimizer: tf.keras.optimizers.Optimizer,
+        averaged: tf.keras.Model | None = None,
         *,
         keep: int,
         is_chief: bool = True,
     ) -> None:
         self._checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer)
+        if averaged is not None:
+            self._checkpoint.averaged = averaged
         self._is_chief = is_chief
         self._root = model_dir if is_chief else os.path.join(model_dir, f"worker-{os.getpid()}.partial")
         self._model_dir = model_dir

@@ -11,8 +11,9 @@ from typing import Any
 from input.config import InputConfig
 from model.config import DetectConfig, LossConfig, ModelConfig
 
-SCHEDULES = ("constant", "cosine", "step", "polynomial", "exponential")
-OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("constant", "cosine", "step", "polynomial", "exponential", "one_cycle")
+OPTIMIZERS = ("sgd", "adamw", "lamb")
+PAPER_BATCH_SIZE = 16  # of the RetinaNet paper, for which the default learning rate was chosen
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 DISTRIBUTIONS = ("auto", "one_device", "mirrored", "multi_worker")
 COMMUNICATIONS = ("auto", "nccl", "ring")
@@ -29,12 +30,15 @@ class OptimizerConfig:
 
     optimizer: str = "sgd"
     momentum: float = 0.9
+    nesterov: bool = False
     weight_decay: float = 1e-4  # kernels only
     clip_norm: float = 10.0  # global norm of the gradients; 0: no clipping
     learning_rate: float = 0.01  # at batch 16
+    scale_learning_rate: bool = False  # with the batch size, from PAPER_BATCH_SIZE
+    backbone_rate: float = 1.0  # learning rate of the backbone, as a share of the others'
     lr_schedule: str = "cosine"
     lr_steps: tuple[float, ...] = (0.67, 0.89)  # step: shares of the run after which the rate falls tenfold
-    lr_end: float = 0.0  # polynomial and cosine: the final rate as a share of the peak
+    lr_end: float = 0.0  # polynomial, cosine and one_cycle: the final rate as a share of the peak
     lr_power: float = 0.9  # polynomial: the exponent
     lr_decay: float = 0.01  # exponential: the final rate as a share of the peak
     warmup_steps: int = 500
@@ -51,6 +55,12 @@ class OptimizerConfig:
             raise ValueError(f"--lr_end is a share of the peak rate, from 0 to 1; got {self.lr_end}.")
         if not 0 < self.lr_decay <= 1:
             raise ValueError(f"--lr_decay is a share of the peak rate, above 0 and at most 1; got {self.lr_decay}.")
+        if not 0 <= self.backbone_rate <= 1:
+            raise ValueError(f"--backbone_rate is a share of the learning rate, from 0 to 1; got {self.backbone_rate}.")
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            raise ValueError("--nesterov changes SGD's momentum: use it with --optimizer=sgd and a --momentum above 0.")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"--momentum must be at least 0 and below 1; got {self.momentum}.")
         if self.lr_power <= 0:
             raise ValueError(f"--lr_power must be positive; got {self.lr_power}.")
 
@@ -75,6 +85,8 @@ class TrainConfig:
     xla: bool = False
     compile_stages: bool = True  # on GPUs: augmentation with assignment, and the losses
     eager: bool = False
+    accumulation_steps: int = 1  # passes through the network for one update, each with this part of the batch
+    ema_decay: float = 0.0  # of the averaged weights; 0: none are kept
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self) -> None:
@@ -83,6 +95,10 @@ class TrainConfig:
         _require("communication", self.communication, COMMUNICATIONS)
         if self.steps_per_loop < 1:
             raise ValueError(f"--steps_per_loop must be at least 1; got {self.steps_per_loop}.")
+        if self.accumulation_steps < 1:
+            raise ValueError(f"--accumulation_steps must be at least 1; got {self.accumulation_steps}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"--ema_decay must be at least 0 and below 1; got {self.ema_decay}.")
         if self.logical_cpus < 1:
             raise ValueError(f"--logical_cpus must be at least 1; got {self.logical_cpus}.")
 

@@ -86,6 +86,11 @@ def check_replicas(config: Config, num_replicas: int) -> None:
             f"--batch_size={batch_size}, the global one, cannot be split over {num_replicas} replicas: "
             f"use a multiple of {num_replicas}."
         )
+    if batch_size // num_replicas % config.train.accumulation_steps:
+        raise ValueError(
+            f"--accumulation_steps={config.train.accumulation_steps} does not divide the {batch_size // num_replicas} "
+            f"images that each of {num_replicas} replicas gets of --batch_size={batch_size}."
+        )
     if config.input.augment.mixes and batch_size // num_replicas < 4:
         log.warning(
             "mosaic, mixup and cutmix have few images to mix: each replica gets only %d", batch_size // num_replicas
@@ -98,17 +103,20 @@ def resolve_norm(config: Config, num_replicas: int) -> Config:
     """The config with what `--norm=auto` means for so many replicas; it logs the choice."""
     if config.model.norm != "auto":
         return config
-    images = config.input.batch_size // num_replicas
+    images = config.input.batch_size // num_replicas // config.train.accumulation_steps
     norm = "sync" if num_replicas > 1 and images < _ENOUGH_IMAGES else "local"
-    reason = "there is one replica" if num_replicas == 1 else f"each of {num_replicas} replicas has {images} images"
+    reason = (
+        "there is one replica" if num_replicas == 1 else f"{num_replicas} replicas have {images} images each at a time"
+    )
     log.info("--norm=auto chooses %s, since %s", norm, reason)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, norm=norm))
 
 
 def make_iterator(
-    strategy: tf.distribute.Strategy, config: Config, train_paths: Sequence[str], *, first_step: int
+    strategy: tf.distribute.Strategy, config: Config, train_paths: Sequence[str], *, first_step: int, train_steps: int
 ) -> Iterator:
-    """The arguments of one train step after the other, from those of step `first_step` on."""
+    """The arguments of one train step after the other, from those of step `first_step` of `train_steps` on."""
+    last_mixed = train_steps - round(train_steps * config.input.augment.close_mosaic)
 
     def per_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
         dataset = pipeline.make_dataset(
@@ -120,8 +128,14 @@ def make_iterator(
             num_pipelines=context.num_input_pipelines,
             pipeline_id=context.input_pipeline_id,
         )
+        if config.input.augment.mixes and config.input.augment.close_mosaic:
+            dataset = pipeline.stop_mixing(dataset, max(last_mixed - first_step, 0))
         if config.input.target_assignment == "host":
-            return pipeline.assign_on_host(dataset, config.input)
-        return dataset.map(lambda batch: (batch,))
+            arguments = pipeline.assign_on_host(dataset, config.input)
+        else:
+            arguments = dataset.map(lambda batch: (batch,))
+        # If the end were unknown, several workers would agree in every step whether all still have a batch, by a
+        # collective of its own, and the batch's size would not be static.
+        return arguments.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
     return iter(strategy.distribute_datasets_from_function(per_worker))

@@ -96,7 +96,7 @@ def make_evaluator(
 
 
 def evaluate_run(
-    model_dir: str, patterns: Sequence[str], checkpoint: str | None = None, **options: Any
+    model_dir: str, patterns: Sequence[str], checkpoint: str | None = None, *, averaged: bool = True, **options: Any
 ) -> dict[str, Any]:
     """Evaluates a run's checkpoint and writes `RUN/eval/SPLIT.json`.
 
@@ -104,6 +104,7 @@ def evaluate_run(
       model_dir: RUN.
       patterns: shards, or glob patterns of them.
       checkpoint: a path; None for the best, else the latest.
+      averaged: take the averaged weights where the run keeps them.
       **options: those of `make_evaluator`.
 
     Returns:
@@ -114,7 +115,7 @@ def evaluate_run(
       ValueError: the records were converted with other labels than the run's.
     """
     paths = shards.expand_glob(patterns)
-    run = inference.load_for_inference(model_dir, checkpoint)
+    run = inference.load_for_inference(model_dir, checkpoint, averaged=averaged)
     result = make_evaluator(run.model, run.config, paths, **options)()
     result = {**result, "checkpoint": run.path, "step": run.step, "records": paths}
     split = "+".join(sorted({shards.split_name(path) for path in paths}))
@@ -140,7 +141,9 @@ def format_table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     flags = absl_flags.FLAGS
-    result = evaluate_run(flags.model_dir, flags.records, flags.checkpoint, batch_size=flags.batch_size)
+    result = evaluate_run(
+        flags.model_dir, flags.records, flags.checkpoint, averaged=flags.averaged, batch_size=flags.batch_size
+    )
     print(f"{result['num_images']} images, {result['checkpoint']}")
     print(format_table(result))
 
@@ -151,5 +154,6 @@ if __name__ == "__main__":
         "records", None, "Shards to evaluate on: patterns such as 'OUT/test-*.tfrecord'.", required=True
     )
     absl_flags.DEFINE_string("checkpoint", None, "The checkpoint to use; default: the best, else the latest.")
+    absl_flags.DEFINE_bool("averaged", True, "Take the averaged weights where the run keeps them (--ema_decay).")
     absl_flags.DEFINE_integer("batch_size", None, "Images at a time; default: the run's.", lower_bound=1)
     command.run(main)

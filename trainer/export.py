@@ -81,26 +81,27 @@ def export(model: tf.keras.Model, config: Config, output_dir: str) -> None:
     tf.io.gfile.rename(partial, output_dir)
 
 
-def export_run(model_dir: str, output_dir: str, checkpoint: str | None = None) -> str:
+def export_run(model_dir: str, output_dir: str, checkpoint: str | None = None, *, averaged: bool = True) -> str:
     """Exports a run's checkpoint in float32, whatever the run trained with, and returns the checkpoint's path.
 
     Args:
       model_dir: RUN.
       output_dir: EXPORT.
       checkpoint: a path; None for the best, else the latest.
+      averaged: take the averaged weights where the run keeps them.
 
     Raises:
       FileNotFoundError: there is no such run or checkpoint.
       ValueError: `output_dir` holds something other than an export.
     """
-    run = inference.load_for_inference(model_dir, checkpoint)
+    run = inference.load_for_inference(model_dir, checkpoint, averaged=averaged)
     export(run.model, run.config, output_dir)
     return run.path
 
 
 def main() -> None:
     flags = absl_flags.FLAGS
-    path = export_run(flags.model_dir, flags.output_dir, flags.checkpoint)
+    path = export_run(flags.model_dir, flags.output_dir, flags.checkpoint, averaged=flags.averaged)
     print(f"exported {path} to {flags.output_dir}")
 
 
@@ -108,4 +109,5 @@ if __name__ == "__main__":
     absl_flags.DEFINE_string("model_dir", None, "The run's folder.", required=True)
     absl_flags.DEFINE_string("output_dir", None, "Where the SavedModel is written.", required=True)
     absl_flags.DEFINE_string("checkpoint", None, "The checkpoint to use; default: the best, else the latest.")
+    absl_flags.DEFINE_bool("averaged", True, "Take the averaged weights where the run keeps them (--ema_decay).")
     command.run(main)

@@ -47,12 +47,13 @@ def find_checkpoint(model_dir: str, checkpoint: str | None = None) -> str:
     raise FileNotFoundError(f"{model_dir} holds no checkpoint yet: train first, or wait for the first evaluation.")
 
 
-def load_for_inference(model_dir: str, checkpoint: str | None = None) -> TrainedRun:
+def load_for_inference(model_dir: str, checkpoint: str | None = None, *, averaged: bool = True) -> TrainedRun:
     """The trained network of a run.
 
     Args:
       model_dir: RUN.
       checkpoint: a path prefix or a folder; None for the best, else the latest.
+      averaged: take the averaged weights where the run keeps them.
 
     Raises:
       FileNotFoundError: there is no run or no checkpoint.
@@ -62,7 +63,8 @@ def load_for_inference(model_dir: str, checkpoint: str | None = None) -> Trained
     path = find_checkpoint(model_dir, checkpoint)
     model = checkpoints.make_model(config)
     try:
-        tf.train.Checkpoint(model=model).restore(path).assert_existing_objects_matched().expect_partial()
+        branch = "averaged" if averaged and config.train.ema_decay else "model"
+        tf.train.Checkpoint(**{branch: model}).restore(path).assert_existing_objects_matched().expect_partial()
     except (AssertionError, ValueError) as error:
         raise ValueError(
             f"{path} does not fit the network of {checkpoints.config_path(model_dir)}: give a --checkpoint of this "
@@ -79,10 +81,13 @@ def make_detector(model: tf.keras.Model, config: Config) -> Callable[..., Detect
       in pixels of the original images and clipped to them. Detections that lie in the padding alone are dropped.
     """
     all_anchors = anchors.make_anchors(config.input.anchor, config.input.image_size)
+    by_level = anchors.num_anchors_by_level(config.input.anchor, config.input.image_size)
 
     def detect(images: tf.Tensor, transforms: tf.Tensor, original_sizes: tf.Tensor) -> Detections:
         predictions = model(batch_augment.normalize(images), training=False)
-        found = postprocess.detect(predictions, all_anchors, config.detect, config.input.image_size)
+        found = postprocess.detect(
+            predictions, all_anchors, config.detect, config.input.image_size, num_anchors_by_level=by_level
+        )
         original_boxes = boxes.to_original(found.boxes, transforms, original_sizes)
         kept = boxes.area(original_boxes) > 0  # false in the padding rows of `found` too
         order = tf.argsort(tf.cast(~kept, tf.int32), axis=-1, stable=True)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from model.types import Losses
-from trainer import distribution, step
+from trainer import averages, distribution, step
 from trainer.config import Config
 
 
@@ -30,8 +30,16 @@ def make_train_loop(
     model: tf.keras.Model,
     optimizer: tf.keras.optimizers.Optimizer,
     config: Config,
+    averaged: tf.keras.Model | None = None,
 ) -> Callable[[Iterator, tf.Tensor], LoopResult]:
     """Compiles many steps into one call, so that Python costs no time between them.
+
+    Args:
+      strategy: that of the networks and the optimizer.
+      model: the network.
+      optimizer: may be a `LossScaleOptimizer`.
+      config: all settings.
+      averaged: a network of the same form that takes the average of the weights.
 
     Returns:
       `loop(iterator, num_steps) -> LoopResult`. `num_steps` is an i32 tensor, so another number compiles nothing anew.
@@ -66,6 +74,9 @@ def make_train_loop(
             with tf.control_dependencies([record_index]):
                 data_wait += tf.timestamp() - started
             result = strategy.run(train_step, args=arguments)
+            if averaged is not None:
+                decay = config.train.ema_decay
+                averages.update(strategy, averaged, model, decay=decay, num_updates=optimizer.iterations)
             result = tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], result)
             losses = tf.nest.map_structure(tf.add, losses, result.losses)
             num_positives += result.num_positives

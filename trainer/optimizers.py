@@ -2,24 +2,92 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tensorflow as tf
 
 from trainer import schedules
 from trainer.config import OptimizerConfig
 
-_NOT_DECAYED = ("bias", "gamma", "beta")  # decay would pull biases and batch norm away from the values they estimate
+_NOT_DECAYED = ("bias", "gamma", "beta")  # decay would pull biases and normalisation away from the values they estimate
 
 
-def make_optimizer(config: OptimizerConfig, *, train_steps: int, loss_scaling: bool) -> tf.keras.optimizers.Optimizer:
-    """SGD with momentum, or AdamW. Gradients are clipped after they are summed over replicas and unscaled.
+class _ByName:
+    """Mixed into a Keras optimizer: weight decay and learning rate that depend on a variable's name.
 
-    Keras's weight decay is decoupled: each step subtracts `rate * decay` of a weight from it. The L2 term of the papers
-    goes through the momentum, where it adds up to 1 / (1 - momentum) times as much, so SGD's decay is scaled to match.
+    Decay is decoupled: each step subtracts `rate * decay` of a kernel from it. Keras's own would not know the slower
+    variables' rate.
+    """
+
+    decay: float
+    slow_name: str
+    slow_factor: float
+    _factor = 1.0  # of the rate, for the variable that is being updated
+
+    def set_up(self, *, decay: float, slow_name: str, slow_factor: float) -> None:
+        """Takes the decay, and the factor of the rate of variables with `slow_name` in their name."""
+        self.decay, self.slow_name, self.slow_factor = decay, slow_name, slow_factor
+
+    @property
+    def learning_rate(self) -> Any:
+        rate = super().learning_rate  # type: ignore[misc]  # of the optimizer that this is mixed into
+        return rate if self._factor == 1.0 else rate * self._factor
+
+    def decay_of(self, variable: tf.Variable) -> float:
+        return 0.0 if any(name in variable.name for name in _NOT_DECAYED) else self.decay
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
+        self._factor = self.slow_factor if self.slow_name in variable.name else 1.0
+        self.update_variable(gradient, variable)
+        self._factor = 1.0
+
+    def update_variable(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
+        if decay := self.decay_of(variable):
+            variable.assign_sub(variable * decay * self.learning_rate)
+        super().update_step(gradient, variable)  # type: ignore[misc]
+
+
+class SGD(_ByName, tf.keras.optimizers.SGD):
+    """SGD with momentum."""
+
+
+class AdamW(_ByName, tf.keras.optimizers.Adam):
+    """Adam with decoupled decay (Loshchilov & Hutter 2019)."""
+
+
+class LAMB(_ByName, tf.keras.optimizers.Adam):
+    """Adam whose step has the norm of the variable's value times the rate (You et al. 2020), for very large batches.
+
+    Biases and normalisation, which do not decay, take Adam's step as it is.
+    """
+
+    def update_variable(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
+        index = self._index_dict[self._var_key(variable)]
+        m, v = self._momentums[index], self._velocities[index]
+        step = tf.cast(self.iterations + 1, tf.float32)
+        m.assign_add((gradient - m) * (1 - self.beta_1))
+        v.assign_add((tf.square(gradient) - v) * (1 - self.beta_2))
+        change = m / (1 - tf.pow(self.beta_1, step)) / (tf.sqrt(v / (1 - tf.pow(self.beta_2, step))) + self.epsilon)
+        if decay := self.decay_of(variable):
+            change += variable * decay
+            ratio = tf.norm(variable) / tf.norm(change)
+            change *= tf.where(tf.math.is_finite(ratio) & (ratio > 0), ratio, 1.0)  # an untrained kernel may be zero
+        variable.assign_sub(change * self.learning_rate)
+
+
+def make_optimizer(
+    config: OptimizerConfig, *, train_steps: int, loss_scaling: bool, backbone: str = "backbone"
+) -> tf.keras.optimizers.Optimizer:
+    """SGD with momentum, AdamW or LAMB. Gradients are clipped after they are summed over replicas and unscaled.
+
+    The L2 term of the papers goes through the momentum, where it adds up to 1 / (1 - momentum) times as much as
+    decoupled decay, so SGD's decay is scaled to match.
 
     Args:
       config: the optimizer, its rates, decay and clipping.
       train_steps: the length of the run, for the schedule.
       loss_scaling: wraps the optimizer in a dynamic `LossScaleOptimizer`, for float16.
+      backbone: the name of the layer whose variables have `config.backbone_rate` of the learning rate.
     """
     settings = {
         "learning_rate": schedules.make_schedule(config, train_steps),
@@ -27,11 +95,13 @@ def make_optimizer(config: OptimizerConfig, *, train_steps: int, loss_scaling: b
         # On a GPU Keras would by itself compile the update of each variable as a program of its own.
         "jit_compile": False,
     }
+    decay = config.weight_decay
     if config.optimizer == "sgd":
-        decay = config.weight_decay / (1 - config.momentum)
-        optimizer = tf.keras.optimizers.SGD(momentum=config.momentum, weight_decay=decay or None, **settings)
+        decay /= 1 - config.momentum
+        optimizer = SGD(momentum=config.momentum, nesterov=config.nesterov, **settings)
+    elif config.optimizer == "adamw":
+        optimizer = AdamW(**settings)
     else:
-        optimizer = tf.keras.optimizers.AdamW(weight_decay=config.weight_decay, **settings)
-    if config.weight_decay:
-        optimizer.exclude_from_weight_decay(var_names=_NOT_DECAYED)
+        optimizer = LAMB(epsilon=1e-6, **settings)
+    optimizer.set_up(decay=decay, slow_name=f"/{backbone}/", slow_factor=config.backbone_rate)
     return tf.keras.mixed_precision.LossScaleOptimizer(optimizer) if loss_scaling else optimizer

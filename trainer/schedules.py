@@ -1,12 +1,14 @@
-"""Keras's learning-rate schedules after a linear warm-up."""
+"""Learning rates: Keras's schedules after a linear warm-up, and one cycle."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
-from trainer.config import OptimizerConfig
+from trainer.config import PAPER_BATCH_SIZE, OptimizerConfig
 
 
 class LinearWarmup(tf.keras.optimizers.schedules.LearningRateSchedule):
@@ -30,7 +32,38 @@ class LinearWarmup(tf.keras.optimizers.schedules.LearningRateSchedule):
         return {"after": self.after, "warmup_steps": self.warmup_steps}
 
 
-def make_schedule(config: OptimizerConfig, train_steps: int) -> LinearWarmup:
+class OneCycle(tf.keras.optimizers.schedules.LearningRateSchedule):
+    """One cosine up to the peak in the first 30% of the run, one down to the end (Smith & Topin 2018).
+
+    It starts at 1/25 of the peak, as PyTorch's `OneCycleLR` does; unlike there the momentum stays as it is.
+    """
+
+    def __init__(self, peak: float, steps: int, end: float) -> None:
+        super().__init__()
+        self.peak = peak
+        self.steps = steps
+        self.end = end
+
+    def __call__(self, step: tf.Tensor | int) -> tf.Tensor:
+        step = tf.cast(step, tf.float32)
+        top = 0.3 * self.steps
+        up = tf.minimum(step / top, 1.0)
+        down = tf.clip_by_value((step - top) / (self.steps - top), 0.0, 1.0)
+        start = tf.where(step < top, self.peak / 25, self.end)
+        return start + (self.peak - start) * 0.5 * (1 - tf.cos(np.pi * (up + down)))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"peak": self.peak, "steps": self.steps, "end": self.end}
+
+
+def scale_to_batch(config: OptimizerConfig, batch_size: int) -> OptimizerConfig:
+    """The config with the learning rate that `scale_learning_rate` asks for (Goyal et al. 2017, section 2.1)."""
+    if not config.scale_learning_rate:
+        return config
+    return dataclasses.replace(config, learning_rate=config.learning_rate * batch_size / PAPER_BATCH_SIZE)
+
+
+def make_schedule(config: OptimizerConfig, train_steps: int) -> tf.keras.optimizers.schedules.LearningRateSchedule:
     """The learning rate as a function of the step.
 
     Args:
@@ -41,6 +74,8 @@ def make_schedule(config: OptimizerConfig, train_steps: int) -> LinearWarmup:
       A schedule whose value is a float32 scalar.
     """
     keras = tf.keras.optimizers.schedules
+    if config.lr_schedule == "one_cycle":
+        return OneCycle(config.learning_rate, train_steps, config.learning_rate * config.lr_end)
     warmup = min(config.warmup_steps, train_steps // 10)
     rate, steps = config.learning_rate, max(1, train_steps - warmup)
     if config.lr_schedule == "constant":

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from input import batch_augment, types
+from input.anchors import make_anchors
 from input.targets import assign
 from model import losses
 from model.types import Losses, Predictions
@@ -35,19 +36,21 @@ def make_train_step(
     """The function that `strategy.run` calls with a replica's batch.
 
     The loss is divided by the number of positive anchors of the *global* batch, and gradients are summed over replicas,
-    so N replicas do exactly what one replica with the whole batch would do.
+    so N replicas do exactly what one replica with the whole batch would do. The same holds for the parts of
+    `accumulation_steps`, except for batch norm, whose statistics are those of a part.
 
     Args:
       model: the network.
       optimizer: may be a `LossScaleOptimizer`.
       config: augmentation, anchors and losses.
-      method: of `targets.assign_targets`: dense on a GPU, sparse on a CPU.
+      method: of `targets.assign`: dense on a GPU, sparse on a CPU.
       compile_stages: compile what stands before and behind the network with XLA, each as one program. Run op by op, the
         matrices of all boxes and anchors and of all anchors and classes would pass through a GPU's memory many times.
 
     Returns:
       `train_step(batch, targets=None) -> StepResult`; `targets` are given where the host has assigned them.
     """
+    anchors = tf.constant(make_anchors(config.input.anchor, config.input.image_size))
     scales_loss = isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
 
     def stage(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -64,13 +67,21 @@ def make_train_step(
 
     @stage
     def losses_and_gradients(
-        predictions: Predictions, targets: types.Targets, num_positives: tf.Tensor, loss_scale: tf.Tensor
+        predictions: Predictions, targets: types.Targets, normalizer: tf.Tensor, loss_scale: tf.Tensor
     ) -> tuple[Losses, Predictions]:
         with tf.GradientTape() as tape:
             tape.watch(predictions)
-            values = losses.detection_losses(predictions, targets, num_positives, config.loss)
+            values = losses.detection_losses(predictions, targets, normalizer, config.loss, anchors)
             scaled = values.loss * loss_scale
         return values, tape.gradient(scaled, predictions)
+
+    def pass_through(
+        images: tf.Tensor, targets: types.Targets, normalizer: tf.Tensor, loss_scale: tf.Tensor
+    ) -> tuple[Losses, list[tf.Tensor]]:
+        with tf.GradientTape() as tape:
+            predictions = model(images, training=True)
+        values, upstream = losses_and_gradients(predictions, targets, normalizer, loss_scale)
+        return values, tape.gradient(predictions, model.trainable_variables, output_gradients=upstream)
 
     def train_step(batch: types.Batch, targets: types.Targets | None = None) -> StepResult:
         replicas = tf.distribute.get_replica_context()
@@ -80,13 +91,19 @@ def make_train_step(
             images = augment_images(batch)
         num_positives = replicas.all_reduce("sum", losses.count_positives(targets))
 
-        with tf.GradientTape() as tape:
-            predictions = model(images, training=True)
+        normalizer = tf.maximum(num_positives, 1.0)
         loss_scale = tf.constant(1.0)
         if scales_loss:
             loss_scale = optimizer.get_scaled_loss(loss_scale)
-        local, upstream = losses_and_gradients(predictions, targets, tf.maximum(num_positives, 1.0), loss_scale)
-        gradients = tape.gradient(predictions, model.trainable_variables, output_gradients=upstream)
+
+        (images, targets), *others = _split((images, targets), config.train.accumulation_steps)
+        local, gradients = pass_through(images, targets, normalizer, loss_scale)
+        for part in others:
+            with tf.control_dependencies(gradients):  # one after the other, or all would be in memory at once
+                images, targets = tf.nest.map_structure(tf.identity, part)
+            more, more_gradients = pass_through(images, targets, normalizer, loss_scale)
+            local = tf.nest.map_structure(tf.add, local, more)
+            gradients = [gradient + other for gradient, other in zip(gradients, more_gradients)]
         if scales_loss:
             gradients = optimizer.get_unscaled_gradients(gradients)
         # TensorFlow reverses the gradients, so that the first pack is that of the last layers and travels while the
@@ -97,3 +114,9 @@ def make_train_step(
         return StepResult(losses=Losses(*global_losses), num_positives=num_positives)
 
     return train_step
+
+
+def _split(values: Any, num_parts: int) -> list[Any]:
+    """Splits every tensor of a structure along its first axis."""
+    parts = [tf.split(value, num_parts) if num_parts > 1 else [value] for value in tf.nest.flatten(values)]
+    return [tf.nest.pack_sequence_as(values, part) for part in zip(*parts)]

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from input import shards
 from model.types import Losses
-from trainer import checkpoints, data_service, distribution, evaluate, optimizers, reporting, watch
+from trainer import averages, checkpoints, data_service, distribution, evaluate, optimizers, reporting, schedules, watch
 from trainer.config import Config
 from trainer.loop import LoopResult, is_due, make_train_loop, next_stop
 from trainer.reporting import log
@@ -72,22 +72,35 @@ def _run(
     num_records = sum(shards.count_records(train_paths))
     last = count_steps(config, num_records)
 
+    run_config = distribution.resolve_norm(config, strategy.num_replicas_in_sync)
     with strategy.scope():
-        model = checkpoints.make_model(distribution.resolve_norm(config, strategy.num_replicas_in_sync))
+        model = checkpoints.make_model(run_config)
+        rates = schedules.scale_to_batch(config.train.optimizer, config.input.batch_size)
+        if rates != config.train.optimizer:
+            log.info("--scale_learning_rate: %g for batch %d", rates.learning_rate, config.input.batch_size)
         optimizer = optimizers.make_optimizer(
-            config.train.optimizer, train_steps=last, loss_scaling=config.train.precision == "mixed_float16"
+            rates,
+            train_steps=last,
+            loss_scaling=config.train.precision == "mixed_float16",
+            backbone=model.backbone.name,
         )
         optimizer.build(model.trainable_variables)
-    saved = checkpoints.Checkpoints(model_dir, model, optimizer, keep=config.train.keep_checkpoints, is_chief=is_chief)
+        averaged = checkpoints.make_model(run_config) if config.train.ema_decay else None
+    saved = checkpoints.Checkpoints(
+        model_dir, model, optimizer, averaged, keep=config.train.keep_checkpoints, is_chief=is_chief
+    )
     start = "resuming" if saved.restore() else "starting"
+    if averaged is not None and start == "starting":
+        averages.start(averaged, model)
     if is_chief:
         checkpoints.save_config(config, model_dir)
     current = int(optimizer.iterations.numpy())
     log.info("%s at step %d of %d: %d images, %s", start, current, last, num_records, _describe(config, strategy))
 
-    train_loop = make_train_loop(strategy, model, optimizer, config)
-    iterator = distribution.make_iterator(strategy, config, train_paths, first_step=current)
-    evaluator = evaluate.make_evaluator(model, config, val_paths, strategy=strategy) if val_paths else None
+    train_loop = make_train_loop(strategy, model, optimizer, config, averaged)
+    iterator = distribution.make_iterator(strategy, config, train_paths, first_step=current, train_steps=last)
+    evaluated = model if averaged is None else averaged
+    evaluator = evaluate.make_evaluator(evaluated, config, val_paths, strategy=strategy) if val_paths else None
     reporter = reporting.Reporter(
         model_dir if is_chief else None, step=current, train_steps=last, batch_size=config.input.batch_size
     )

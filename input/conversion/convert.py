@@ -18,11 +18,12 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from input import files, shards
-from input.conversion import voc, voc_xml
+from input.conversion import voc_xml
 from input.conversion.beam import SCRATCH
-from input.conversion.config import ConversionError, ConvertConfig
+from input.conversion.config import IGNORE, ConversionError, ConvertConfig
 from input.conversion.findings import KINDS
-from input.conversion.listing import Input, Listing, list_inputs
+from input.conversion.listing import list_inputs
+from input.conversion.source import Input, Listing, name_key
 from input.conversion.staging import ShardResult, stage, staging_dir
 from input.conversion.workers import Advance, Workers
 from input.shards import Finding, Findings, Manifest, ShardInfo
@@ -136,7 +137,28 @@ def _choose_labels(splits: dict[str, Listing], config: ConvertConfig, workers: W
     replaced = any(files.exists(shards.manifest_path(config.output_dir, split)) for split in splits)
     if there and (others or not (config.overwrite and replaced)):
         return there
-    return find_classes([item for listing in splits.values() for item in listing.inputs], workers)
+    found = tuple(dict.fromkeys(label for listing in splits.values() for label in listing.labels))
+    if not found:
+        found = find_classes([item for listing in splits.values() for item in listing.inputs], workers)
+        return tuple(sorted(_kept_classes(found, config)))
+    return _kept_classes(found, config)
+
+
+def _kept_classes(found: Sequence[str], config: ConvertConfig) -> tuple[str, ...]:
+    """The classes that are left after --rename and --ignore_classes.
+
+    Raises:
+      ConversionError: a flag names a class that was not found, or no class is left.
+    """
+    new_names = dict(config.new_names)
+    renamed = dict.fromkeys(new_names.get(name, name) for name in found)
+    for flag, names, known in (("rename", new_names, found), ("ignore_classes", config.ignore_classes, renamed)):
+        if unknown := [name for name in names if name not in known]:
+            raise ConversionError(f"--{flag}: no object is of class {unknown[0]!r}; there are: {', '.join(known)}.")
+    kept = tuple(name for name in renamed if name not in (*config.ignore_classes, IGNORE))
+    if found and not kept:
+        raise ConversionError("no class is left: take one out of --ignore_classes.")
+    return kept
 
 
 def find_classes(inputs: Sequence[Input], workers: Workers) -> tuple[str, ...]:
@@ -151,15 +173,16 @@ def find_classes(inputs: Sequence[Input], workers: Workers) -> tuple[str, ...]:
 def _class_names(inputs: Sequence[Input], advance: Advance) -> set[str]:
     names = set()
     for item in inputs:
-        names |= voc_xml.class_names(item.source.xml_path)
+        names |= voc_xml.class_names(item.source.annotation_path)
         advance(1)
     return names
 
 
 def _write_labels(labels: tuple[str, ...], output_dir: str) -> None:
-    path = os.path.join(output_dir, shards.LABELS)
-    with files.create(path, os.path.join(output_dir, f".{shards.LABELS}.partial")) as file:
-        file.write("".join(f"{name}\n" for name in labels).encode())
+    lines = "".join(f"{name}\n" for name in labels)
+    for name, text in ((shards.LABEL_MAP, shards.label_map(labels)), (shards.LABELS, lines)):
+        with files.create(os.path.join(output_dir, name), os.path.join(output_dir, f".{name}.partial")) as file:
+            file.write(text.encode())
 
 
 # One split.
@@ -171,7 +194,7 @@ def _make_split(
     """Stages the shards of a split, without the images that yield no record."""
     inputs, findings = listing.inputs, list(listing.findings)
     while True:
-        results = stage(split, inputs, labels, config, workers)
+        results = stage(split, listing._replace(inputs=inputs), labels, config, workers)
         found = [finding for result in results for finding in result.findings]
         left_out = {image_id for result in results for image_id in result.left_out}
         inputs = [item for item in inputs if item.image_id not in left_out]
@@ -199,6 +222,10 @@ def _make_manifest(
         num_negatives=sum(result.num_negatives for result in results),
         num_difficult=sum(result.num_difficult for result in results),
         num_truncated=sum(result.num_truncated for result in results),
+        num_ignored=sum(result.num_ignored for result in results),
+        num_resized=sum(result.num_resized for result in results),
+        source_pixels=sum(result.source_pixels for result in results),
+        source_bytes=sum(result.source_bytes for result in results),
         labels=labels,
         boxes_per_class=boxes_per_class,
         images_per_class={label: sum(result.images_per_class.get(label, 0) for result in results) for label in labels},
@@ -262,7 +289,7 @@ def _same_images(manifest: Manifest, others: Iterable[Manifest], listing: Listin
     for item in listing.inputs:
         for reason, found in (("same_image", same), ("same_image_elsewhere", elsewhere)):
             if item.image_id in found:
-                yield Finding(item.image_id, voc.name_key(item.image_name), reason, f"as {found[item.image_id]}")
+                yield Finding(item.image_id, name_key(item.image_name), reason, f"as {found[item.image_id]}")
 
 
 def _problems(manifest: Manifest, config: ConvertConfig) -> list[str]:

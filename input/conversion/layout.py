@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from input import files
 from input.conversion.config import ConversionError
 from input.conversion.images import IMAGE_EXTENSIONS
+from input.conversion.source import name_key
 
 # Names that tools give; they decide where several folders hold files of a kind.
 _ANNOTATION_NAMES = ("annotations", "annotation", "annots", "annot", "labels", "label", "xml", "xmls")
 _IMAGE_NAMES = ("jpegimages", "images", "image", "imgs", "img", "photos")
-_SPLIT_NAMES = {"train": "train", "valid": "val", "val": "val", "validation": "val", "test": "test"}
+SPLIT_NAMES = {"train": "train", "valid": "val", "val": "val", "validation": "val", "test": "test"}
 
 
 class Folders(NamedTuple):
@@ -46,7 +49,7 @@ def find_folders(voc_dir: str, annotations_dir: str = "", images_dir: str = "") 
         raise ConversionError(f"--voc_dir={voc_dir}: there is no such folder.")
     inside = [os.path.join(voc_dir, name) for name in sorted(files.names(voc_dir)) if not name.startswith(".")]
     subfolders = [path for path in inside if files.is_dir(path)]
-    splits = [path for path in subfolders if os.path.basename(path).lower() in _SPLIT_NAMES]
+    splits = [path for path in subfolders if os.path.basename(path).lower() in SPLIT_NAMES]
     candidates = [voc_dir, *(path for path in subfolders if path not in splits)]
     with_xml = [path for path in candidates if _holds(path, (".xml",))]
     if not annotations and not with_xml:
@@ -70,7 +73,7 @@ def _folders_of_split(folder: str) -> Folders:
     (found, *others) = find_folders(folder)
     if others or found.split:
         raise ConversionError(f"{folder} holds splits itself: name one of them with --voc_dir, and --split.")
-    return found._replace(split=_SPLIT_NAMES[os.path.basename(folder).lower()])
+    return found._replace(split=SPLIT_NAMES[os.path.basename(folder).lower()])
 
 
 def _existing(folder: str, name: str) -> str:
@@ -89,3 +92,57 @@ def _choose(folders: Sequence[str], names: Sequence[str], what: str, flag: str) 
         if len(candidates) == 1:
             return candidates[0]
     raise ConversionError(f"{' and '.join(usual or folders)} hold {what}: choose one with {flag}.")
+
+
+def split_of(path: str) -> str:
+    """The split that the name of a file or else of its folder tells, as instances_train2017.json does; may be empty."""
+    folder, name = os.path.split(path.lower())
+    words = [*re.findall("[a-z]+", name), os.path.basename(folder)]
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
+
+
+def list_folder(
+    path: str, extensions: Sequence[str], *, below: bool = False
+) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """The names of files with one of the extensions, by stem.
+
+    Of several with one stem the earlier extension wins, and the others are given apart.
+
+    Args:
+      below: those in subfolders too; names and stems then are paths from the folder.
+
+    Raises:
+      ConversionError: the folder cannot be read.
+    """
+    found: dict[str, tuple[int, str]] = {}
+    others: dict[str, list[str]] = {}
+    ranks = {extension: rank for rank, extension in enumerate(extensions)}
+    try:
+        for name in walk(path, extensions) if below else files.names(path):
+            stem, dot, extension = name.rpartition(".")
+            rank = ranks.get(dot + extension.lower())
+            last = os.path.basename(stem)
+            if rank is not None and last.strip(".") and not last.startswith("._"):  # macOS leaves those behind
+                key = name_key(stem)
+                best, *rest = sorted([(rank, name), *([found[key]] if key in found else [])])
+                found[key] = best
+                for _, other in rest:
+                    others.setdefault(key, []).append(name_key(other))
+    except OSError as error:
+        raise ConversionError(f"{path}: {error.strerror}; check the flags that name folders.") from error
+    return {key: name for key, (_, name) in found.items()}, {key: sorted(names) for key, names in others.items()}
+
+
+def walk(folder: str, extensions: Sequence[str], below: str = "") -> Iterator[str]:
+    """The files with one of the extensions in a folder and in its subfolders, each with its path from there."""
+    for name in sorted(files.names(os.path.join(folder, below))):
+        path = os.path.join(below, name)
+        extension = os.path.splitext(name)[1]
+        if name.startswith((".", "__")):
+            continue
+        if extension[1:].isalpha():  # a file; a bucket would take milliseconds to say so
+            if extension.lower() in extensions:
+                yield path
+        elif path.count(os.sep) < 8 and files.is_dir(os.path.join(folder, path)):  # links may go round in circles
+            with contextlib.suppress(OSError):
+                yield from walk(folder, extensions, path)

@@ -41,6 +41,7 @@ code { background: #f2f2f2; padding: .1em .35em; border-radius: 3px; overflow-wr
 figure { margin: 0; font-size: 13px; overflow-wrap: anywhere; }
 figure svg { display: block; width: 100%; height: 220px; background: #f2f2f2; }
 figure rect { fill: none; stroke-width: 2px; vector-effect: non-scaling-stroke; } .difficult { stroke-dasharray: 5 3; }
+figure rect.ignored { fill: #0007; stroke: #fff; stroke-dasharray: 2 2; }
 svg text { font: 12px system-ui, sans-serif; fill: #444; }
 summary { cursor: pointer; } ul { margin: .3em 0; padding-left: 1.4em; font-size: 13px; }
 """
@@ -59,10 +60,11 @@ def make_page(report: Report) -> Iterator[str]:
     facts = [
         f"{manifest.num_images:,} images, {manifest.num_negatives:,} of them without objects",
         f"{manifest.num_boxes:,} boxes in {len(manifest.labels):,} classes",
+        *([f"{manifest.num_ignored:,} ignored regions"] if manifest.num_ignored else []),
         *(report_words.box_facts(report) if manifest.num_boxes else []),
         f"{len(manifest.shards)} shards of {num_bytes / 2**20:,.1f} MiB together",
     ]
-    yield f"<p>{'; '.join(facts)}.</p>\n<h2>Classes</h2>\n"
+    yield f"<p>{'; '.join(facts)}.</p>\n<p>{_escape(report_words.storage(report))}</p>\n<h2>Classes</h2>\n"
     yield from _class_table(report)
     yield "<h2>Do anchors fit?</h2>\n"
     for line in filter(None, [report_words.too_many_boxes(report), *report_words.verdict(report)]):
@@ -203,7 +205,8 @@ def _findings(manifest: Manifest) -> Iterator[str]:
 def _sheets(report: Report) -> Iterator[str]:
     image_ids = report.data.image_ids
     samples = choose_samples(image_ids, report.manifest.settings["seed"])
-    yield f'<h2>{len(samples)} random images</h2>\n<p>As stored; dashed: difficult.</p>\n<div class="sheet">\n'
+    yield f"<h2>{len(samples)} random images</h2>\n<p>As stored; dashed: difficult; darkened: ignored.</p>\n"
+    yield '<div class="sheet">\n'
     yield from (_figure(report, index, []) for index in samples)
     yield "</div>\n"
     remarks: dict[str, list[str]] = {}
@@ -233,7 +236,8 @@ def _figure(report: Report, index: int, remarks: Sequence[str]) -> str:
     scale = min(1.0, _PICTURE_SIDE / max(original_height, original_width))
     height, width = max(round(original_height * scale), 1), max(round(original_width * scale), 1)
     classes = data.classes[members].tolist()
-    boxes = data.boxes[members] * np.tile((height / original_height, width / original_width), 2)
+    shares = np.tile((height / original_height, width / original_width), 2)
+    boxes, regions = data.boxes[members] * shares, data.regions[data.regions_of(index)] * shares
     if jpeg := _read_jpeg(report, index, height, width):
         source = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
         drawn = [f'<image href="{source}" width="{width}" height="{height}"/>']
@@ -241,10 +245,10 @@ def _figure(report: Report, index: int, remarks: Sequence[str]) -> str:
         drawn = [f'<text x="4" y="{height // 2}">cannot be decoded</text>']
     for (ymin, xmin, ymax, xmax), label, difficult in zip(boxes.tolist(), classes, data.difficult[members].tolist()):
         drawn.append(
-            f'<rect class="{"difficult" if difficult else "plain"}" x="{xmin:.1f}" y="{ymin:.1f}" '
-            f'width="{xmax - xmin:.1f}" height="{ymax - ymin:.1f}" stroke="{_colour(label)}">'
-            f"<title>{_escape(labels[label])}</title></rect>"
+            f'<rect class="{"difficult" if difficult else "plain"}" {_place(ymin, xmin, ymax, xmax)} '
+            f'stroke="{_colour(label)}"><title>{_escape(labels[label])}</title></rect>'
         )
+    drawn += [f'<rect class="ignored" {_place(*region)}><title>ignored</title></rect>' for region in regions.tolist()]
     shown = [f"{_swatch(label)}{_escape(labels[label])} {classes.count(label)}" for label in sorted(set(classes))]
     name = _escape(data.image_ids[index])
     size = f"{original_width} x {original_height}"
@@ -253,6 +257,11 @@ def _figure(report: Report, index: int, remarks: Sequence[str]) -> str:
         f'<figure><svg viewBox="0 0 {width} {height}" role="img" aria-label="{name}">'
         f"{''.join(drawn)}</svg><figcaption>{'<br/>'.join(caption)}</figcaption></figure>\n"
     )
+
+
+def _place(ymin: float, xmin: float, ymax: float, xmax: float) -> str:
+    """The attributes that place an SVG rectangle."""
+    return f'x="{xmin:.1f}" y="{ymin:.1f}" width="{xmax - xmin:.1f}" height="{ymax - ymin:.1f}"'
 
 
 def _read_jpeg(report: Report, index: int, height: int, width: int) -> bytes:
