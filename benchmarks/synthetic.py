@@ -17,6 +17,7 @@ from trainer.config import Config
 from trainer.loop import LoopResult, make_train_loop
 
 NUM_BOXES = 8  # in each image
+_TRAIN_STEPS = 10_000  # more than are run, for the schedule
 
 
 class Cost(NamedTuple):
@@ -71,13 +72,16 @@ class Trainer:
         with strategy.scope():
             model = checkpoints.make_model(distribution.resolve_norm(config, num_replicas))
             optimizer = optimizers.make_optimizer(
-                config.train.optimizer, train_steps=10_000, loss_scaling=config.train.precision == "mixed_float16"
+                config.train.optimizer,
+                train_steps=_TRAIN_STEPS,
+                loss_scaling=config.train.precision == "mixed_float16",
+                backbone=model.backbone.name,
             )
             optimizer.build(model.trainable_variables)
         self.model = model
         self._loop = make_train_loop(strategy, model, optimizer, config)
         if paths:
-            self._iterator = distribution.make_iterator(strategy, config, paths, first_step=0)
+            self._iterator = distribution.make_iterator(strategy, config, paths, first_step=0, train_steps=_TRAIN_STEPS)
         else:
             shares = tf.data.Dataset.from_tensor_slices(make_batch(config, config.input.batch_size))
             shares = shares.batch(config.input.batch_size // num_replicas, drop_remainder=True).cache().repeat()
