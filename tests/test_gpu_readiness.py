@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 import toy_shards
 
-from input import pipeline
+from input import batch_augment, pipeline
 from input.config import AugmentConfig, InputConfig, MatchConfig
 from input.types import Batch
 from model import efficientnet_lite, resnet
@@ -174,7 +174,7 @@ def train_loop(case: Case) -> Any:
         averaged = checkpoints.make_model(config) if case.ema_decay else None
 
     def dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        batches = blank_batches(context)
+        batches = blank_batches(context).map(pipeline.only_for_training)
         if case.assignment == "host":
             return pipeline.assign_on_host(batches, config.input)
         return batches.map(lambda batch: (batch,))
@@ -236,6 +236,17 @@ def test_xla_compiles_our_own_stages_alone(case: Case) -> None:
         f"__inference_{first}",
         "__inference_losses_and_gradients",
     }
+
+
+@pytest.mark.parametrize(
+    "config",
+    [AugmentConfig(mosaic=0.5), AugmentConfig(cutmix=0.5), AugmentConfig(mixup=0.5)],
+    ids=["mosaic", "cutmix", "mixup"],
+)
+def test_mixing_has_gpu_kernels_without_xla_as_well(config: AugmentConfig) -> None:
+    function = tf.function(lambda batch: batch_augment.augment(batch, config))
+    findings = gpu_kernels.examine(function.get_concrete_function(batch_spec()))
+    assert not {operation.type for operation in findings.without_kernel}
 
 
 @each_case

@@ -18,14 +18,14 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from input import files, shards
-from input.conversion import voc_xml
+from input.conversion import voc
 from input.conversion.beam import SCRATCH
 from input.conversion.config import IGNORE, ConversionError, ConvertConfig
 from input.conversion.findings import KINDS
 from input.conversion.listing import list_inputs
 from input.conversion.source import Input, Listing, name_key
 from input.conversion.staging import ShardResult, stage, staging_dir
-from input.conversion.workers import Advance, Workers
+from input.conversion.workers import Workers
 from input.shards import Finding, Findings, Manifest, ShardInfo
 
 _MANY_ZEROS = 5  # boxes with a coordinate of 0
@@ -75,7 +75,7 @@ def locked(directory: str) -> Iterator[None]:
 
 
 def _convert(config: ConvertConfig, workers: Workers) -> list[Manifest]:
-    splits = list_inputs(config)
+    splits = list_inputs(config, workers)
     labels = _choose_labels(splits, config, workers)
     finished: dict[str, Manifest] = {}
     made: dict[str, Manifest] = {}
@@ -162,20 +162,13 @@ def _kept_classes(found: Sequence[str], config: ConvertConfig) -> tuple[str, ...
 
 
 def find_classes(inputs: Sequence[Input], workers: Workers) -> tuple[str, ...]:
-    """All class names in UTF-8, sorted."""
+    """All class names in UTF-8, sorted; of XML files."""
     chunks = [inputs[start : start + 256] for start in range(0, len(inputs), 256)]
-    names = set().union(*workers.map(_class_names, chunks, len(inputs), "finding classes"))
+    found = workers.map(voc.classes_of, chunks, len(inputs), "finding classes")
+    names = set().union(*(of_image for part in found for of_image in part.values()))
     if not names:
         raise ConversionError("no annotation names a class: check --voc_dir, or give --labels.")
     return tuple(sorted(name for name in names if "\ufffd" not in name))  # the files with the others are refused
-
-
-def _class_names(inputs: Sequence[Input], advance: Advance) -> set[str]:
-    names = set()
-    for item in inputs:
-        names |= voc_xml.class_names(item.source.annotation_path)
-        advance(1)
-    return names
 
 
 def _write_labels(labels: tuple[str, ...], output_dir: str) -> None:

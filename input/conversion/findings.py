@@ -38,7 +38,7 @@ DROPPED = {
     "duplicate_box": "an object repeats another's class and box; it was dropped",
     "no_such_image": "annotations belong to images that the file does not list; they were dropped",
     "same_stem": "a file has the name of another, but for the extension; it was left out",
-    "in_subfolder": "an XML file is in a subfolder, and those are not searched; it was left out",
+    "in_subfolder": "an XML file is in a subfolder, and no image in one of the same name; it was left out",
 }
 REPAIRED = {
     "encoding": "bytes that are not UTF-8, outside of names, were replaced",
