@@ -79,7 +79,7 @@ class BiFPN(tf.keras.layers.Layer):
 
     def call(self, features: Sequence[tf.Tensor], training: bool = False) -> tuple[tf.Tensor, ...]:
         sources = [*features, features[-1]]  # zip drops the second C5 if P6 comes from P5
-        maps = [norm(conv(c), training=training) for conv, norm, c in zip(self.laterals, self.norms, sources)]
+        maps = [layer(conv(c), training=training) for conv, layer, c in zip(self.laterals, self.norms, sources)]
         p3, p4, p5 = maps[:3]
         p6 = _downsample(maps[-1])
         outputs = (p3, p4, p5, p6, _downsample(p6))
