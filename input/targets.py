@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from input import atss, low_quality, regions
 from input import boxes as box_ops
-from input.anchors import anchor_shapes, grid_sizes, make_anchors
+from input.anchors import anchor_shapes, grid_offset, grid_sizes, grid_steps, make_anchors
 from input.config import InputConfig
 from input.types import BACKGROUND, IGNORED, Batch, Targets
 
@@ -170,7 +170,8 @@ def _candidates(boxes: tf.Tensor, box_offsets: tf.Tensor, config: InputConfig) -
     # For each of the p shapes of anchors, y before x.
     per_location = config.anchor.anchors_per_location
     sides = anchor_shapes(config.anchor).reshape(-1, 2).T[:, np.newaxis]  # [2, 1, p]
-    strides = np.repeat(np.float32(2) ** np.array(config.anchor.levels), per_location)  # [p]
+    steps = grid_steps(config.anchor, config.image_size)
+    strides = np.repeat(steps, per_location, axis=0).T[:, np.newaxis]  # [2, 1, p]
     grids = np.array(grid_sizes(config.anchor, config.image_size))  # [levels, 2]
     first_anchors = np.cumsum([0, *grids.prod(axis=1)[:-1] * per_location])
     first_anchors = np.add.outer(first_anchors, np.arange(per_location)).ravel()  # [p]
@@ -178,7 +179,7 @@ def _candidates(boxes: tf.Tensor, box_offsets: tf.Tensor, config: InputConfig) -
     row_steps = grids[1] * per_location  # from an anchor to that of its shape in the next row
 
     low, high = tf.transpose(boxes[:, :2])[..., tf.newaxis], tf.transpose(boxes[:, 2:])[..., tf.newaxis]  # [2, n, 1]
-    centers = (low + high) / (2.0 * strides) - 0.5  # [2, n, p], in cells
+    centers = (low + high) / (2.0 * strides) - grid_offset(config.anchor)  # [2, n, p], in cells
     smaller = tf.minimum(high - low, sides)
     mean = (high - low + sides) / 2.0
     areas = tf.reduce_prod(high - low, axis=0) + sides.prod(axis=0)  # [n, p]
@@ -204,7 +205,7 @@ def _candidates(boxes: tf.Tensor, box_offsets: tf.Tensor, config: InputConfig) -
     # Each pair of a box and a shape has a window of anchors: first the windows' rows, then the rows' anchors.
     windows = tf.reshape(tf.range(tf.size(rows)), tf.shape(rows))
     window, row_starts = _sequences(windows, corners, rows, row_steps)
-    return _sequences(window // len(strides), row_starts, tf.gather(tf.reshape(columns, [-1]), window), per_location)
+    return _sequences(window // sides.shape[-1], row_starts, tf.gather(tf.reshape(columns, [-1]), window), per_location)
 
 
 def _sequences(

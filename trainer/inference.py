@@ -84,7 +84,7 @@ def make_detector(model: tf.keras.Model, config: Config) -> Callable[..., Detect
     by_level = anchors.num_anchors_by_level(config.input.anchor, config.input.image_size)
 
     def detect(images: tf.Tensor, transforms: tf.Tensor, original_sizes: tf.Tensor) -> Detections:
-        predictions = model(batch_augment.normalize(images), training=False)
+        predictions = model(batch_augment.normalize(images, config.input.preprocessing), training=False)
         found = postprocess.detect(
             predictions, all_anchors, config.detect, config.input.image_size, num_anchors_by_level=by_level
         )

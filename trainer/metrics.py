@@ -108,12 +108,14 @@ def match_voc(
         first_object += num_objects
 
     order = np.argsort(-np.concatenate(scores), kind="stable")
-    objects = np.concatenate(objects)[order]
-    ignored = np.concatenate(ignored)[order]
-    is_first = np.zeros(len(objects), bool)
-    is_first[np.unique(objects, return_index=True)[1]] = True
+    matched = np.concatenate(objects)[order]
+    is_ignored = np.concatenate(ignored)[order]
+    is_first = np.zeros(len(matched), bool)
+    is_first[np.unique(matched, return_index=True)[1]] = True
     return Matches(
-        classes=np.concatenate(classes)[order], true_positives=is_first & (objects >= 0) & ~ignored, ignored=ignored
+        classes=np.concatenate(classes)[order],
+        true_positives=is_first & (matched >= 0) & ~is_ignored,
+        ignored=is_ignored,
     )
 
 
