@@ -331,6 +331,11 @@ _define(TrainConfig, "steps_per_loop", "Steps in one call of the compiled loop."
 _define(TrainConfig, "log_every", "Steps between reports. 0: after every loop.", lower_bound=0)
 _define(TrainConfig, "eval_every", "Steps between evaluations. 0: ten in a run.", lower_bound=0)
 _define(TrainConfig, "checkpoint_every", "Steps between checkpoints. 0: with every evaluation.", lower_bound=0)
+_define(
+    TrainConfig,
+    "override_config",
+    "Resume a run with another batch size, learning rate, seed, records or the like; RUN/overrides.jsonl lists them.",
+)
 _define(TrainConfig, "keep_checkpoints", "How many latest checkpoints to keep.", lower_bound=1)
 _define(
     TrainConfig,

@@ -81,6 +81,13 @@ def create(path: str, partial: str = "") -> Iterator[BinaryIO]:
         raise
 
 
+def write_text(path: str, text: str) -> None:
+    """Writes a text file whole or not at all, and makes its folder."""
+    make_dirs(os.path.dirname(path) or ".")
+    with create(path) as file:
+        file.write(text.encode())
+
+
 def read(path: str) -> bytes:
     if inside := archives.locate(path):
         return inside[0].read(inside[1])

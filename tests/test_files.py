@@ -265,3 +265,12 @@ def test_damage_in_a_bucket_is_found(tree, bucket):
     write(f"{out}/train.manifest.json", manifest.to_json().replace('"inputs"', '"inputs of"').encode())
     with pytest.raises(ConversionError, match=r"train\.manifest\.json is not a sound manifest \(inputs is missing\)"):
         run(str(tree.root), out)
+
+
+def test_a_text_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "folder" / "file.txt"
+    files.write_text(str(path), "one")
+    with pytest.raises(UnicodeEncodeError):
+        files.write_text(str(path), "two \ud800")
+    assert path.read_text() == "one"
+    assert [child.name for child in path.parent.iterdir()] == ["file.txt"]

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import os
+import re
 import shutil
 from typing import Any
 
@@ -15,45 +18,16 @@ import tensorflow as tf
 from input import files
 from model import retinanet
 from trainer.config import Config
+from trainer.reporting import log
 
 
 def config_path(model_dir: str) -> str:
     return os.path.join(model_dir, "config.json")
 
 
-def write_file(path: str, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with files.create(path) as file:
-        file.write(text.encode())
-
-
-def require_same_run(config: Config, model_dir: str) -> None:
-    """Refuses to resume a run with other labels, or another network or optimizer; a folder without a run is fine.
-
-    Raises:
-      ValueError: naming what differs.
-    """
-    if not os.path.exists(config_path(model_dir)):
-        return
-    earlier = read_config(model_dir)
-    for name, was, now in (
-        ("label list", earlier.labels, config.labels),
-        ("network", earlier.model, config.model),
-        ("anchor settings", earlier.input.anchor, config.input.anchor),
-        ("optimizer", earlier.train.optimizer.optimizer, config.train.optimizer.optimizer),
-        ("loss scaling", earlier.train.precision == "mixed_float16", config.train.precision == "mixed_float16"),
-    ):
-        if was != now:
-            raise ValueError(
-                f"{model_dir} holds a run with another {name}: it was {was}, now {now}. "
-                "Use the same settings to resume it, or another --model_dir."
-            )
-
-
 def save_config(config: Config, model_dir: str) -> None:
     """Writes `RUN/config.json`."""
-    write_file(config_path(model_dir), config.to_json())
+    files.write_text(config_path(model_dir), config.to_json())
 
 
 def read_config(model_dir: str) -> Config:
@@ -61,12 +35,18 @@ def read_config(model_dir: str) -> Config:
 
     Raises:
       FileNotFoundError: `model_dir` holds no run.
+      ValueError: the file is damaged, or has settings that are not known here.
     """
     path = config_path(model_dir)
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path} does not exist: --model_dir must name the folder of a training run.")
-    with open(path, encoding="utf-8") as file:
-        return Config.from_json(file.read())
+    try:
+        return Config.from_json(files.read(path).decode())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): put back a copy; or delete it and train with the same flags again, which "
+            "writes it anew."
+        ) from error
 
 
 def make_model(config: Config) -> tf.keras.Model:
@@ -77,6 +57,39 @@ def make_model(config: Config) -> tf.keras.Model:
         anchors_per_location=config.input.anchor.anchors_per_location,
         image_size=config.input.image_size,
     )
+
+
+def list_steps(model_dir: str) -> list[int]:
+    """The steps of which `RUN/checkpoints/` holds a file, damaged or not, from the latest down."""
+    folder = os.path.join(model_dir, "checkpoints")
+    names = files.names(folder) if files.is_dir(folder) else []
+    found = (re.fullmatch(r"ckpt-(\d+)\.(index|data-\d+-of-\d+)", name) for name in names)
+    return sorted({int(match[1]) for match in found if match}, reverse=True)
+
+
+def find_damage(path: str) -> str | None:
+    """What is wrong with a checkpoint, in TensorFlow's words; None if all of it can be read.
+
+    TensorFlow saves a checksum with each tensor and with the index, and compares it whenever it reads.
+    """
+    try:
+        reader = tf.train.load_checkpoint(path)
+        for name in reader.get_variable_to_shape_map():
+            reader.get_tensor(name)
+    except (tf.errors.OpError, IndexError, ValueError) as error:
+        return str(error).partition("\n")[0]
+    return None
+
+
+def _remove_damaged_lists(model_dir: str) -> None:
+    """TensorFlow's list of the checkpoints in a folder is not needed to find them, but a damaged one would stop it."""
+    for name in ("checkpoints", "best"):
+        folder = os.path.join(model_dir, name)
+        try:
+            tf.train.get_checkpoint_state(folder)
+        except UnicodeDecodeError:
+            log.warning("%s is damaged and is written anew", os.path.join(folder, "checkpoint"))
+            files.remove(os.path.join(folder, "checkpoint"))
 
 
 class Checkpoints:
@@ -102,6 +115,7 @@ class Checkpoints:
         keep: int,
         is_chief: bool = True,
     ) -> None:
+        _remove_damaged_lists(model_dir)
         self._checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer)
         if averaged is not None:
             self._checkpoint.averaged = averaged
@@ -112,32 +126,73 @@ class Checkpoints:
             self._checkpoint, os.path.join(self._root, "checkpoints"), max_to_keep=keep
         )
         self._best = tf.train.CheckpointManager(self._checkpoint, os.path.join(self._root, "best"), max_to_keep=1)
+        self.saved_step = -1  # of the latest checkpoint that was saved or restored here; -1: none
 
     def restore(self) -> bool:
-        """Restores the latest checkpoint and returns true; false where there is none."""
-        path = tf.train.latest_checkpoint(os.path.join(self._model_dir, "checkpoints"))
-        if path is None:
+        """Restores the latest checkpoint that is not damaged, and returns true; false where there is none at all.
+
+        Raises:
+          ValueError: all are damaged.
+        """
+        steps = list_steps(self._model_dir)
+        for step in steps:
+            path = os.path.join(self._model_dir, "checkpoints", f"ckpt-{step}")
+            if damage := find_damage(path):
+                log.warning("%s is damaged, so the one before is taken: %s", path, damage)
+                continue
+            self._checkpoint.restore(path).assert_consumed()
+            self.saved_step = step
+            return True
+        if steps:
+            raise ValueError(
+                f"every checkpoint in {os.path.join(self._model_dir, 'checkpoints')} is damaged, as the log says; "
+                "nothing was changed. Put back a copy, or start again with another --model_dir."
+            )
+        if os.path.exists(config_path(self._model_dir)):
+            log.warning("%s holds a run without a checkpoint: it begins again at step 0", self._model_dir)
+        return False
+
+    def save(self, step: int) -> bool:
+        """Saves `RUN/checkpoints/ckpt-STEP`, unless that is the latest one; returns false where it could not be saved.
+
+        A full disk must not end a run: the log says what is wrong, and the checkpoints before remain.
+        """
+        if step == self.saved_step:
+            return True
+        if not self._write(self._latest, step):
             return False
-        self._checkpoint.restore(path).assert_consumed()
+        self.saved_step = step
         return True
 
-    def save(self, step: int) -> None:
-        """Saves `RUN/checkpoints/ckpt-STEP`."""
-        self._latest.save(checkpoint_number=step)
+    def _write(self, manager: tf.train.CheckpointManager, step: int) -> bool:
+        try:
+            manager.save(checkpoint_number=step)
+        except (tf.errors.OpError, OSError) as error:
+            path = os.path.join(manager.directory, f"ckpt-{step}")
+            for unfinished in files.glob(f"{glob.escape(path)}[._]*"):
+                with contextlib.suppress(OSError):
+                    files.remove_tree(unfinished) if files.is_dir(unfinished) else files.remove(unfinished)
+            reason = str(error).partition("\n")[0]
+            log.error("%s cannot be saved (%s): is the disk full? The run goes on", path, reason)
+            return False
         self._discard()
+        return True
 
     def save_if_best(self, step: int, metrics: dict[str, Any], key: str) -> bool:
         """Saves to `RUN/best/` if `metrics[key]` is the highest of the run so far; returns whether it is."""
         path = os.path.join(self._model_dir, "best", "metrics.json")
         if os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                best = json.load(file)
-            if (best[key] or 0.0) >= (metrics[key] or 0.0):
+            try:
+                best = json.loads(files.read(path))[key]
+            except (ValueError, KeyError):
+                log.warning("%s is damaged: this evaluation counts as the best so far", path)
+                best = None
+            if (best or 0.0) >= (metrics[key] or 0.0):
                 return False
-        self._best.save(checkpoint_number=step)
-        self._discard()
+        if not self._write(self._best, step):
+            return False
         if self._is_chief:
-            write_file(path, json.dumps({"step": step, **metrics}, indent=2) + "\n")
+            files.write_text(path, json.dumps({"step": step, **metrics}, indent=2) + "\n")
         return True
 
     def _discard(self) -> None:

@@ -89,6 +89,7 @@ class TrainConfig:
     backbone_weights: str = ""  # a file, or imagenet for Keras's; where the backbone starts
     init_checkpoint: str = ""  # a run, a checkpoint of one, or an imported detector; where the whole network starts
     ema_decay: float = 0.0  # of the averaged weights; 0: none are kept
+    override_config: bool = False  # resume with other settings
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self) -> None:

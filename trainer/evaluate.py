@@ -19,10 +19,10 @@ import numpy as np
 import tensorflow as tf
 from absl import flags as absl_flags
 
-from input import anchors, pipeline, shards, targets, types
+from input import anchors, files, pipeline, shards, targets, types
 from model import losses
 from model.types import Detections, Losses, Predictions
-from trainer import checkpoints, command, diagnosis, evaluation_page, inference, metrics
+from trainer import command, diagnosis, evaluation_page, inference, metrics
 from trainer.config import Config
 from trainer.matching import ImageDetections
 from trainer.reporting import log
@@ -188,9 +188,9 @@ def evaluate_run(
         values["best_f1"], values["best_f1_score"] = best or (None, None)
     split = "+".join(sorted({shards.split_name(path) for path in paths}))
     output = os.path.join(model_dir, "eval", f"{split}.json")
-    checkpoints.write_file(output, json.dumps(result, indent=2, allow_nan=False) + "\n")
+    files.write_text(output, json.dumps(result, indent=2, allow_nan=False) + "\n")
     found = json.dumps(coco_results(evaluated), ensure_ascii=False) + "\n"
-    checkpoints.write_file(os.path.join(model_dir, "eval", f"{split}.detections.json"), found)
+    files.write_text(os.path.join(model_dir, "eval", f"{split}.detections.json"), found)
     page = evaluation_page.Evaluation(
         result=result,
         judgement=judgement,

@@ -29,7 +29,7 @@ def prepare(config: Config, model_dir: str) -> tuple[Config, Weights | None]:
       ValueError: the weights need other settings than were given, or are of another backbone.
       FileNotFoundError: there is no such file or run.
     """
-    if tf.train.latest_checkpoint(os.path.join(model_dir, "checkpoints")):
+    if checkpoints.list_steps(model_dir):
         earlier = checkpoints.read_config(model_dir)
         return _fill_in(config, _decided(earlier), f"the run in {model_dir}"), None
     weights = _read(config)

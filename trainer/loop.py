@@ -11,6 +11,8 @@ from model.types import Losses
 from trainer import averages, distribution, step
 from trainer.config import Config
 
+_SECONDS_PER_LOOP = 5.0  # a preempted machine has 30 seconds, of which most belong to saving
+
 
 class LoopResult(NamedTuple):
     """What happened in the steps of one call of the loop. b is this worker's part of the batch."""
@@ -102,6 +104,16 @@ def make_train_loop(
 def is_due(step: int, every: int, last: int) -> bool:
     """Whether what happens every `every` steps, and at the last one, happens after `step`; 0: after every loop."""
     return every == 0 or step % every == 0 or step == last
+
+
+def steps_within(seconds_per_step: float, most: int) -> int:
+    """How many steps a loop may have, so that a signal to stop waits for a few seconds only.
+
+    Args:
+      seconds_per_step: as measured in the loop before.
+      most: `steps_per_loop`.
+    """
+    return max(1, min(most, int(_SECONDS_PER_LOOP / max(seconds_per_step, 1e-9))))
 
 
 def next_stop(step: int, steps_per_loop: int, cadences: Iterable[int], last: int) -> int:

@@ -34,9 +34,9 @@ from absl import flags as absl_flags
 from PIL import Image
 from tqdm import tqdm
 
-from input import augment
+from input import augment, files
 from input.palette import Colour, class_colour
-from trainer import checkpoints, command, drawing, export, formats, inference, tiles
+from trainer import command, drawing, export, formats, inference, tiles
 from trainer.matching import ImageDetections
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")  # pictures of other files are written as JPEG
@@ -144,7 +144,7 @@ def predict(
     numbers = drawing.number_labels(detector.labels) if "pictures" in write else {}
     if numbers:
         legend = os.path.join(output_dir, "legend.txt")
-        checkpoints.write_file(legend, "".join(f"{number} {label}\n" for label, number in numbers.items()))
+        files.write_text(legend, "".join(f"{number} {label}\n" for label, number in numbers.items()))
         print(f"Some class names are drawn as numbers, since the font lacks their letters: see {legend}")
     results: list[dict[str, Any]] = []
     names: set[str] = set()
@@ -166,14 +166,12 @@ def predict(
                     {"path": picture.path, "width": width, "height": height, "picture": name, "detections": rows}
                 )
     text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-    checkpoints.write_file(os.path.join(output_dir, "detections.json"), text)
+    files.write_text(os.path.join(output_dir, "detections.json"), text)
     if "coco" in write:
         text = json.dumps(_coco_results(results, detector.labels), ensure_ascii=False) + "\n"
-        checkpoints.write_file(os.path.join(output_dir, "coco_results.json"), text)
+        files.write_text(os.path.join(output_dir, "coco_results.json"), text)
     if "yolo" in write:
-        checkpoints.write_file(
-            os.path.join(output_dir, "labels.txt"), "".join(f"{label}\n" for label in detector.labels)
-        )
+        files.write_text(os.path.join(output_dir, "labels.txt"), "".join(f"{label}\n" for label in detector.labels))
     return results
 
 
@@ -263,7 +261,7 @@ def _write_picture(
     for kind, (folder, suffix, make) in texts.items():
         if kind in write:
             path = os.path.join(output_dir, folder, os.path.splitext(name)[0] + suffix)
-            checkpoints.write_file(path, make())
+            files.write_text(path, make())
     if "pictures" in write:
         image = Image.fromarray(picture.pixels)
         colours = {label: class_colour(index) for index, label in enumerate(labels)}

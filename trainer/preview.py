@@ -46,8 +46,7 @@ def write_preview(paths: Sequence[str], config: Config, output_dir: str, num_ima
     Raises:
       ValueError: there are no records, or a set of shards is not whole.
     """
-    from input import shards
-    from trainer import checkpoints
+    from input import files, shards
 
     shards.require_whole_sets(paths)
     numbers = drawing.number_labels(config.labels)
@@ -78,7 +77,7 @@ def write_preview(paths: Sequence[str], config: Config, output_dir: str, num_ima
         "legend": {number: label for label, number in numbers.items()},
     }
     text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    checkpoints.write_file(os.path.join(output_dir, "preview.json"), text)
+    files.write_text(os.path.join(output_dir, "preview.json"), text)
     return summary
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -20,12 +21,13 @@ from trainer import (
     initial_weights,
     optimizers,
     reporting,
+    resume,
     schedules,
     start_up,
     watch,
 )
 from trainer.config import Config
-from trainer.loop import LoopResult, is_due, make_train_loop, next_stop
+from trainer.loop import LoopResult, is_due, make_train_loop, next_stop, steps_within
 from trainer.reporting import log
 
 
@@ -62,7 +64,8 @@ def train_and_evaluate(
     os.makedirs(model_dir, exist_ok=True)
     handler = reporting.log_to(model_dir if distribution.is_chief(config.train) else None)
     try:
-        with watch.StopSignal() as stop:
+        alone = resume.sole_trainer(model_dir) if distribution.is_chief(config.train) else contextlib.nullcontext()
+        with watch.StopSignal() as stop, alone:
             return _run(config, train_paths, val_paths, model_dir, stop)
     except Exception as error:
         log.error("%s", error)
@@ -82,7 +85,7 @@ def _run(
     if config.input.data_service:
         data_service.require_running(config.input.data_service)
     config, weights = initial_weights.prepare(config, model_dir)
-    checkpoints.require_same_run(config, model_dir)
+    changes = resume.require_same_run(config, train_paths, model_dir)
     num_records = sum(shards.count_records(train_paths))
     last = count_steps(config, num_records)
 
@@ -108,9 +111,9 @@ def _run(
         initial_weights.start(model, weights, config, num_images=num_records)
         if averaged is not None:
             averages.start(averaged, model)
-    if is_chief:
-        checkpoints.save_config(config, model_dir)
     current = int(optimizer.iterations.numpy())
+    if is_chief:
+        resume.write_down(config, train_paths, model_dir, step=current, changes=changes)
     log.info("%s at step %d of %d: %d images, %s", start, current, last, num_records, _describe(config, strategy))
 
     train_loop = make_train_loop(strategy, model, optimizer, config, averaged)
@@ -123,15 +126,23 @@ def _run(
     data_watch = watch.DataWatch(train_paths, config.input)
     eval_every = config.train.eval_every or max(1, last // 10)
     save_every = config.train.checkpoint_every or eval_every
-    cadences = (config.train.log_every, eval_every, save_every)
+    log_every = config.train.log_every or config.train.steps_per_loop
+    cadences = (log_every, eval_every, save_every)
+    loop_steps = 1  # of the next loop
+    is_saved = True
     metrics: dict[str, Any] = {}
     unreported: list[LoopResult] = []
 
     def evaluate_now(evaluator: Callable[[], dict[str, Any]]) -> None:
-        metrics.update(evaluator())
+        found = stop.interruptible(evaluator)
+        if found is None:  # a resumed run begins with this evaluation
+            return
+        metrics.update(found)
         reporter.evaluation(current, metrics)
         if saved.save_if_best(current, metrics, config.train.best_metric):
             log.info("step %d  best %s so far", current, config.train.best_metric)
+        if is_chief:
+            resume.write_evaluated_step(model_dir, current)
 
     if current < last:
         replicas = strategy.num_replicas_in_sync
@@ -139,30 +150,41 @@ def _run(
         started: float | None = time.monotonic()
     else:
         log.info("nothing is left to train; for more, raise --train_steps or --epochs")
-        if evaluator:  # the run may have been stopped in its last evaluation
-            evaluate_now(evaluator)
+    is_evaluated = not is_due(current, eval_every, last) or resume.read_evaluated_step(model_dir) == current
+    if evaluator and current and not is_evaluated:
+        log.info("the evaluation of step %d was not completed, so it comes first", current)
+        evaluate_now(evaluator)
     while current < last and stop.received is None:
-        target = next_stop(current, config.train.steps_per_loop, cadences, last)
+        target = next_stop(current, loop_steps, cadences, last)
+        loop_started = time.monotonic()
         with watch.naming_damaged_shard(train_paths):
             result = train_loop(iterator, tf.constant(target - current))
         if started is not None:
             steps, seconds = int(result.num_steps), time.monotonic() - started
             log.info("compiled, and the first %d steps done, after %.0f s", steps, seconds)
             started = None
+        else:
+            loop_steps = steps_within(
+                (time.monotonic() - loop_started) / (target - current), config.train.steps_per_loop
+            )
         current = target
         data_watch.look(result)
         watch.check_finite(result, current, train_paths)
         unreported.append(result)
-        if is_due(current, config.train.log_every, last):
+        if is_due(current, log_every, last):
             _report(reporter, current, unreported, optimizer)
             unreported = []
-        if is_due(current, save_every, last):
-            saved.save(current)
+        if is_due(current, save_every, last) or not is_saved:
+            is_saved = saved.save(current)
         if evaluator and is_due(current, eval_every, last):
             evaluate_now(evaluator)
     reporter.close()
+    if not saved.save(current):
+        raise OSError(
+            f"step {current} of {last} was reached but could not be saved: free space in {model_dir}; the same command "
+            f"then resumes from step {max(saved.saved_step, 0)}."
+        )
     if stop.received is not None and current < last:
-        saved.save(current)
         log.info("stopped at step %d of %d; the same command resumes here", current, last)
     return RunResult(step=current, metrics=metrics, stopped_by=stop.received)
 

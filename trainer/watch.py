@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+from typing import TypeVar
 
 import tensorflow as tf
 
@@ -14,26 +17,70 @@ from input.config import InputConfig
 from trainer.loop import LoopResult
 from trainer.reporting import log
 
+Result = TypeVar("Result")
+
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+class _Interrupted(BaseException):
+    """Not an Exception, so that nothing on its way up takes it for an error."""
+
 
 class StopSignal:
-    """Remembers SIGTERM (a preempted machine) and SIGINT, so that the run can save and stop between two loops."""
+    """Remembers SIGTERM (a preempted machine) and SIGINT, so that the run can save and stop between two loops.
+
+    Python itself would look at a signal only when the compiled loop returns, so a thread waits for it: the log answers
+    at once, and a second signal ends the process at once, with the exit code 128 + its number.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._interruptible = False
         self._restore = contextlib.ExitStack()
 
     def __enter__(self) -> StopSignal:
-        # Only the main thread may set handlers; in others (a test, a notebook) signals keep their effect.
-        with contextlib.suppress(ValueError):
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._restore.callback(signal.signal, number, signal.signal(number, self._remember))
+        if threading.current_thread() is not threading.main_thread():
+            return self  # only the main thread may set handlers; in others (a notebook) signals keep their effect
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        thread = threading.Thread(target=self._listen, args=(reading,), daemon=True)
+        self._restore.callback(os.close, reading)
+        self._restore.callback(thread.join)
+        self._restore.callback(os.close, writing)  # ends the thread
+        self._restore.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(writing, warn_on_full_buffer=False))
+        for number in _STOPPING:
+            self._restore.callback(signal.signal, number, signal.signal(number, self._interrupt))
+        thread.start()
         return self
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt  # the second signal stops at once
-        self.received = number
-        log.warning("%s: saving after this loop; send it again to stop at once", signal.Signals(number).name)
+    def _listen(self, pipe: int) -> None:
+        is_first = True
+        while numbers := os.read(pipe, 1):
+            number = numbers[0]
+            if number not in _STOPPING:
+                continue
+            if not is_first:
+                os._exit(128 + number)
+            is_first = False
+            self.received = number
+            name = signal.Signals(number).name
+            log.warning("%s: saving after this loop; send it again to stop at once, without saving", name)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.received = self.received or number
+        if self._interruptible:
+            self._interruptible = False
+            raise _Interrupted
+
+    def interruptible(self, function: Callable[[], Result]) -> Result | None:
+        """What `function` returns; None where a signal has ended it, or came before."""
+        self._interruptible = True
+        try:
+            return None if self.received is not None else function()
+        except _Interrupted:
+            return None
+        finally:
+            self._interruptible = False
 
     def __exit__(self, *exception: object) -> None:
         self._restore.close()
