@@ -80,12 +80,12 @@ class MBConv(tf.keras.layers.Layer):
         name: str,
     ):
         super().__init__(name=name)
-        self.convs = [
-            ConvNorm(None, kernel_size, strides=strides, config=config, name=f"{name}_depthwise"),
-            ConvNorm(filters, 1, relu6=False, config=config, name=f"{name}_project"),
-        ]
+        # Only appended to: Keras cannot save a list that was changed in another way.
+        self.convs = []
         if expansion > 1:
-            self.convs.insert(0, ConvNorm(filters_in * expansion, 1, config=config, name=f"{name}_expand"))
+            self.convs.append(ConvNorm(filters_in * expansion, 1, config=config, name=f"{name}_expand"))
+        self.convs.append(ConvNorm(None, kernel_size, strides=strides, config=config, name=f"{name}_depthwise"))
+        self.convs.append(ConvNorm(filters, 1, relu6=False, config=config, name=f"{name}_project"))
         self._is_residual = strides == 1 and filters == filters_in
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:

@@ -99,6 +99,14 @@ def test_frozen_stages_are_not_trained():
         assert np.array_equal(layer.norm.moving_mean, mean) == is_frozen, layer.name
 
 
+def test_checkpoints_hold_it(tmp_path):
+    saved, restored = make_network("efficientnet_lite0"), make_network("efficientnet_lite0")
+    path = tf.train.Checkpoint(network=saved).save(str(tmp_path / "ckpt"))
+    tf.train.Checkpoint(network=restored).restore(path).assert_existing_objects_matched()
+    for one, other in zip(saved.variables, restored.variables):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_group_norm_is_refused():
     """Its 32 groups do not divide 16, 24, 40 or 112 channels."""
     with pytest.raises(ValueError, match="--norm=group does not fit --backbone=efficientnet_lite0"):

@@ -18,7 +18,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from input import files, shards
-from input.conversion import voc
+from input.conversion import looks, voc
 from input.conversion.beam import SCRATCH
 from input.conversion.config import IGNORE, ConversionError, ConvertConfig
 from input.conversion.findings import KINDS
@@ -90,6 +90,7 @@ def _convert(config: ConvertConfig, workers: Workers) -> list[Manifest]:
         manifest = _make_split(split, listing, labels, config, workers)
         known = [*finished.values(), *made.values(), *_other_manifests(splits, config.output_dir)]
         made[split] = _with_findings(manifest, [*_similar_classes(labels), *_same_images(manifest, known, listing)])
+        made[split] = _with_findings(made[split], _similar_images(made[split], known, listing))
         problems += _problems(made[split], config)
     if problems:
         remedy = "Correct the files (shards without them are not made again), or leave them out with --on_error=skip."
@@ -234,6 +235,7 @@ def _make_manifest(
         ),
         inputs={item.image_id: item.fingerprint for item in listing.inputs},
         digests=dict(sorted(item for result in results for item in result.digests.items())),
+        looks=dict(sorted(item for result in results for item in result.looks.items())),
         **{kind: _of_kind(kind, findings) for kind in KINDS},
     )
 
@@ -283,6 +285,30 @@ def _same_images(manifest: Manifest, others: Iterable[Manifest], listing: Listin
         for reason, found in (("same_image", same), ("same_image_elsewhere", elsewhere)):
             if item.image_id in found:
                 yield Finding(item.image_id, name_key(item.image_name), reason, f"as {found[item.image_id]}")
+
+
+def _similar_images(manifest: Manifest, others: Iterable[Manifest], listing: Listing) -> list[Finding]:
+    """The images that look like an earlier one, in this split or in another, but have other bytes."""
+    names = {item.image_id: name_key(item.image_name) for item in listing.inputs}
+    ids, own = list(manifest.looks), list(manifest.looks.values())
+    similar: dict[tuple[str, str], tuple[int, str]] = {}  # by image id and reason: the number of bits, and which image
+
+    def keep_nearest(image_id: str, reason: str, bits: int, what: str) -> None:
+        similar[image_id, reason] = min((bits, what), similar.get((image_id, reason), (bits, what)))
+
+    for index, earlier, bits in looks.find_pairs(own):
+        if manifest.digests[ids[index]] != manifest.digests[ids[earlier]]:
+            keep_nearest(ids[index], "near_duplicate", bits, ids[earlier])
+    for other in others:
+        other_ids = list(other.looks)
+        for index, theirs, bits in looks.find_pairs(own, list(other.looks.values())) if other_ids else ():
+            if manifest.digests[ids[index]] != other.digests[other_ids[theirs]]:
+                what = f"{other_ids[theirs]} of {other.split}"
+                keep_nearest(ids[index], "near_duplicate_elsewhere", bits, what)
+    return [
+        Finding(image_id, names[image_id], reason, f"as {what}: {bits} of {looks.NUM_BITS} bits differ")
+        for (image_id, reason), (bits, what) in similar.items()
+    ]
 
 
 def _problems(manifest: Manifest, config: ConvertConfig) -> list[str]:
