@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from model import heads, necks, resnet
+from model import efficientnet_lite, heads, necks, resnet
 from model.backbone import Backbone
 from model.config import ModelConfig
 from model.types import Predictions
 
-BACKBONE_FAMILIES: dict[str, type[Backbone]] = {"resnet": resnet.ResNet}  # by the name without its number
+BACKBONE_FAMILIES: dict[str, type[Backbone]] = {
+    "resnet": resnet.ResNet,
+    "efficientnet_lite": efficientnet_lite.EfficientNetLite,
+}  # by the name without its number
 
 
 def family_of(backbone: str) -> str:

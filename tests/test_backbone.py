@@ -5,10 +5,10 @@ import pytest
 import tensorflow as tf
 
 from model import backbone, resnet
-from model.config import BACKBONES, ModelConfig
+from model.config import ModelConfig
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", resnet.LAYOUTS)
 def test_has_the_depth_in_its_name(name):
     conv_norms = resnet.ResNet(ModelConfig(backbone=name)).conv_norms
     counted = [layer for layer in conv_norms if not layer.name.endswith("_0")]  # without the projections
