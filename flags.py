@@ -14,6 +14,8 @@ from absl import flags
 
 from input.config import (
     ANCHOR_CONVENTIONS,
+    ASSIGNMENTS,
+    LOW_QUALITY_TIES,
     PREPROCESSINGS,
     AnchorConfig,
     AugmentConfig,
@@ -25,9 +27,12 @@ from model.config import (
     BACKBONES,
     BOX_LOSSES,
     CLASS_LOSSES,
+    HEAD_NORMS,
     NECKS,
+    NMS,
     NORMS,
     P6_SOURCES,
+    PRE_NMS,
     RESNET_STRIDES,
     DetectConfig,
     LossConfig,
@@ -144,6 +149,12 @@ _define(
     "data_service",
     "grpc://HOST:PORT of a tf.data service (python -m trainer.data_service) that reads, decodes and batches.",
 )
+_define(
+    InputConfig,
+    "private_threadpool_size",
+    "Threads of the input pipeline. 0: it shares those of TensorFlow, one for each core.",
+    lower_bound=0,
+)
 _define(InputConfig, "seed", "Seed of the weights, the order and the augmentation.", lower_bound=0)
 
 # Anchors
@@ -161,6 +172,19 @@ _define(
 )
 _define(MatchConfig, "positive_iou", "An anchor is positive from this IoU with a box.")
 _define(MatchConfig, "negative_iou", "An anchor is background below this IoU with every box.")
+_define(
+    MatchConfig,
+    "assignment",
+    "How anchors are assigned. iou: by --positive_iou and --negative_iou. atss: by a threshold that each box gets from "
+    "the anchors near it.",
+    choices=ASSIGNMENTS,
+)
+_define(
+    MatchConfig,
+    "low_quality_ties",
+    "Which anchors --force_match takes where a small box lies inside many and all fit alike.",
+    choices=LOW_QUALITY_TIES,
+)
 _define(MatchConfig, "force_match", "Make the best anchor of each box positive, even below --positive_iou.")
 
 # Network and losses
@@ -186,16 +210,28 @@ _define(
     "The map that P6 is made of. auto: what the weights that the run starts from need, otherwise c5.",
     choices=P6_SOURCES,
 )
-_define(ModelConfig, "neck_filters", "Width of the neck and of the heads.", lower_bound=1)
-_define(ModelConfig, "head_convs", "Convolutions in each head.", lower_bound=0)
+_define(ModelConfig, "neck_filters", "Width of the neck.", lower_bound=1)
+_define(ModelConfig, "neck_repeats", "Repeats of the BiFPN.", lower_bound=1)
+_define(ModelConfig, "head_convs", "Hidden convolutions in each head.", lower_bound=0)
+_define(ModelConfig, "head_filters", "Width of the heads. 0: that of the neck.", lower_bound=0)
+_define(
+    ModelConfig,
+    "head_norm",
+    "Normalisation in the heads. group: group norm. batch: batch norm of each level alone, by --norm's statistics.",
+    choices=HEAD_NORMS,
+)
+_define(ModelConfig, "separable_convs", "Depthwise separable convolutions in the BiFPN and in the heads.")
 _define(ModelConfig, "prior_probability", "Foreground probability that a new class head predicts.")
 _define(ModelConfig, "batch_norm_momentum", "Momentum of batch norm's moving mean and variance.")
-_define(ModelConfig, "batch_norm_epsilon", "What batch norm adds to the variance.")
+_define(
+    ModelConfig, "batch_norm_epsilon", "What batch norm adds to the variance; EfficientNet-Lite has at least 0.001."
+)
 _define(
     ModelConfig,
     "norm",
     "Normalisation. local: batch norm with each replica's statistics. sync: with those of all replicas. frozen: with "
-    "fixed statistics and scale. group: group norm. auto: sync for replicas of fewer than 8 images, otherwise local.",
+    "fixed statistics and scale (and group norm in a BiFPN). group: group norm. auto: sync for replicas of fewer than "
+    "8 images, otherwise local.",
     choices=NORMS,
 )
 _define(
@@ -218,6 +254,19 @@ _define(LossConfig, "box_loss_weight", "Weight of the box loss.")
 # Detections
 _define(DetectConfig, "score_threshold", "Detections below this score are dropped.")
 _define(DetectConfig, "pre_nms_top_k", "Best scores of an image that enter non-maximum suppression.", lower_bound=1)
+_define(DetectConfig, "pre_nms", "Take --pre_nms_top_k of all levels together, or of each.", choices=PRE_NMS)
+_define(
+    DetectConfig,
+    "nms",
+    "Non-maximum suppression within each class, or agnostic: of all classes together, one label for each object.",
+    choices=NMS,
+)
+_define(
+    DetectConfig,
+    "soft_nms_sigma",
+    "Above 0, overlapping detections get lower scores instead of being dropped (Soft-NMS; 0.5 is usual); on the CPU.",
+    lower_bound=0.0,
+)
 _define(DetectConfig, "nms_iou", "IoU above which the weaker of two detections of a class is dropped.")
 _define(DetectConfig, "max_detections", "Largest number of detections in an image.", lower_bound=1)
 

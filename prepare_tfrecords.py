@@ -1,6 +1,8 @@
-"""Converts a Pascal VOC data set to TFRecord shards, or checks shards.
+"""Converts a data set in the format of Pascal VOC, COCO or YOLO to TFRecord shards, or checks shards.
 
   python prepare_tfrecords.py --voc_dir=VOCDIR --image_set=train --output_dir=OUT
+  python prepare_tfrecords.py --coco_json=FILE --images_dir=DIR --output_dir=OUT
+  python prepare_tfrecords.py --yolo_dir=DIR --output_dir=OUT
   python prepare_tfrecords.py --check='OUT/train-*.tfrecord'
 
 What the shards hold, and what is done about flaws in the data: docs/DATA_FORMAT.md.
@@ -30,22 +32,42 @@ _default = ConvertConfig(output_dir="", voc_dirs=("VOC",))
 flags.DEFINE_multi_string(
     "voc_dir", [], "Folder of a data set, whose annotations and images are found by what is in it; may be repeated."
 )
-flags.DEFINE_string("output_dir", "", "Folder for the shards, labels.txt, the manifest and the report.")
+flags.DEFINE_string("coco_json", "", "File of annotations in COCO's format, in place of --voc_dir.")
+flags.DEFINE_string("yolo_dir", "", "Folder of a data set in YOLO's format, in place of --voc_dir; it holds data.yaml.")
+flags.DEFINE_string("output_dir", "", "Folder for the shards, the label lists, the manifest and the report.")
 flags.DEFINE_string("image_set", "", "Name of a list in ImageSets/Main, without .txt. Default: all annotations.")
 flags.DEFINE_string("split", _default.split, "Name of the split. Default: that of the image set or folder, else `all`.")
 flags.DEFINE_string("image_set_file", "", "Path of the image set, in place of one in ImageSets/Main.")
 flags.DEFINE_string("annotations_dir", "", "Folder of the XML files, where it cannot be found in --voc_dir.")
-flags.DEFINE_string("images_dir", "", "Folder of the images, where it cannot be found in --voc_dir.")
+flags.DEFINE_string(
+    "images_dir", "", "Folder of the images, where it is not found in --voc_dir or is not that of --coco_json."
+)
 flags.DEFINE_float(
     "val_fraction",
     _default.val_fraction,
     "Share of the images that becomes the split `val`, where there is no image set; the rest becomes `train`.",
 )
+flags.DEFINE_string(
+    "group_by",
+    _default.group_by,
+    "Regular expression for the names of images; those for which it gives the same text (its first group's, if it has "
+    "one) stay on one side of --val_fraction: one video, one patient.",
+)
 flags.DEFINE_string("labels", "", "File with the class names, one a line. Default: OUT/labels.txt, else all found.")
+flags.DEFINE_multi_string(
+    "rename", [], "OLD=NEW: a new name for a class; may be repeated. Classes of one new name become one class."
+)
+flags.DEFINE_list("ignore_classes", [], "Classes, after renaming, whose boxes become ignored regions.")
 flags.DEFINE_boolean(
     "drop_unknown_classes",
     _default.drop_unknown_classes,
     "Drop objects whose class is not in the label list, instead of refusing the file.",
+)
+flags.DEFINE_enum(
+    "dropped_classes_as",
+    _default.dropped_classes_as,
+    ["ignore", "background"],
+    "What --drop_unknown_classes makes of the boxes: ignored regions, from which nothing is learnt, or background.",
 )
 flags.DEFINE_boolean(
     "drop_invalid_objects",
@@ -72,6 +94,13 @@ flags.DEFINE_enum(
     "verify", _default.verify, ["header", "decode"], "How to check an image that is stored without encoding it anew."
 )
 flags.DEFINE_integer("max_pixels", _default.max_pixels, "Refuse images of more pixels.", lower_bound=1)
+flags.DEFINE_integer(
+    "store_max_side",
+    _default.store_max_side,
+    "Largest side, in pixels, at which images are stored; larger ones are made smaller. 0: at their own size.",
+    lower_bound=0,
+)
+flags.DEFINE_integer("jpeg_quality", _default.jpeg_quality, "Quality of JPEGs that are encoded anew.", 1, 100)
 flags.DEFINE_integer("num_shards", _default.num_shards, "Number of shards of a split; 0: by --shard_mb.", lower_bound=0)
 flags.DEFINE_integer("shard_mb", _default.shard_bytes >> 20, "Target size of a shard, in MiB.", lower_bound=1)
 flags.DEFINE_integer("seed", _default.seed, "Seed of the shuffle over shards, and of --val_fraction.")
@@ -92,6 +121,8 @@ def config_from_flags() -> ConvertConfig:
     settings: dict[str, Any] = {
         field.name: FLAGS[field.name].value for field in dataclasses.fields(ConvertConfig) if field.name in FLAGS
     }
+    settings["rename"] = tuple(FLAGS.rename)
+    settings["ignore_classes"] = tuple(" ".join(name.split()) for name in FLAGS.ignore_classes)
     return ConvertConfig(
         voc_dirs=tuple(FLAGS.voc_dir), labels_file=FLAGS.labels, shard_bytes=FLAGS.shard_mb << 20, **settings
     )

@@ -40,8 +40,9 @@ from lxml import etree
 from PIL import Image
 
 from input import tfrecord
-from input.conversion import convert, listing, voc
+from input.conversion import convert, listing
 from input.conversion.config import ConvertConfig
+from input.conversion.source import Source
 from input.conversion.workers import Advance, Workers, available_cores
 
 flags.DEFINE_string("voc_dir", "", "VOC folder that the images are taken from. Without it images are drawn.")
@@ -127,7 +128,7 @@ def read_values(root: etree._Element) -> list[tuple[str | int, ...]]:
 
 
 class BareTask(NamedTuple):
-    sources: list[voc.Source]
+    sources: list[Source]
     shard_path: str
     limit: str  # "limit", "values_limit" or "decode_limit"
 
@@ -137,7 +138,7 @@ def bare_loop(task: BareTask, advance: Advance) -> None:
         for source in task.sources:
             with open(source.image_path, "rb") as file:
                 data = file.read()
-            with open(source.xml_path, "rb") as file:
+            with open(source.annotation_path, "rb") as file:
                 root = etree.fromstring(file.read())
             if task.limit == "values_limit":
                 read_values(root)
@@ -148,7 +149,7 @@ def bare_loop(task: BareTask, advance: Advance) -> None:
         os.fsync(shard.fileno())
 
 
-def time_bare_loop(sources: list[voc.Source], limit: str, output: str, workers: Workers) -> float:
+def time_bare_loop(sources: list[Source], limit: str, output: str, workers: Workers) -> float:
     """Images per second."""
     tasks = [
         BareTask(sources=sources[index::NUM_SHARDS], shard_path=os.path.join(output, str(index)), limit=limit)
@@ -205,7 +206,7 @@ def benchmark(voc_dir: str, scratch: pathlib.Path, num_images: int, num_workers:
     for name, count in (("voc", num_images), ("tenth", num_images // 10)):
         link_voc(pathlib.Path(voc_dir or scratch / "drawn"), scratch / name, count)
     config = ConvertConfig(output_dir="", voc_dirs=(str(scratch / "voc"),), labels_file=str(scratch / "labels.txt"))
-    (listed,) = listing.list_inputs(config).values()
+    (listed,) = listing.list_inputs(config, Workers(1)).values()
     sources = [item.source for item in listed.inputs]
     rates: dict[str, list[float]] = collections.defaultdict(list)
     with Workers(num_workers) as workers:

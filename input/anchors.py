@@ -14,6 +14,11 @@ def grid_sizes(config: AnchorConfig, image_size: tuple[int, int]) -> list[tuple[
     return [(-(-height // 2**level), -(-width // 2**level)) for level in config.levels]
 
 
+def num_anchors_by_level(config: AnchorConfig, image_size: tuple[int, int]) -> list[int]:
+    """The number of each level's anchors."""
+    return [rows * columns * config.anchors_per_location for rows, columns in grid_sizes(config, image_size)]
+
+
 def grid_steps(config: AnchorConfig, image_size: tuple[int, int]) -> np.ndarray:
     """Distances of neighbouring anchors in y and x, f32 [levels, 2] px."""
     if config.anchor_convention == "torchvision":
@@ -38,6 +43,14 @@ def anchor_shapes(config: AnchorConfig) -> np.ndarray:
     return (2 * np.round(np.array(shapes) / 2) if is_torchvision else np.array(shapes)).astype(np.float32)
 
 
+def locations(config: AnchorConfig, image_size: tuple[int, int]) -> list[np.ndarray]:
+    """The centres of each level's anchors, f32 [rows, columns, 2] px: ((i + offset) * step, (j + offset) * step)."""
+    return [
+        (np.moveaxis(np.mgrid[:rows, :columns], 0, -1).astype(np.float32) + grid_offset(config)) * step
+        for step, (rows, columns) in zip(grid_steps(config, image_size), grid_sizes(config, image_size))
+    ]
+
+
 def make_anchors(config: AnchorConfig, image_size: tuple[int, int]) -> np.ndarray:
     """All anchors of an image, f32 [a, 4], (ymin, xmin, ymax, xmax) in px; they may reach outside it.
 
@@ -51,9 +64,7 @@ def make_anchors(config: AnchorConfig, image_size: tuple[int, int]) -> np.ndarra
       image_size: (height, width) px.
     """
     anchors = []
-    grids = zip(anchor_shapes(config), grid_steps(config, image_size), grid_sizes(config, image_size))
-    for shapes, step, (rows, columns) in grids:
-        centers = (np.moveaxis(np.mgrid[:rows, :columns], 0, -1).astype(np.float32) + grid_offset(config)) * step
+    for shapes, centers in zip(anchor_shapes(config), locations(config, image_size)):
         corners = centers[:, :, np.newaxis] - shapes / 2, centers[:, :, np.newaxis] + shapes / 2
         anchors.append(np.concatenate(corners, axis=-1).reshape(-1, 4))
     return np.concatenate(anchors).astype(np.float32)

@@ -137,7 +137,7 @@ class _Objects(NamedTuple):
 
     boxes: tf.Tensor  # f32 [b, n, 4]
     classes: tf.Tensor  # f32 [b, n], -1 pads; float because TensorFlow has int32 arithmetic on the host only
-    difficult: tf.Tensor  # bool [b, n]
+    difficult: tf.Tensor  # f32 [b, n], 0 or 1; float because a GPU cannot roll bool
     weights: tf.Tensor  # f32 [b, n]
 
     def only(self, keep: tf.Tensor) -> _Objects:
@@ -204,7 +204,9 @@ def augment_boxes(batch: Batch, config: AugmentConfig) -> Batch:
     flipped_y = (random.vertical_flip < config.vertical_flip)[:, tf.newaxis]
     ymin, ymax = tf.where(flipped_y, height - ymax, ymin), tf.where(flipped_y, height - ymin, ymax)
     boxes = tf.stack([ymin, xmin, ymax, xmax], axis=2)
-    objects = _Objects(boxes, tf.cast(batch.classes, tf.float32), batch.difficult, batch.box_weights)
+    objects = _Objects(
+        boxes, tf.cast(batch.classes, tf.float32), tf.cast(batch.difficult, tf.float32), batch.box_weights
+    )
 
     if config.mosaic:
         happens = (random.mosaic < config.mosaic)[:, tf.newaxis]
@@ -230,7 +232,7 @@ def augment_boxes(batch: Batch, config: AugmentConfig) -> Batch:
     return batch._replace(
         boxes=tf.where(present[..., tf.newaxis], objects.boxes, 0.0),
         classes=tf.cast(objects.classes, tf.int32),
-        difficult=objects.difficult & present,
+        difficult=(objects.difficult > 0) & present,
         box_weights=tf.where(present, objects.weights, 1.0),
     )
 
@@ -249,8 +251,8 @@ def augment_images(batch: Batch, config: AugmentConfig, preprocessing: str = "au
     if config.vertical_flip:
         flips = per_image(random.vertical_flip < config.vertical_flip)
         images = tf.where(flips, tf.reverse(images, [1]), images)
-    if config.mosaic or config.mixup:
-        images = tf.cast(images, tf.float32)
+    if config.mixes:
+        images = tf.cast(images, tf.float32)  # a GPU cannot roll uint8
     if config.mosaic:
         halves = tf.nn.avg_pool2d(images, 2, 2, "VALID")
         rows = [

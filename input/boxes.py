@@ -38,6 +38,12 @@ def iou(boxes_a: tf.Tensor, boxes_b: tf.Tensor) -> tf.Tensor:
     return paired_iou(boxes_a[..., :, tf.newaxis, :], boxes_b[..., tf.newaxis, :, :])
 
 
+def squared_center_distance(boxes_a: tf.Tensor, boxes_b: tf.Tensor) -> tf.Tensor:
+    """Squared distance of the centres in px^2, f32 [...], of boxes [..., 4] and their partners [..., 4]."""
+    (centers_a, _), (centers_b, _) = _centers_and_sizes(boxes_a), _centers_and_sizes(boxes_b)
+    return tf.reduce_sum(tf.square(centers_a - centers_b), axis=-1)
+
+
 def clip(boxes: tf.Tensor, image_size: tuple[int, int] | tf.Tensor) -> tf.Tensor:
     """Boxes f32 [..., 4] clipped to the image; a box wholly outside it becomes empty.
 

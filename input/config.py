@@ -57,6 +57,10 @@ class AnchorConfig:
         return len(self.scales) * len(self.aspect_ratios)
 
 
+ASSIGNMENTS = ("iou", "atss")
+LOW_QUALITY_TIES = ("first", "nearest", "all")
+
+
 @dataclasses.dataclass(frozen=True)
 class MatchConfig:
     """When an anchor is positive, ignored or background (Lin et al. 2017, section 4)."""
@@ -64,8 +68,16 @@ class MatchConfig:
     positive_iou: float = 0.5  # IoU >= this: positive
     negative_iou: float = 0.4  # IoU < this: background; in between: ignored
     force_match: bool = True  # every box gets its best anchor, whatever their IoU: a low-quality match
+    low_quality_ties: str = "first"  # which of several best anchors
+    assignment: str = "iou"  # "atss": thresholds that follow from each box (Zhang et al. 2020)
 
     def __post_init__(self) -> None:
+        if self.assignment not in ASSIGNMENTS:
+            raise ValueError(f"--assignment={self.assignment}: choose one of {', '.join(ASSIGNMENTS)}.")
+        if self.low_quality_ties not in LOW_QUALITY_TIES:
+            raise ValueError(
+                f"--low_quality_ties={self.low_quality_ties}: choose one of {', '.join(LOW_QUALITY_TIES)}."
+            )
         if not 0 < self.negative_iou <= self.positive_iou <= 1:
             raise ValueError(
                 f"need 0 < --negative_iou <= --positive_iou <= 1; got {self.negative_iou} and {self.positive_iou}."
@@ -208,6 +220,7 @@ class InputConfig:
     mixture: tuple[tuple[float, int], ...] = ()  # (weight, number of shards) of each group of training shards, in order
     repeat_threshold: float = 0.0  # classes that a smaller share of the images shows are shown more often
     data_service: str = ""  # address of the tf.data service that makes the batches; empty: none
+    private_threadpool_size: int = 0  # threads of the input pipeline; 0: it shares TensorFlow's, one for each core
     anchor: AnchorConfig = AnchorConfig()
     match: MatchConfig = MatchConfig()
     augment: AugmentConfig = AugmentConfig.preset("default")
@@ -220,8 +233,9 @@ class InputConfig:
         for name in ("batch_size", "max_boxes", "shuffle_buffer"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1; got {getattr(self, name)}.")
-        if self.max_damaged < 0:
-            raise ValueError(f"--max_damaged must be at least 0; got {self.max_damaged}.")
+        for name in ("max_damaged", "private_threadpool_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} must be at least 0; got {getattr(self, name)}.")
         if not 0 <= self.repeat_threshold <= 1:
             raise ValueError(f"--repeat_threshold is a share, from 0 to 1; got {self.repeat_threshold}.")
         if any(weight <= 0 for weight, _ in self.mixture):

@@ -18,7 +18,8 @@ from input import files
 from input.tfrecord import CORNERS, DamagedShardError, count_records_in_file, decode_example, frame_record, read_records
 
 LABELS = "labels.txt"
-MANIFEST_VERSION = 2  # raised when the manifest changes, or when the same input no longer gives the same records
+LABEL_MAP = "label_map.pbtxt"
+MANIFEST_VERSION = 3  # raised when the manifest changes, or when the same input no longer gives the same records
 
 _REMEDY = "delete this file and run prepare_tfrecords.py again."
 
@@ -133,6 +134,12 @@ def parse_labels(path: str) -> tuple[str, ...]:
     return labels
 
 
+def label_map(labels: Iterable[str]) -> str:
+    """The label list as a `StringIntLabelMap`, which the tools of the TF Object Detection API read; ids start at 1."""
+    quoted = (label.replace("\\", "\\\\").replace('"', '\\"') for label in labels)
+    return "".join(f'item {{\n  id: {index}\n  name: "{label}"\n}}\n' for index, label in enumerate(quoted, 1))
+
+
 # The manifest.
 
 
@@ -174,6 +181,10 @@ class Manifest:
     num_negatives: int  # images without objects
     num_difficult: int  # boxes
     num_truncated: int  # boxes
+    num_ignored: int  # regions
+    num_resized: int  # images that were stored smaller than they are
+    source_pixels: int  # of all images before that; 0 where an older version did not count them
+    source_bytes: int  # of their files
     labels: tuple[str, ...]
     boxes_per_class: dict[str, int]
     images_per_class: dict[str, int]
@@ -185,6 +196,7 @@ class Manifest:
     noted: Findings
     inputs: dict[str, str]  # image id -> a fingerprint of its files
     digests: dict[str, str]  # image id -> the first 16 hexadecimal digits of the stored image's SHA-256
+    looks: dict[str, str]  # image id -> 32 hexadecimal digits that hash how the image looks
 
     def findings(self, kind: str) -> Findings:
         """The findings of a kind: refused, dropped, repaired or noted."""
@@ -203,9 +215,10 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:
-        """Reads what `to_json` wrote, and manifests of version 1.
+        """Reads what `to_json` wrote, and manifests of versions 1 and 2.
 
-        In those "mended" is what was repaired or dropped, and there are no digests.
+        Those count no ignored regions, and nothing of the files. In version 1 "mended" is what was repaired or dropped,
+        and there are no digests.
 
         Raises:
           ValueError: the text is no manifest; the message names the wrong field.
@@ -214,6 +227,9 @@ class Manifest:
             fields = json.loads(text)
             if fields["version"] == 1:
                 fields.update(repaired=fields.pop("mended"), dropped={"counts": {}, "files": []}, digests={})
+            if fields["version"] in (1, 2):
+                added = ("num_ignored", "num_resized", "source_pixels", "source_bytes")
+                fields = {**dict.fromkeys(added, 0), "looks": {}, **fields}
             fields["labels"] = tuple(fields["labels"])
             fields["shards"] = tuple(_checked(ShardInfo, shard) for shard in fields["shards"])
             for kind in _FINDINGS:
@@ -273,6 +289,8 @@ class GroundTruth(NamedTuple):
     boxes: np.ndarray  # f32 [n, 4], ymin xmin ymax xmax in pixels of the original image
     classes: np.ndarray  # i32 [n], 0-based
     difficult: np.ndarray  # bool [n]
+    regions: np.ndarray = np.zeros((0, 4), np.float32)  # f32 [r, 4], ignored regions, as `boxes`
+    region_classes: np.ndarray = np.zeros(0, np.int32)  # i32 [r], 0-based; -1 where every class is ignored
 
 
 def read_annotations(paths: Iterable[str]) -> list[GroundTruth]:
@@ -281,7 +299,8 @@ def read_annotations(paths: Iterable[str]) -> list[GroundTruth]:
     Raises:
       DamagedShardError: a shard is damaged, or its records are no detection records.
     """
-    keys = ["image/source_id", "image/height", "image/width", "image/object/class/label", "image/object/difficult"]
+    keys = ["image/source_id", "image/height", "image/width"]
+    keys += [f"image/object/{name}" for name in ("class/label", "difficult", "is_crowd")]
     keys += [f"image/object/bbox/{corner}" for corner in CORNERS]
     annotations = []
     for path in paths:
@@ -299,16 +318,22 @@ def _ground_truth(features: dict[str, list]) -> GroundTruth:
     classes = np.asarray(labels) - 1
     corners = [features.get(f"image/object/bbox/{corner}", ()) for corner in CORNERS]
     boxes = np.asarray(corners, np.float64).T * (height, width, height, width)
-    difficult = features.get("image/object/difficult") or [0] * len(classes)
-    if not len(boxes) == len(classes) == len(difficult):
+    difficult, is_crowd = (
+        np.asarray(features.get(f"image/object/{name}") or [0] * len(classes), np.bool_)
+        for name in ("difficult", "is_crowd")
+    )
+    if not len(boxes) == len(classes) == len(difficult) == len(is_crowd):
         raise ValueError("lists of different lengths")
+    boxes = boxes.astype(np.float32)
     return GroundTruth(
         image_id=features.get("image/source_id", [b""])[0].decode(),
         height=height,
         width=width,
-        boxes=boxes.astype(np.float32),
-        classes=classes,
-        difficult=np.asarray(difficult, np.bool_),
+        boxes=boxes[~is_crowd],
+        classes=classes[~is_crowd],
+        difficult=difficult[~is_crowd],
+        regions=boxes[is_crowd],
+        region_classes=classes[is_crowd],
     )
 
 
@@ -317,20 +342,23 @@ def _not_a_detection_record(path: str, index: int, error: Exception) -> DamagedS
 
 
 def read_classes(paths: Iterable[str], num_classes: int) -> list[list[int]]:
-    """The classes (0-based) of every record's objects, in record order.
+    """The classes (0-based) of every record's objects, in record order; ignored regions are no objects.
 
     Raises:
       DamagedShardError: a shard is damaged, or its records are no detection records.
       ValueError: a label is beyond the list of `num_classes` names.
     """
-    key = "image/object/class/label"
+    label_key, crowd_key = "image/object/class/label", "image/object/is_crowd"
     classes = []
     for path in paths:
         for index, record in enumerate(read_records(path)):
             try:
-                labels = decode_example(record, frozenset([key])).get(key, [])
+                features = decode_example(record, frozenset([label_key, crowd_key]))
             except ValueError as error:
                 raise _not_a_detection_record(path, index, error) from error
+            labels = features.get(label_key, [])
+            is_crowd = features.get(crowd_key) or [0] * len(labels)
+            labels = [label for label, ignored in zip(labels, is_crowd) if not ignored]
             if bad := [label for label in labels if not 1 <= label <= num_classes]:
                 raise ValueError(
                     f"{path}: record {index} has the label {bad[0]}, but labels.txt names {num_classes} classes: "

@@ -1,15 +1,16 @@
 """Assigns boxes to anchors: what the network should predict for each anchor.
 
-The rules, which are the same for both methods:
+The rules of `--assignment=iou`, which are the same for both methods (those of atss are in `input/atss.py`):
 
 - A padding box (class -1) or an empty one takes no part. A difficult one takes part in the last rule only.
 - An anchor is assigned to the box with which its IoU is highest (ties: the lowest box index) if that IoU reaches
   `positive_iou`.
-- With `force_match` each box also gets a low-quality match: the anchor with which its IoU is highest and above 0
-  (within 1e-6: the lowest anchor index) is assigned to it, whatever the anchor's IoU with other boxes. If several boxes
-  have the same such anchor, the highest IoU decides, then the lowest box index; the other boxes get no other anchor.
-- Any other anchor is ignored if its IoU with some box, difficult or not, reaches `negative_iou`, and is background
-  otherwise.
+- With `force_match` each box also gets a low-quality match: the anchor with which its IoU is highest and above 0 is
+  assigned to it, whatever the anchor's IoU with other boxes. Of several within 1e-6, `low_quality_ties` chooses the
+  one with the lowest index, the nearest one (then the lowest index), or all. If several boxes have the same such
+  anchor, the highest IoU decides, then the lowest box index; the other boxes get no other anchor.
+- Any other anchor is ignored if its IoU with some box, difficult or not, reaches `negative_iou`, or if half of it lies
+  in an ignored region (class -2; see regions.py), and is background otherwise.
 """
 
 from __future__ import annotations
@@ -17,13 +18,12 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from input import atss, low_quality, regions
 from input import boxes as box_ops
 from input.anchors import anchor_shapes, grid_offset, grid_sizes, grid_steps, make_anchors
 from input.config import InputConfig
 from input.types import BACKGROUND, IGNORED, Batch, Targets
 
-NEAR_TIE = 1e-6  # IoUs closer than this are equal, so that rounding does not choose an anchor
-LOW_QUALITY_BONUS = 2.0  # added to the IoU of a low-quality match, which is then above every other
 MARGIN = 1e-2  # px by which the sparse search looks too far: more than any rounding error
 
 
@@ -42,32 +42,38 @@ def assign(batch: Batch, config: InputConfig, *, method: str) -> Targets:
     boxes = tf.cast(batch.boxes, tf.float32)
     areas = box_ops.area(boxes)
     takes_part = (batch.classes >= 0) & (areas > 0.0) & tf.math.is_finite(areas)
-    batch = batch._replace(boxes=tf.where(takes_part[..., tf.newaxis], boxes, 0.0))  # an empty box overlaps nothing
-    if method == "dense":
-        targets = _assign_dense(batch, config)
-    elif method == "sparse":
-        targets = _assign_sparse(batch, config)
-    else:
+    objects = batch._replace(boxes=tf.where(takes_part[..., tf.newaxis], boxes, 0.0))  # an empty box overlaps nothing
+    if method not in ("dense", "sparse"):
         raise ValueError(f"method={method!r}: choose dense or sparse.")
-    return targets._replace(class_targets=tf.where(batch.valid[:, tf.newaxis], targets.class_targets, IGNORED))
+    anchors = make_anchors(config.anchor, config.image_size)
+    if config.match.assignment == "iou" and method == "sparse":
+        targets = _assign_sparse(objects, config)
+    else:
+        match = atss.match if config.match.assignment == "atss" else _match_dense
+        targets = _make_targets(objects, anchors, *match(objects, anchors, config))
+    class_targets = regions.ignore_inside(targets.class_targets, batch, tf.constant(anchors), method=method)
+    return targets._replace(class_targets=tf.where(batch.valid[:, tf.newaxis], class_targets, IGNORED))
 
 
-def _assign_dense(batch: Batch, config: InputConfig) -> Targets:
+def _match_dense(batch: Batch, anchors: np.ndarray, config: InputConfig) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """As `atss.match`."""
     # [b, m, a] of these are hundreds of megabytes: XLA fuses them away, so a GPU should run this compiled.
-    anchors = tf.constant(make_anchors(config.anchor, config.image_size))
     ious = box_ops.iou(batch.boxes, anchors)
     scores = tf.where(batch.difficult[..., tf.newaxis], 0.0, ious)
     if config.match.force_match:
-        best_of_box = tf.reduce_max(scores, axis=2, keepdims=True)
-        near_best = (scores > 0.0) & (scores >= best_of_box - NEAR_TIE)
-        # Indexes are floats, which hold them exactly below 2**24: TensorFlow compares and reduces int32 on the host.
-        indexes = tf.range(anchors.shape[0], dtype=tf.float32)
-        anchor_of_box = tf.reduce_min(tf.where(near_best, indexes, np.inf), axis=2, keepdims=True)
-        scores = tf.where(indexes == anchor_of_box, best_of_box + LOW_QUALITY_BONUS, scores)
+        indexes = tf.range(len(anchors), dtype=tf.float32)
+        distances = box_ops.squared_center_distance(batch.boxes[:, :, tf.newaxis], anchors)
+        forced, best = low_quality.matches(scores, indexes, distances, config.match.low_quality_ties)
+        scores = tf.where(forced, best + low_quality.BONUS, scores)
     matched = tf.reduce_max(scores, axis=1) >= config.match.positive_iou
     ignored = tf.reduce_max(ious, axis=1) >= config.match.negative_iou
     # XLA and the CPU's kernel give the lowest of several indexes; TensorFlow's own GPU kernel does not promise it.
-    index = tf.argmax(scores, axis=1, output_type=tf.int32)
+    return tf.argmax(scores, axis=1, output_type=tf.int32), matched, ignored
+
+
+def _make_targets(
+    batch: Batch, anchors: np.ndarray, index: tf.Tensor, matched: tf.Tensor, ignored: tf.Tensor
+) -> Targets:
     boxes, classes, box_weights = (
         tf.gather(values, index, batch_dims=1) for values in (batch.boxes, batch.classes, batch.box_weights)
     )
@@ -101,8 +107,10 @@ def _assign_sparse(batch: Batch, config: InputConfig) -> Targets:
     positive = tf.where((ious >= config.match.positive_iou) & (box < num_ordinary))[:, 0]
     pairs = [tf.gather(x, positive) for x in (box, anchor, ious)]
     if config.match.force_match:
-        low_quality = _low_quality_matches(box, anchor, ious, num_ordinary)
-        pairs = [tf.concat(both, axis=0) for both in zip(pairs, low_quality)]
+        distances = box_ops.squared_center_distance(tf.gather(boxes, box), tf.gather(anchors, anchor % num_anchors))
+        ties = config.match.low_quality_ties
+        forced = _low_quality_matches(box, anchor, ious, distances, num_ordinary, ties)
+        pairs = [tf.concat(both, axis=0) for both in zip(pairs, forced)]
 
     # Of the boxes paired with one anchor, the first of those with the highest score.
     box, anchor, scores = pairs
@@ -128,18 +136,19 @@ def _assign_sparse(batch: Batch, config: InputConfig) -> Targets:
 
 
 def _low_quality_matches(
-    box: tf.Tensor, anchor: tf.Tensor, ious: tf.Tensor, num_ordinary: tf.Tensor
+    box: tf.Tensor, anchor: tf.Tensor, ious: tf.Tensor, distances: tf.Tensor, num_ordinary: tf.Tensor, ties: str
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """For each box below `num_ordinary` that overlaps an anchor: its index, that of its best anchor, and the score."""
-    best = tf.math.segment_max(ious, box)
-    near_best = ious >= tf.gather(tf.maximum(best - NEAR_TIE, np.finfo(np.float32).tiny), box)
-    best_anchor = tf.math.segment_min(tf.where(near_best, anchor, anchor.dtype.max), box)
-    overlapping = tf.where(best[:num_ordinary] > 0.0)[:, 0]
-    return (
-        tf.cast(overlapping, tf.int32),
-        tf.gather(best_anchor, overlapping),
-        tf.gather(best, overlapping) + LOW_QUALITY_BONUS,
-    )
+    """The pairs that `low_quality.matches` chooses: boxes below `num_ordinary`, anchors, and the scores."""
+    best = tf.gather(tf.math.segment_max(ious, box), box)
+    chosen = (ious > 0.0) & (ious >= best - low_quality.NEAR_TIE)
+    if ties == "nearest":
+        nearest = tf.math.segment_min(tf.where(chosen, distances, np.inf), box)
+        chosen &= distances <= tf.gather(nearest, box) + low_quality.NEAR_DISTANCE
+    if ties != "all":
+        first = tf.math.segment_min(tf.where(chosen, anchor, anchor.dtype.max), box)
+        chosen = anchor == tf.gather(first, box)
+    pairs = tf.where(chosen & (box < num_ordinary))[:, 0]
+    return tf.gather(box, pairs), tf.gather(anchor, pairs), tf.gather(best, pairs) + low_quality.BONUS
 
 
 def _candidates(boxes: tf.Tensor, box_offsets: tf.Tensor, config: InputConfig) -> tuple[tf.Tensor, tf.Tensor]:
@@ -182,7 +191,9 @@ def _candidates(boxes: tf.Tensor, box_offsets: tf.Tensor, config: InputConfig) -
         intersections = overlaps[0] * overlaps[1]
         best = tf.reduce_max(intersections / (areas - intersections), axis=1, keepdims=True)  # [n, 1]
         threshold = tf.minimum(best, threshold)
-    threshold = tf.maximum(0.999 * threshold - 2.0 * NEAR_TIE, 0.0)  # so that no rounding or near tie can matter
+    threshold = tf.maximum(
+        0.999 * threshold - 2.0 * low_quality.NEAR_TIE, 0.0
+    )  # so that no rounding or near tie can matter
     share = threshold / (1.0 + threshold) * areas / (smaller[0] * smaller[1])
     reach = (mean - share * smaller + MARGIN) / strides
     first = tf.cast(tf.clip_by_value(tf.math.ceil(centers - reach), 0.0, grids), tf.int32)

@@ -27,6 +27,14 @@ CORNERS = ("ymin", "xmin", "ymax", "xmax")
 Box = tuple[float, float, float, float]  # in the order of CORNERS
 
 
+class Region(NamedTuple):
+    """A part of an image that is neither an object nor background: anchors and detections inside it do not count."""
+
+    box: Box  # edges in pixels counted from 0, inside the image
+    name: str  # of what is there
+    class_index: int | None  # 0-based; None where detections of every class are ignored, not of this one alone
+
+
 class Annotation(NamedTuple):
     """What one image shows; `n` objects."""
 
@@ -40,6 +48,7 @@ class Annotation(NamedTuple):
     difficult: Sequence[int]  # 0 or 1
     truncated: Sequence[int]  # 0 or 1
     poses: Sequence[str]
+    regions: Sequence[Region] = ()
 
 
 class DamagedShardError(ValueError):
@@ -93,14 +102,19 @@ def encode_example(annotation: Annotation, jpeg: bytes, sha256: str = "") -> byt
       jpeg: the encoded image, stored as it is.
       sha256: of `jpeg`, in hexadecimal, where the caller has it.
     """
-    height, width, boxes = annotation.height, annotation.width, annotation.boxes
+    height, width, regions = annotation.height, annotation.width, annotation.regions
+    boxes = [*annotation.boxes, *(region.box for region in regions)]
+    labels = [*annotation.classes, *(-1 if region.class_index is None else region.class_index for region in regions)]
+    num_objects, num_regions = len(annotation.boxes), len(regions)
     byte_lists = {
         "image/encoded": [jpeg],
         "image/filename": [annotation.filename.encode()],
         "image/format": [b"jpeg"],
         "image/key/sha256": [(sha256 or hashlib.sha256(jpeg).hexdigest()).encode()],
-        "image/object/class/text": [name.encode() for name in annotation.class_names],
-        "image/object/view": [pose.encode() for pose in annotation.poses],
+        "image/object/class/text": [
+            name.encode() for name in (*annotation.class_names, *(region.name for region in regions))
+        ],
+        "image/object/view": [pose.encode() for pose in annotation.poses] + [b"Unspecified"] * num_regions,
         "image/source_id": [annotation.image_id.encode()],
     }
     float_lists = {
@@ -113,10 +127,10 @@ def encode_example(annotation: Annotation, jpeg: bytes, sha256: str = "") -> byt
     int_lists = {
         "image/height": [height],
         "image/width": [width],
-        "image/object/class/label": [index + 1 for index in annotation.classes],
-        "image/object/difficult": annotation.difficult,
-        "image/object/is_crowd": [0] * len(boxes),
-        "image/object/truncated": annotation.truncated,
+        "image/object/class/label": [index + 1 for index in labels],
+        "image/object/difficult": [*annotation.difficult] + [1] * num_regions,
+        "image/object/is_crowd": [0] * num_objects + [1] * num_regions,
+        "image/object/truncated": [*annotation.truncated] + [0] * num_regions,
     }
     example = _Example()
     features = example.features.feature
@@ -150,14 +164,15 @@ def decode_example(serialized: bytes, keys: frozenset[str]) -> dict[str, list]:
 def parse_examples(serialized: tf.Tensor) -> Records:
     """A batch of serialized tf.Examples (string [b]) -> Records, for use in `Dataset.map`.
 
-    Labels are 1-based in the files and 0-based in the records. A file without `difficult` has no difficult objects.
+    Labels are 1-based in the files and 0-based in the records. A file without `difficult` has no difficult objects. An
+    ignored region, whose `is_crowd` is 1, has the class IGNORED and is difficult.
 
     Raises:
       tf.errors.InvalidArgumentError: a record that is no tf.Example, or whose lists differ in length.
     """
     import tensorflow as tf
 
-    from input.types import Records
+    from input.types import BACKGROUND, IGNORED, Records
 
     floats, ints = tf.io.RaggedFeature(tf.float32), tf.io.RaggedFeature(tf.int64)
     examples = tf.io.parse_example(
@@ -168,26 +183,30 @@ def parse_examples(serialized: tf.Tensor) -> Records:
             "image/width": tf.io.FixedLenFeature([], tf.int64),
             "image/object/class/label": ints,
             "image/object/difficult": ints,
+            "image/object/is_crowd": ints,
             **{f"image/object/bbox/{corner}": floats for corner in CORNERS},
         },
     )
-    labels, difficult = examples["image/object/class/label"], examples["image/object/difficult"]
+    labels = examples["image/object/class/label"]
+    difficult, is_crowd = examples["image/object/difficult"], examples["image/object/is_crowd"]
     corners = [examples[f"image/object/bbox/{corner}"] for corner in CORNERS]
     different = "lists of different lengths"
     rows = tf.stack([corner.row_splits for corner in corners])
     checks = [
         tf.debugging.assert_equal(rows, labels.row_splits[tf.newaxis], different),
         tf.debugging.assert_less_equal(difficult.row_lengths(), labels.row_lengths(), different),
+        tf.debugging.assert_less_equal(is_crowd.row_lengths(), labels.row_lengths(), different),
     ]
     with tf.control_dependencies(checks):
-        classes = tf.cast(labels.to_tensor(0), tf.int32) - 1
+        classes = tf.cast(labels.to_tensor(BACKGROUND + 1), tf.int32) - 1
     shape = tf.shape(classes, tf.int64)
+    ignored = is_crowd.to_tensor(0, shape=shape) > 0
     return Records(
         images=examples["image/encoded"],
         sizes=tf.cast(tf.stack([examples["image/height"], examples["image/width"]], axis=1), tf.int32),
         normalized_boxes=tf.stack([corner.to_tensor(0.0, shape=shape) for corner in corners], axis=-1),
-        classes=classes,
-        difficult=difficult.to_tensor(0, shape=shape) > 0,
+        classes=tf.where(ignored, IGNORED, classes),
+        difficult=(difficult.to_tensor(0, shape=shape) > 0) | ignored,
     )
 
 

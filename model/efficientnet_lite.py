@@ -1,17 +1,15 @@
-"""EfficientNet-Lite0 to 2 (Tan & Le 2019, in the variant for edge devices): ReLU6, and no squeeze-and-excitation.
+"""EfficientNet-Lite0, 1 and 2, which give C3, C4 and C5: light, and made for int8 arithmetic on small devices.
 
-The topology is that of the authors' `efficientnet/lite` and of efficientnet-lite-pytorch, so that their weights fit:
-TensorFlow's "same" padding, and a stem and a first and last stage that do not grow with the network. Their stochastic
-depth is left out.
+EfficientNet (Tan & Le 2019, table 1) without squeeze-and-excitation and with ReLU6, as its authors' `efficientnet/lite`
+has it, so that their ImageNet weights fit: their convolutions pad as Keras's "same" does, a strided one of an even side
+at its end only. The classifier and the convolution to 1280 channels before it are left out. So is stochastic depth.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import re
-from typing import Any
 
 import tensorflow as tf
 
@@ -19,128 +17,163 @@ from model import norm
 from model.backbone import TORCH_NORM, Backbone
 from model.config import ModelConfig
 
-_SCALES = {  # factors of the numbers of filters and of blocks
+_SCALES = {  # of the number of filters, and of blocks
     "efficientnet_lite0": (1.0, 1.0),
     "efficientnet_lite1": (1.0, 1.1),
     "efficientnet_lite2": (1.1, 1.2),
 }
-_STAGES = (  # blocks, kernel size, stride, expansion, filters (Tan & Le 2019, table 1)
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
+_STEM_FILTERS = 32  # not scaled
+STAGES = (  # for each of C2 to C5: expansion, kernel size, strides of the first block, filters and number of blocks
+    ((1, 3, 1, 16, 1), (6, 3, 2, 24, 2)),
+    ((6, 5, 2, 40, 2),),
+    ((6, 3, 2, 80, 3), (6, 5, 1, 112, 3)),
+    ((6, 5, 2, 192, 4), (6, 3, 1, 320, 1)),
 )
-_ENDS_OF_MAPS = (2, 3, 5, 7)  # how many stages give maps of strides 4, 8, 16 and 32
-_EPSILON = 1e-3  # the weights were trained with it: a smaller one would change channels of little variance
-_TORCH_NAME = re.compile(r"(_blocks\.(\d+)\.)?_(conv_stem|expand_conv|depthwise_conv|project_conv|bn[012])\.(\w+)")
 
 
-def _num_filters(filters: int, scale: float) -> int:
-    """Scaled, and rounded to a multiple of 8 that is at least 90% of it."""
-    scaled = filters * scale
-    rounded = max(8, int(scaled + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * scaled else rounded
+_TORCH_NAME = re.compile(r"(?:_blocks\.(\d+)\.)?_(conv_stem|expand_conv|depthwise_conv|project_conv|bn[012])\.(\w+)")
+_PARTS = {"bn0": "expand", "bn1": "depthwise", "bn2": "project"}  # of a block
 
 
-class SameConvNorm(tf.keras.layers.Layer):
-    """Convolution, or a depthwise one where `filters` is 0, with "same" padding; normalisation; ReLU6 if `active`."""
+class ConvNorm(tf.keras.layers.Layer):
+    """A convolution, of each channel by itself where `filters` is None, normalisation and, if asked for, ReLU6.
 
-    def __init__(
-        self, filters: int, kernel_size: int, *, config: ModelConfig, name: str, strides: int = 1, active: bool = True
-    ):
-        super().__init__(name=name)
-        settings: dict[str, Any] = {"padding": "same", "use_bias": False, "name": "conv"}
-        self.conv = (
-            tf.keras.layers.Conv2D(filters, kernel_size, strides, kernel_initializer="he_normal", **settings)
-            if filters
-            else tf.keras.layers.DepthwiseConv2D(kernel_size, strides, depthwise_initializer="he_normal", **settings)
-        )
-        self.norm = norm.make_norm(config, zero_gamma=False, name="norm")
-        self._active = active
-
-    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        outputs = self.norm(self.conv(inputs), training=training)
-        return tf.nn.relu6(outputs) if self._active else outputs
-
-
-class InvertedBottleneck(tf.keras.layers.Layer):
-    """1x1 to `expansion` times the channels, depthwise, 1x1 to `filters` (Sandler et al. 2018, MobileNetV2).
-
-    The inputs are added where their shape allows it.
+    [b, h, w, c] to [b, ceil(h / strides), ceil(w / strides), filters or c].
     """
 
     def __init__(
         self,
-        inputs: int,
-        filters: int,
+        filters: int | None,
         kernel_size: int,
         *,
-        strides: int,
+        config: ModelConfig,
+        name: str,
+        strides: int = 1,
+        relu6: bool = True,
+    ):
+        super().__init__(name=name)
+        # Variance 2 / fan_out, as EfficientNet's authors have it.
+        initializer = tf.keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
+        settings = {"strides": strides, "padding": "same", "use_bias": False, "name": "conv"}
+        if filters is None:
+            self.conv = tf.keras.layers.DepthwiseConv2D(kernel_size, depthwise_initializer=initializer, **settings)
+        else:
+            self.conv = tf.keras.layers.Conv2D(filters, kernel_size, kernel_initializer=initializer, **settings)
+        self.norm = norm.make_norm(config, zero_gamma=False, name="norm")
+        self._relu6 = relu6
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        outputs = self.norm(self.conv(inputs), training=training)
+        return tf.nn.relu6(outputs) if self._relu6 else outputs
+
+
+class MBConv(tf.keras.layers.Layer):
+    """The inverted residual block of MobileNetV2 (Sandler et al. 2018): expand, filter each channel, project.
+
+    The projection has no activation. The inputs are added where they have the outputs' shape.
+    """
+
+    def __init__(
+        self,
+        filters_in: int,
+        filters: int,
+        *,
         expansion: int,
+        kernel_size: int,
+        strides: int,
         config: ModelConfig,
         name: str,
     ):
         super().__init__(name=name)
-        self.expand = SameConvNorm(inputs * expansion, 1, config=config, name="expand") if expansion > 1 else None
-        self.depthwise = SameConvNorm(0, kernel_size, strides=strides, config=config, name="depthwise")
-        self.project = SameConvNorm(filters, 1, active=False, config=config, name="project")
-        self._adds_inputs = strides == 1 and inputs == filters
+        # Only appended to: Keras cannot save a list that was changed in another way.
+        self.convs = []
+        if expansion > 1:
+            self.convs.append(ConvNorm(filters_in * expansion, 1, config=config, name=f"{name}_expand"))
+        self.convs.append(ConvNorm(None, kernel_size, strides=strides, config=config, name=f"{name}_depthwise"))
+        self.convs.append(ConvNorm(filters, 1, relu6=False, config=config, name=f"{name}_project"))
+        self._is_residual = strides == 1 and filters == filters_in
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        outputs = inputs if self.expand is None else self.expand(inputs, training=training)
-        outputs = self.project(self.depthwise(outputs, training=training), training=training)
-        return outputs + inputs if self._adds_inputs else outputs
+        outputs = inputs
+        for conv in self.convs:
+            outputs = conv(outputs, training=training)
+        return outputs + inputs if self._is_residual else outputs
 
 
 class EfficientNetLite(Backbone):
-    """The stem and the blocks, in stages that end with maps of strides 4, 8, 16 and 32."""
+    """The stem and four stages of `MBConv`.
+
+    The features are those that EfficientDet takes (Tan et al. 2020): the projections of the last block of a stride.
+    Batch norm has an epsilon of 0.001, or `config.batch_norm_epsilon` where that is more: some channels vary so little
+    that with less they would be far stronger in training than the published weights expect.
+
+    Every convolution is a `ConvNorm` in `conv_norms`: "stem", "block0_depthwise", "block0_project", "block1_expand" and
+    so on.
+    """
 
     published_preprocessing = "tf_lite"
-    published_epsilon = _EPSILON
+    published_epsilon = 1e-3
 
     def __init__(self, config: ModelConfig):
-        config = dataclasses.replace(config, batch_norm_epsilon=max(config.batch_norm_epsilon, _EPSILON))
+        epsilon = max(config.batch_norm_epsilon, self.published_epsilon)
+        config = dataclasses.replace(config, batch_norm_epsilon=epsilon)
         super().__init__(config)
         width, depth = _SCALES[config.backbone]
-        self.stem = SameConvNorm(32, 3, strides=2, config=config, name="stem")
-        blocks: list[list[tf.keras.layers.Layer]] = []
-        inputs, number = 32, 0
-        for index, (count, kernel_size, strides, expansion, filters) in enumerate(_STAGES):
-            outputs = _num_filters(filters, width)
-            is_end = index in (0, len(_STAGES) - 1)
-            blocks.append([])
-            for block in range(count if is_end else math.ceil(count * depth)):
-                blocks[-1].append(
-                    InvertedBottleneck(
-                        inputs,
-                        outputs,
-                        kernel_size,
-                        strides=strides if block == 0 else 1,
-                        expansion=expansion,
-                        config=config,
-                        name=f"block{number}",
+        self.stem = ConvNorm(_STEM_FILTERS, 3, strides=2, config=config, name="stem")
+        self.stages: list[list[MBConv]] = []
+        filters_in, index = _STEM_FILTERS, 0
+        for groups in STAGES:
+            stage = []
+            for expansion, kernel_size, strides, unscaled_filters, num_blocks in groups:
+                filters = _round_filters(unscaled_filters * width)
+                # A single block stays single: the first and the last group are not scaled.
+                for block in range(num_blocks if num_blocks == 1 else math.ceil(num_blocks * depth)):
+                    stage.append(
+                        MBConv(
+                            filters_in,
+                            filters,
+                            expansion=expansion,
+                            kernel_size=kernel_size,
+                            strides=strides if block == 0 else 1,
+                            config=config,
+                            name=f"block{index}",
+                        )
                     )
-                )
-                inputs, number = outputs, number + 1
-        bounds = (0, *_ENDS_OF_MAPS)
-        self.stages = [list(itertools.chain(*blocks[first:last])) for first, last in zip(bounds, bounds[1:])]
+                    filters_in, index = filters, index + 1
+            self.stages.append(stage)
 
     @classmethod
     def variable_name(cls, published: str) -> str | None:
         match = _TORCH_NAME.fullmatch(published)
-        if not match:
+        if match is None:
             return None
-        _, number, layer, variable = match.groups()
-        if number is None:
-            part = {"conv_stem": "stem", "bn0": "stem"}.get(layer)  # bn1 belongs to the classifier's last convolution
-            if part is None:
-                return None
+        number, layer, variable = match.groups()
+        if number is None:  # _bn1 belongs to the classifier's convolution
+            part = "stem" if layer in ("conv_stem", "bn0") else None
         else:
-            parts = {"bn0": "expand", "bn1": "depthwise", "bn2": "project"}
-            part = f"block{number}/{parts.get(layer, layer.removesuffix('_conv'))}"
+            block = f"block{number}"
+            part = f"{block}/{block}_{_PARTS.get(layer, layer.removesuffix('_conv'))}"
+        if part is None:
+            return None
         if layer.startswith("bn"):
             return f"{part}/norm/{TORCH_NORM.get(variable, variable)}"
         return f"{part}/conv/{'depthwise_kernel' if layer == 'depthwise_conv' else 'kernel'}"
+
+    @property
+    def conv_norms(self) -> list[ConvNorm]:
+        """Every `ConvNorm`, from the stem on."""
+        return [self.stem, *(conv for stage in self.stages for block in stage for conv in block.convs)]
+
+
+def _round_filters(filters: float) -> int:
+    """To the nearest multiple of 8, at least 8; to the next one where that would take away more than a tenth."""
+    rounded = max(8, int(filters + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * filters else rounded
+
+
+def source_names(name: str) -> tuple[str, str]:
+    """What the convolution and the batch norm of a `ConvNorm` are called in weights of `efficientnet-lite-pytorch`."""
+    if name == "stem":
+        return "_conv_stem", "_bn0"
+    block, part = name.removeprefix("block").split("_")
+    return f"_blocks.{block}._{part}_conv", f"_blocks.{block}._bn{('expand', 'depthwise', 'project').index(part)}"

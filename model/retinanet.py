@@ -9,10 +9,10 @@ from model.backbone import Backbone
 from model.config import ModelConfig
 from model.types import Predictions
 
-BACKBONE_FAMILIES: dict[str, type[Backbone]] = {
+BACKBONE_FAMILIES: dict[str, type[Backbone]] = {  # by the name without its number
     "resnet": resnet.ResNet,
     "efficientnet_lite": efficientnet_lite.EfficientNetLite,
-}  # by the name without its number
+}
 
 
 def family_of(backbone: str) -> str:
@@ -42,8 +42,11 @@ class RetinaNet(tf.keras.Model):
         self.box_head = heads.make_box_head(config, anchors_per_location=anchors_per_location)
 
     def call(self, images: tf.Tensor, training: bool = False) -> Predictions:
-        features = self.neck(self.backbone(images, training=training))
-        return Predictions(class_logits=self.class_head(features), box_deltas=self.box_head(features))
+        features = self.neck(self.backbone(images, training=training), training=training)
+        return Predictions(
+            class_logits=self.class_head(features, training=training),
+            box_deltas=self.box_head(features, training=training),
+        )
 
 
 def make_model(

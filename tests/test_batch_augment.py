@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_addons as tfa  # type: ignore[import-untyped]  # it has no stubs
+from addons import needs_addons, tfa
 
 from input import batch_augment
 from input.config import AugmentConfig
@@ -122,6 +122,7 @@ def tfa_without_kernels():
     tfa.options.enable_custom_kernel()
 
 
+@needs_addons
 def test_hue_and_saturation_equal_tfa():
     """TFA turns and scales in YIQ too: delta_hue in radians, the saturation factor on I and Q."""
     random = RandomNumbers(*NUMBERS[:6].T)

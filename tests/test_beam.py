@@ -69,7 +69,7 @@ def test_the_same_files_as_without_beam(tree, tmp_path):
     """Shards, labels, manifests and reports, byte for byte, and nothing beside them."""
     code = """
 expected = here("here", val_fraction=0.25)
-assert len(contents("here")) == 8 + 5 + 1 + 2 * 2
+assert len(contents("here")) == 8 + 5 + 2 + 2 * 2
 assert on_beam("out", val_fraction=0.25) == expected
 assert same("out")
 """
@@ -138,7 +138,13 @@ def test_command(tree, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "all: 20 images (5 without objects), 30 boxes, 2 shards" in done.stdout
     shards = [f"all-{index:05d}-of-00002.tfrecord" for index in range(2)]
-    assert sorted(os.listdir(tmp_path / "out")) == [*shards, "all.manifest.json", "all.report.html", "labels.txt"]
+    assert sorted(os.listdir(tmp_path / "out")) == [
+        *shards,
+        "all.manifest.json",
+        "all.report.html",
+        "label_map.pbtxt",
+        "labels.txt",
+    ]
 
 
 def test_without_beam_the_remedy_is_named(tmp_path):

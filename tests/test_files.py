@@ -229,6 +229,7 @@ def test_a_conversion_in_a_bucket_is_resumed(tree, bucket, monkeypatch):
     manifest = run(f"{bucket}/voc", out)
     assert made == ["00000", "00001", "00002", "00002"]
     assert sorted(files.names(out)) == [
+        "label_map.pbtxt",
         "labels.txt",
         *(shard.name for shard in manifest.shards),
         "train.manifest.json",

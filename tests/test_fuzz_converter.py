@@ -10,6 +10,7 @@ tries that many in each, from a random start; `--hypothesis-seed=N` fixes the st
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import io
 import itertools
@@ -32,9 +33,12 @@ from PIL import Image
 from voc_tree import annotation_xml, box_xml, encoded, object_xml, picture
 
 from input import tfrecord
-from input.conversion import findings, jpeg, voc, voc_xml
+from input.conversion import findings, jpeg, voc_xml
 from input.conversion.config import ReadOptions
+from input.conversion.example import Example, read_example
 from input.conversion.findings import Refused
+from input.conversion.source import Source
+from input.types import IGNORED
 
 CASES = int(os.environ.get("FUZZ_CASES", "400"))
 HANG = 120  # seconds; a case takes some milliseconds
@@ -94,13 +98,13 @@ class Files:
         if not document.replaced and b"<!DOCTYPE" not in data:  # whose undefined entities xml.etree passes over
             assert document == read_with_xml_etree(data)
 
-    def read(self, **settings: typing.Any) -> voc.Example | str:
+    def read(self, **settings: typing.Any) -> Example | str:
         """The record, or the reason why there is none, after every check that holds for any input."""
         options = ReadOptions(labels=LABELS, **{"max_pixels": 200_000, **settings})
-        source = voc.Source("b", str(self.xml_path), str(self.image_path))
+        source = Source("b", str(self.xml_path), str(self.image_path))
         outcome = read_annotation(source, options)
         assert outcome == read_annotation(source, options)
-        if isinstance(outcome, voc.Example):
+        if isinstance(outcome, Example):
             check_record(outcome, options)
             return outcome
         path, reason, detail = outcome
@@ -163,18 +167,25 @@ def read_with_xml_etree(data: bytes) -> voc_xml.Document:
     )
 
 
-def read_annotation(source: voc.Source, options: ReadOptions) -> voc.Example | tuple[str, str, str]:
+@contextlib.contextmanager
+def no_hang():
     def hang(*_):
         raise AssertionError(f"no end after {HANG} s")
 
     signal.signal(signal.SIGALRM, hang)
     signal.alarm(HANG)
     try:
-        return voc.read_annotation(source, options)
-    except Refused as refused:
-        return refused.path, refused.reason, refused.detail
+        yield
     finally:
         signal.alarm(0)
+
+
+def read_annotation(source: Source, options: ReadOptions) -> Example | tuple[str, str, str]:
+    try:
+        with no_hang():
+            return read_example(source, options)
+    except Refused as refused:
+        return refused.path, refused.reason, refused.detail
 
 
 def as_json(text: str) -> bytes:
@@ -195,7 +206,7 @@ def trained_size(jpeg: bytes) -> tuple[int, int]:
 parse_examples = tf.function(tfrecord.parse_examples, input_signature=[tf.TensorSpec([1], tf.string)], autograph=False)
 
 
-def check_record(example: voc.Example, options: ReadOptions):
+def check_record(example: Example, options: ReadOptions, image_id: str = "b"):
     annotation = example.annotation
     height, width, count = annotation.height, annotation.width, len(annotation.boxes)
     if options.verify == "decode":
@@ -203,7 +214,7 @@ def check_record(example: voc.Example, options: ReadOptions):
     assert 0 < height * width <= options.max_pixels
     for finding in example.findings:
         assert finding.reason in {*findings.DROPPED, *findings.REPAIRED, *findings.NOTED}
-        assert finding.image_id == "b"
+        assert finding.image_id == image_id
         as_json(finding.file + finding.detail)
     for column in ("classes", "class_names", "difficult", "truncated", "poses"):
         assert len(getattr(annotation, column)) == count
@@ -212,14 +223,18 @@ def check_record(example: voc.Example, options: ReadOptions):
     assert {*annotation.difficult, *annotation.truncated} <= {0, 1}
 
     serialized = tfrecord.encode_example(annotation, example.jpeg)
-    assert tfrecord.decode_example(serialized, frozenset(["image/source_id"])) == {"image/source_id": [b"b"]}
+    assert tfrecord.decode_example(serialized, frozenset(["image/source_id"])) == {
+        "image/source_id": [image_id.encode()]
+    }
     records = parse_examples(tf.constant([serialized]))
     assert records.images[0].numpy() == example.jpeg
     np.testing.assert_array_equal(records.sizes[0], [height, width])
-    np.testing.assert_array_equal(records.classes[0], annotation.classes)
-    np.testing.assert_array_equal(records.difficult[0], np.bool_(annotation.difficult))
+    regions = annotation.regions
+    np.testing.assert_array_equal(records.classes[0], [*annotation.classes, *[IGNORED] * len(regions)])
+    np.testing.assert_array_equal(records.difficult[0], np.bool_([*annotation.difficult, *[1] * len(regions)]))
     boxes = records.normalized_boxes[0].numpy()
-    exact = np.reshape(annotation.boxes, (-1, 4)) / [height, width, height, width]
+    all_boxes = [*annotation.boxes, *(region.box for region in regions)]
+    exact = np.reshape(all_boxes, (-1, 4)) / [height, width, height, width]
     np.testing.assert_allclose(boxes, exact, rtol=0, atol=1e-7)
     # As float32, in which training reads them; a NaN fails here.
     assert np.all(boxes >= 0)
@@ -231,11 +246,13 @@ def count_objects(data: str | bytes) -> int:
     return sum(child.tag.lower() == "object" for child in xml.etree.ElementTree.fromstring(data))
 
 
-def check_no_object_vanishes(example: voc.Example, num_objects: int):
-    assert len(example.annotation.boxes) + sum(f.reason in DROPPED for f in example.findings) == num_objects
+def check_no_object_vanishes(example: Example, num_objects: int):
+    annotation = example.annotation
+    dropped = sum(finding.reason in DROPPED for finding in example.findings)
+    assert len(annotation.boxes) + len(annotation.regions) + dropped == num_objects
 
 
-def name_of(outcome: voc.Example | str) -> str:
+def name_of(outcome: Example | str) -> str:
     return outcome if isinstance(outcome, str) else "record"
 
 
@@ -282,7 +299,7 @@ def test_any_tree_of_elements(files):
         files.xml_path.write_text(text, encoding="utf-8")
         files.check_texts()
         example = files.read(drop_unknown_classes=True, drop_invalid_objects=True)
-        if isinstance(example, voc.Example):
+        if isinstance(example, Example):
             check_no_object_vanishes(example, count_objects(text))
         return name_of(example)
 
@@ -367,7 +384,7 @@ headers = shuffled(
 )
 
 
-def scale_of(example: voc.Example) -> float:
+def scale_of(example: Example) -> float:
     """The image's size as a multiple of the size that its boxes refer to."""
     details = [finding.detail for finding in example.findings if finding.reason == "scaled"]
     return WIDTH / int(details[0].partition("x")[0]) if details else 1.0
@@ -384,11 +401,11 @@ def test_voc_documents(files):
         example = files.read(drop_unknown_classes=True, drop_invalid_objects=True, **options)
         strictly = files.read(drop_unknown_classes=True, **options)
         if strictly == "all_objects_dropped":
-            assert isinstance(example, voc.Example)
+            assert isinstance(example, Example)
             assert not example.annotation.boxes
         else:
             assert strictly == example
-        if isinstance(example, voc.Example):
+        if isinstance(example, Example):
             check_no_object_vanishes(example, len(members))
             first = 0 if zero_based else 1
             kept = [*zip(example.annotation.class_names, example.annotation.boxes)]
@@ -488,8 +505,8 @@ VOC = annotation_xml(
 )
 
 
-@pytest.mark.parametrize("drop_unknown_classes", [False, True])
-def test_damaged_annotations(files, drop_unknown_classes):
+@pytest.mark.parametrize("unknown", ["refused", "ignore", "background"])
+def test_damaged_annotations(files, unknown):
     originals = [(".xml", text.encode()) for text in (LABELIMG, LABELIMG, VOC, VOC)]
     originals += [(".xml", LABELIMG.encode("utf-8-sig")), (".xml", VOC.encode("utf-16"))]
 
@@ -497,8 +514,9 @@ def test_damaged_annotations(files, drop_unknown_classes):
         _, data = case
         files.xml_path.write_bytes(data)
         files.check_texts()
-        example = files.read(drop_unknown_classes=drop_unknown_classes)
-        if isinstance(example, voc.Example) and all(finding.reason != "encoding" for finding in example.findings):
+        how = {"drop_unknown_classes": True, "dropped_classes_as": unknown} if unknown != "refused" else {}
+        example = files.read(**how)
+        if isinstance(example, Example) and all(finding.reason != "encoding" for finding in example.findings):
             check_no_object_vanishes(example, count_objects(data))
         return name_of(example)
 

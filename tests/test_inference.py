@@ -86,7 +86,10 @@ def test_the_detector_joins_network_detection_and_original_coordinates(wrap):
 
     predictions = model(batch_augment.normalize(images), training=False)
     all_anchors = anchors.make_anchors(ALL_DETECTIONS.input.anchor, painted.IMAGE_SIZE)
-    expected = postprocess.detect(predictions, all_anchors, ALL_DETECTIONS.detect, painted.IMAGE_SIZE)
+    by_level = anchors.num_anchors_by_level(ALL_DETECTIONS.input.anchor, painted.IMAGE_SIZE)
+    expected = postprocess.detect(
+        predictions, all_anchors, ALL_DETECTIONS.detect, painted.IMAGE_SIZE, num_anchors_by_level=by_level
+    )
     expected_boxes = boxes.to_original(expected.boxes, transforms, sizes).numpy()
     for row in range(2):
         real = np.all(expected_boxes[row, :, 2:] > expected_boxes[row, :, :2], axis=1)

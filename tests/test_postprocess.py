@@ -12,7 +12,9 @@ from model.config import DetectConfig
 from model.types import Detections, Predictions
 
 IMAGE_SIZE = (64, 96)
-ANCHORS = tf.constant(anchor_grid.make_anchors(AnchorConfig(sizes=(8, 16, 32, 64, 128)), IMAGE_SIZE))
+ANCHOR_CONFIG = AnchorConfig(sizes=(8, 16, 32, 64, 128))
+ANCHORS = tf.constant(anchor_grid.make_anchors(ANCHOR_CONFIG, IMAGE_SIZE))
+LEVELS = {"num_anchors_by_level": anchor_grid.num_anchors_by_level(ANCHOR_CONFIG, IMAGE_SIZE)}
 
 
 def random_predictions(num_classes, batch_size=2, seed=0):
@@ -32,7 +34,7 @@ def reference_iou(box, others):
 
 
 def reference_detect(logits, deltas, anchors, config, image_size):
-    """One image in float64: decode, clip, the best pairs, suppression within each class, the best of all."""
+    """One image in float64: decode, clip, the best pairs, suppression, the best of all."""
     logits, deltas, anchors = (np.asarray(x, np.float64) for x in (logits, deltas, anchors))
     centers, sizes = (anchors[:, :2] + anchors[:, 2:]) / 2, anchors[:, 2:] - anchors[:, :2]
     centers, sizes = centers + deltas[:, :2] * sizes, sizes * np.exp(deltas[:, 2:])
@@ -42,11 +44,17 @@ def reference_detect(logits, deltas, anchors, config, image_size):
 
     num_classes = logits.shape[-1]
     found = []
-    pairs = np.argsort(-logits.reshape(-1), kind="stable")[: config.pre_nms_top_k]
-    for pair in pairs:  # best first
+    levels = LEVELS["num_anchors_by_level"] if config.pre_nms == "per_level" else [len(anchors)]
+    chosen, first = np.zeros(logits.size, bool), 0
+    for count in levels:
+        of_level = -logits[first : first + count].reshape(-1)
+        chosen[first * num_classes + np.argsort(of_level, kind="stable")[: config.pre_nms_top_k]] = True
+        first += count
+    pairs = np.argsort(-logits.reshape(-1), kind="stable")
+    for pair in pairs[chosen[pairs]]:  # best first
         anchor, class_ = divmod(pair, num_classes)
         score = 1 / (1 + np.exp(-logits[anchor, class_]))
-        same_class = np.array([f[0] for f in found if f[2] == class_]).reshape(-1, 4)
+        same_class = np.array([f[0] for f in found if f[2] == class_ or config.nms == "agnostic"]).reshape(-1, 4)
         is_new = np.all(reference_iou(decoded[anchor], same_class) <= config.nms_iou)
         if score > config.score_threshold and np.all(decoded[anchor, 2:] > decoded[anchor, :2]) and is_new:
             found.append((decoded[anchor], score, class_))
@@ -59,7 +67,7 @@ def check(predictions, config):
     """Compares eager and graph detections, the latter with an unknown batch size, with the reference; returns them."""
 
     def detect(predictions):
-        return postprocess.detect(predictions, ANCHORS, config, IMAGE_SIZE)
+        return postprocess.detect(predictions, ANCHORS, config, IMAGE_SIZE, **LEVELS)
 
     graph = tf.function(
         detect, input_signature=[Predictions(*(tf.TensorSpec([None, *p.shape[1:]]) for p in predictions))]
@@ -81,6 +89,30 @@ def test_equals_numpy(num_classes):
     detections = check(random_predictions(num_classes, batch_size=3), DetectConfig())
     assert np.all(detections.num_detections > 50)
     assert np.all(np.diff(detections.scores) <= 0)
+
+
+@pytest.mark.parametrize("nms", ["per_class", "agnostic"])
+@pytest.mark.parametrize("pre_nms", ["flat", "per_level"])
+def test_other_ways_equal_numpy(nms, pre_nms):
+    check(random_predictions(3), DetectConfig(nms=nms, pre_nms=pre_nms, pre_nms_top_k=40, nms_iou=0.4))
+
+
+def test_soft_nms_by_hand():
+    """Three boxes, of which the second overlaps the first by a third, and one of another class."""
+    anchors = tf.constant([[0.0, 0, 32, 32], [0, 16, 32, 48], [0, 64, 32, 96], [0, 0, 32, 32]])
+    scores = np.array([[0.9, 0.0], [0.8, 0.0], [0.5, 0.0], [0.0, 0.7]])
+    logits = np.clip(np.log(np.maximum(scores, 1e-9) / (1 - scores)), -20, None)[np.newaxis]
+    predictions = Predictions(tf.constant(logits, tf.float32), tf.zeros([1, 4, 4]))
+    config = DetectConfig(soft_nms_sigma=0.5, max_detections=5)
+    lowered = 0.8 * np.exp(-((1 / 3) ** 2) / (2 * 0.5))
+    found = postprocess.detect(predictions, anchors, config, IMAGE_SIZE, num_anchors_by_level=[4])
+    np.testing.assert_allclose(found.scores[0], [0.9, lowered, 0.7, 0.5, 0], rtol=1e-5)
+    np.testing.assert_array_equal(found.classes[0], [0, 0, 1, 0, -1])
+    agnostic = DetectConfig(soft_nms_sigma=0.5, max_detections=5, nms="agnostic")
+    found = postprocess.detect(predictions, anchors, agnostic, IMAGE_SIZE, num_anchors_by_level=[4])
+    # The box of the other class equals the first, and overlaps the second by a third.
+    other = 0.7 * np.exp(-1) * np.exp(-((1 / 3) ** 2))
+    np.testing.assert_allclose(found.scores[0], [0.9, lowered, 0.5, other, 0], rtol=1e-5)
 
 
 def test_equal_scores_keep_the_order_of_anchors_and_classes():
@@ -106,9 +138,9 @@ def test_without_detections_all_is_padding():
 def test_images_of_a_batch_do_not_influence_each_other():
     config = DetectConfig()
     several = random_predictions(3, batch_size=3)
-    together = postprocess.detect(several, ANCHORS, config, IMAGE_SIZE)
+    together = postprocess.detect(several, ANCHORS, config, IMAGE_SIZE, **LEVELS)
     for i in range(3):
-        alone = postprocess.detect(Predictions(*(p[i : i + 1] for p in several)), ANCHORS, config, IMAGE_SIZE)
+        alone = postprocess.detect(Predictions(*(p[i : i + 1] for p in several)), ANCHORS, config, IMAGE_SIZE, **LEVELS)
         for a, b in zip(alone, together):
             np.testing.assert_array_equal(a[0], b[i])
 
@@ -122,7 +154,7 @@ def test_classes_do_not_suppress_each_other_and_boxes_outside_are_dropped():
     deltas[0, 3] = [-2, 0, 0, 0]
     predictions = Predictions(tf.constant(logits, tf.float32), tf.constant(deltas, tf.float32))
     detections = postprocess.detect(
-        predictions, anchors, DetectConfig(score_threshold=0.0, max_detections=5), IMAGE_SIZE
+        predictions, anchors, DetectConfig(score_threshold=0.0, max_detections=5), IMAGE_SIZE, num_anchors_by_level=[4]
     )
     np.testing.assert_array_equal(detections.num_detections, [2])
     np.testing.assert_allclose(detections.scores[0], [0.8807971, 0.5, 0, 0, 0], rtol=1e-6)
@@ -132,7 +164,7 @@ def test_classes_do_not_suppress_each_other_and_boxes_outside_are_dropped():
 
 def test_equals_combined_non_max_suppression():
     predictions = random_predictions(80)
-    detections = postprocess.detect(predictions, ANCHORS, DetectConfig(pre_nms_top_k=10**6), IMAGE_SIZE)
+    detections = postprocess.detect(predictions, ANCHORS, DetectConfig(pre_nms_top_k=10**6), IMAGE_SIZE, **LEVELS)
     decoded = boxes.clip(boxes.decode(predictions.box_deltas, ANCHORS), IMAGE_SIZE)
     expected = tf.image.combined_non_max_suppression(
         decoded[:, :, tf.newaxis],

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import os
 import pathlib
 import re
@@ -79,6 +80,8 @@ def some_survey(sizes, boxes_of_each, classes=None) -> survey.Survey:
         boxes=np.concatenate(boxes_of_each).astype(np.float32),
         classes=np.zeros(total, np.int32) if classes is None else np.array(classes, np.int32),
         difficult=np.zeros(total, np.bool_),
+        num_regions=np.zeros(len(sizes), np.int32),
+        regions=np.zeros((0, 4), np.float32),
         shard_lengths=np.array([len(sizes)], np.int32),
     )
 
@@ -352,6 +355,35 @@ def test_boxes_lie_on_what_is_stored(tree):
         assert rect.get("class") == ("difficult" if int(stem[3:]) % 2 else "plain")
 
 
+def test_ignored_regions_are_counted_and_shown(tree):
+    blocks = painted(tree, 2, "cat")
+    region = object_xml("ignore", (1, 101, 160, 120))
+    path = tree.annotations / "img001.xml"
+    path.write_text(path.read_text().replace("</annotation>", f"{region}</annotation>"))
+    made = Made(tree)
+    assert f"{len(blocks)} boxes, 1 ignored regions, 2 shards" in made.text
+    assert "1 ignored regions" in made.html
+    (drawn,) = (rect for rect in made.page.iterfind(".//x:rect", XHTML) if rect.get("class") == "ignored")
+    place = [float(drawn.get(name)) for name in ("x", "y", "width", "height")]
+    assert place == [0, 100, 160, 20]
+
+
+def test_what_storing_smaller_saves_or_would_save(tree):
+    painted(tree, 3, "cat", 2000, 3000)
+    ((side, share),) = re.findall(r"--store_max_side=(\d+), .* would leave (.*)% of the pixels", Made(tree).text)
+    assert int(side) == 2 * survey.SIDES[-1]  # the objects are small
+    assert float(share) == math.floor(1000 * (2048 / 3000) ** 2) / 10
+    made = Made(tree, name="smaller", store_max_side=600)
+    files = sum(path.stat().st_size for path in tree.images.iterdir()) / 2**20
+    stored = sum(shard.num_bytes for shard in made.manifest.shards) / 2**20
+    sentence = (
+        f"3 images were made smaller: {files:.1f} MiB of files became {stored:.1f} MiB of records, with 4.0% of the"
+    )
+    assert sentence in made.text
+    assert sentence in made.html
+    assert "--store_max_side" not in made.text
+
+
 def test_repaired_images_are_shown_with_what_was_done(tree, monkeypatch):
     painted(tree, 4, name="cat")
     for stem in ("bent", "cut", "torn"):
@@ -382,6 +414,7 @@ def test_other_workers_and_other_runs_give_the_same_page(tree):
     assert sorted(set(os.listdir(first.out)) - {shard.name for shard in first.manifest.shards}) == [
         "all.manifest.json",
         "all.report.html",
+        "label_map.pbtxt",
         "labels.txt",
     ]
 
@@ -541,6 +574,7 @@ def test_command_reports_each_split(tree):
         assert "猫" in (out / f"{split}.report.html").read_text(encoding="utf-8")
     assert done.stdout.count("At 64x64 the default anchors match") == 2
     assert {name for name in os.listdir(out) if not name.endswith(".tfrecord")} == {
+        "label_map.pbtxt",
         "labels.txt",
         *(f"{split}.{kind}" for split in ("train", "val") for kind in ("manifest.json", "report.html")),
     }

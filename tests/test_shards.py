@@ -5,9 +5,11 @@ import hashlib
 import json
 import os
 import pathlib
+from typing import Any
 
 import pytest
 import toy_shards
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
 from input import shards, tfrecord
 from input.shards import Finding, Findings, Manifest, ShardInfo
@@ -20,6 +22,10 @@ MANIFEST = Manifest(
     num_negatives=1,
     num_difficult=1,
     num_truncated=0,
+    num_ignored=2,
+    num_resized=1,
+    source_pixels=5,
+    source_bytes=6,
     labels=("cat", "dög"),
     boxes_per_class={"cat": 4, "dög": 0},
     images_per_class={"cat": 2, "dög": 0},
@@ -31,7 +37,12 @@ MANIFEST = Manifest(
     noted=Findings(counts={}, files=()),
     inputs={"a": "01", "b": "02", "c": "03"},
     digests={"a": "0123456789abcdef", "b": "1", "c": "2"},
+    looks={"a": "00", "b": "11"},
 )
+ADDED: dict[str, Any] = dict.fromkeys(
+    ("num_ignored", "num_resized", "source_pixels", "source_bytes"), 0
+)  # with version 3
+ADDED["looks"] = {}
 FIELDS = json.loads(MANIFEST.to_json())
 
 
@@ -50,10 +61,16 @@ def test_the_keys_of_the_file():
 
 def test_a_manifest_of_version_1_is_read():
     """What it calls mended is repaired here."""
-    old = {key: value for key, value in FIELDS.items() if key not in ("digests", "dropped")}
+    old = {key: value for key, value in FIELDS.items() if key not in ("digests", "dropped", *ADDED)}
     fields = {("mended" if key == "repaired" else key): value for key, value in old.items()}
     read = Manifest.from_json(json.dumps({**fields, "version": 1}))
-    assert read == dataclasses.replace(MANIFEST, version=1, digests={})
+    assert read == dataclasses.replace(MANIFEST, version=1, digests={}, **ADDED)
+
+
+def test_a_manifest_of_version_2_is_read():
+    fields = {key: value for key, value in FIELDS.items() if key not in ADDED}
+    read = Manifest.from_json(json.dumps({**fields, "version": 2}))
+    assert read == dataclasses.replace(MANIFEST, version=2, **ADDED)
 
 
 @pytest.mark.parametrize("key", FIELDS)
@@ -231,3 +248,29 @@ def test_bad_labels(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         shards.parse_labels(str(path))
+
+
+# `string_int_label_map.proto` of the TF Object Detection API, as far as a label map needs it.
+LABEL_MAP_SCHEMA = """
+name: "string_int_label_map.proto"
+package: "object_detection.protos"
+syntax: "proto2"
+message_type {
+  name: "StringIntLabelMapItem"
+  field { name: "name" number: 1 label: LABEL_OPTIONAL type: TYPE_STRING }
+  field { name: "id" number: 2 label: LABEL_OPTIONAL type: TYPE_INT32 }
+}
+message_type {
+  name: "StringIntLabelMap"
+  field { name: "item" number: 1 label: LABEL_REPEATED type: TYPE_MESSAGE type_name: "StringIntLabelMapItem" }
+}
+"""
+
+
+def test_the_label_map_is_read_back():
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(text_format.Parse(LABEL_MAP_SCHEMA, descriptor_pb2.FileDescriptorProto()))
+    kind = message_factory.GetMessageClass(pool.FindMessageTypeByName("object_detection.protos.StringIntLabelMap"))
+    labels = ("cat", "it's a dog", 'a "quoted" one', "back\\slash", "\\n", "猫 №1", "{}", "#")
+    read = text_format.Parse(shards.label_map(labels), kind())
+    assert [(item.id, item.name) for item in read.item] == [*enumerate(labels, 1)]

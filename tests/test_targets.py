@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 
 from input import targets
-from input.anchors import make_anchors
-from input.config import AnchorConfig, InputConfig, MatchConfig
+from input.anchors import grid_sizes, make_anchors
+from input.config import LOW_QUALITY_TIES, AnchorConfig, InputConfig, MatchConfig
 from input.types import BACKGROUND, IGNORED, Batch, Targets
 
 METHODS = ("dense", "sparse")
@@ -42,10 +42,27 @@ def assign(
     return targets.assign(batch, config, method=method)
 
 
-def reference(boxes, classes, difficult, box_weights, anchors, config):
+def atss_candidates(box, anchor_config, image_size, rounding):
+    """Indexes of the candidates, by sorting all locations, and whether rounding may choose others."""
+    candidates, first, unsure = [], 0, False
+    per_location = anchor_config.anchors_per_location
+    for level, (rows, columns) in zip(anchor_config.levels, grid_sizes(anchor_config, image_size)):
+        centers = (np.indices((rows, columns)).reshape(2, -1).T + 0.5) * 2**level
+        distances = ((centers - (box[:2] + box[2:]) / 2) ** 2).sum(axis=1)
+        order = np.argsort(distances, kind="stable")
+        candidates.extend(first + location * per_location + i for location in order[:9] for i in range(per_location))
+        if len(order) > 9:
+            last, following = distances[order[[8, 9]]]
+            unsure |= following - last < rounding * (1e-3 + 1e-6 * last)
+        first += rows * columns * per_location
+    return np.sort(candidates), unsure
+
+
+def reference(boxes, classes, difficult, box_weights, anchors, config, anchor_config, image_size, rounding):
     """One image in float64, after the rules of input/targets.py, with loops and sorts instead of its reductions.
 
-    Returns class targets, box targets, weights, and the anchors for which rounding may decide differently.
+    Returns class targets, box targets, weights, and the anchors for which rounding may decide differently. `rounding`
+    is 0 where coordinates are exact.
     """
     boxes, anchors = boxes.astype(np.float64), anchors.astype(np.float64)
     low = np.maximum(boxes[:, np.newaxis, :2], anchors[:, :2])
@@ -56,39 +73,63 @@ def reference(boxes, classes, difficult, box_weights, anchors, config):
     real = (classes >= 0) & (sides > 0).all(axis=1)
     ious[~real] = 0
     ordinary = np.flatnonzero(real & ~difficult)
+    centers = (anchors[:, :2] + anchors[:, 2:]) / 2
 
     ambiguous = np.zeros(len(anchors), bool)
-    low_quality = {}  # anchor -> [(-IoU, box), ...]
-    if config.force_match:
-        for box in ordinary:
-            shortfall = ious[box].max() - ious[box]
-            tied = np.flatnonzero((shortfall <= 1e-6) & (ious[box] > 0))
-            if tied.size:
-                low_quality.setdefault(tied[0], []).append((-ious[box, tied[0]], box))
-            if ((np.abs(shortfall - 1e-6) < 5e-7) & (ious[box] > 0)).any() or ious[box].max() < 2e-6:
-                ambiguous |= shortfall < 2e-6
+    may_match = np.ones(ious.shape, bool)
+    if config.assignment == "iou":
+        positive, ignored = ious >= config.positive_iou, (ious >= config.negative_iou).any(axis=0)
+        ambiguous |= (np.abs(ious[ordinary] - config.positive_iou) < 1e-6).any(axis=0)
+        ambiguous |= (np.abs(ious - config.negative_iou) < 1e-6).any(axis=0)
+    else:
+        positive = np.zeros(ious.shape, bool)
+        may_match[:] = False
+        for box in np.flatnonzero(real):
+            candidates, unsure = atss_candidates(boxes[box], anchor_config, image_size, rounding)
+            threshold = ious[box, candidates].mean() + ious[box, candidates].std(ddof=1)
+            margins = np.concatenate([centers - boxes[box, :2], boxes[box, 2:] - centers], axis=1).min(axis=1)
+            may_match[box, candidates] = True
+            positive[box] = may_match[box] & (ious[box] >= threshold) & (margins > 0)
+            near = (np.abs(ious[box] - threshold) < 1e-6) | (np.abs(margins) < rounding * 1e-3)
+            ambiguous |= may_match[box] & near
+            ambiguous |= unsure & (ious[box] > 0)
+        ignored = positive[difficult].any(axis=0)
 
-    ambiguous |= (np.abs(ious[ordinary] - config.positive_iou) < 1e-6).any(axis=0)
-    ambiguous |= (np.abs(ious - config.negative_iou) < 1e-6).any(axis=0)
-    class_targets = np.where((ious >= config.negative_iou).any(axis=0), IGNORED, BACKGROUND)
+    low_quality = {}  # anchor -> [(-IoU, box), ...]
+    for box in ordinary if config.force_match else ():
+        of_box = np.where(may_match[box], ious[box], 0)
+        shortfall = of_box.max() - of_box
+        tied = np.flatnonzero((shortfall <= 1e-6) & (of_box > 0))
+        if config.low_quality_ties == "nearest" and tied.size:
+            distances = ((centers[tied] - (boxes[box, :2] + boxes[box, 2:]) / 2) ** 2).sum(axis=1)
+            ambiguous[tied] |= (np.abs(distances - distances.min() - 1e-2) < 1e-3).any()
+            tied = tied[distances <= distances.min() + 1e-2]
+        for anchor in tied if config.low_quality_ties == "all" else tied[:1]:
+            low_quality.setdefault(anchor, []).append((-ious[box, anchor], box))
+        if ((np.abs(shortfall - 1e-6) < 5e-7) & (of_box > 0)).any() or of_box.max() < 2e-6:
+            ambiguous |= shortfall < 2e-6
+
+    class_targets = np.where(ignored, IGNORED, BACKGROUND)
     matched = np.full(len(anchors), -1)
-    for anchor in {*low_quality, *np.flatnonzero((ious[ordinary] >= config.positive_iou).any(axis=0))}:
-        overlapping = [(-ious[box, anchor], box) for box in ordinary if ious[box, anchor] >= config.positive_iou]
+    for anchor in {*low_quality, *np.flatnonzero(positive[ordinary].any(axis=0))}:
+        overlapping = [(-ious[box, anchor], box) for box in ordinary if positive[box, anchor]]
         ranking = sorted(low_quality.get(anchor, overlapping))
         ambiguous[anchor] |= any(0 < other - ranking[0][0] < 1e-6 for other, _ in ranking)
         matched[anchor] = ranking[0][1]
 
     box_targets, weights = np.zeros((len(anchors), 4)), np.ones(len(anchors))
-    positive, box = np.flatnonzero(matched >= 0), matched[matched >= 0]
-    class_targets[positive], weights[positive] = classes[box], box_weights[box]
-    shifts = (boxes[box, :2] + boxes[box, 2:] - anchors[positive, :2] - anchors[positive, 2:]) / 2
-    box_targets[positive, :2] = shifts / anchor_sides[positive]
-    box_targets[positive, 2:] = np.log(sides[box] / anchor_sides[positive])
+    anchor, box = np.flatnonzero(matched >= 0), matched[matched >= 0]
+    class_targets[anchor], weights[anchor] = classes[box], box_weights[box]
+    shifts = (boxes[box, :2] + boxes[box, 2:]) / 2 - centers[anchor]
+    box_targets[anchor, :2] = shifts / anchor_sides[anchor]
+    box_targets[anchor, 2:] = np.log(sides[box] / anchor_sides[anchor])
     return class_targets, box_targets, weights, ambiguous
 
 
-def reference_of_batch(images, anchors, config):
-    return [np.stack(x) for x in zip(*(reference(*image, anchors, config) for image in zip(*images)))]
+def reference_of_batch(images, *, anchor_config, match_config, image_size, rounding=1):
+    settings = (make_anchors(anchor_config, image_size), match_config, anchor_config, image_size, rounding)
+    references = (reference(*image, *settings) for image in zip(*images))
+    return [np.stack(x) for x in zip(*references)]
 
 
 def random_images(rng, count, image_size, anchor_config, multiple=None):
@@ -125,17 +166,29 @@ def assign_in_graph(images, **settings):
     return [Targets(*(x.numpy() for x in assigned)) for assigned in both]
 
 
-@pytest.mark.parametrize("force_match", [True, False])
+@pytest.mark.parametrize(
+    "config",
+    [
+        MatchConfig(force_match=False),
+        *(MatchConfig(low_quality_ties=ties) for ties in LOW_QUALITY_TIES),
+        MatchConfig(assignment="atss"),
+    ],
+    ids=["unforced", *LOW_QUALITY_TIES, "atss"],
+)
 @pytest.mark.parametrize("multiple", [4, 0.5])
-def test_exact_on_dyadic_coordinates(multiple, force_match):
-    config = MatchConfig(force_match=force_match)
+def test_exact_on_dyadic_coordinates(multiple, config):
     images = random_images(np.random.default_rng(0), 300, (64, 96), DYADIC, multiple)
-    assigned = assign_in_graph(images, match_config=config)
-    class_targets, box_targets, weights, _ = reference_of_batch(images, make_anchors(DYADIC, (64, 96)), config)
+    settings = {"anchor_config": DYADIC, "match_config": config, "image_size": (64, 96)}
+    assigned = assign_in_graph(images, **settings)
+    class_targets, box_targets, weights, ambiguous = reference_of_batch(images, **settings, rounding=0)
+    sure = np.ones(class_targets.shape, bool)
+    if config.assignment == "atss":  # its thresholds are not dyadic
+        sure = ~ambiguous
+        assert sure.mean() > 0.999
     for ours in assigned:
-        np.testing.assert_array_equal(ours.class_targets, class_targets)
-        np.testing.assert_array_equal(ours.weights, weights)
-        np.testing.assert_allclose(ours.box_targets, box_targets, atol=1e-5)
+        np.testing.assert_array_equal(ours.class_targets[sure], class_targets[sure])
+        np.testing.assert_array_equal(ours.weights[sure], weights[sure])
+        np.testing.assert_allclose(ours.box_targets[sure], box_targets[sure], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -145,16 +198,22 @@ def test_exact_on_dyadic_coordinates(multiple, force_match):
         (WIDE, MatchConfig(positive_iou=0.6, negative_iou=0.2), (64, 160)),
         (AnchorConfig(anchor_convention="torchvision"), MatchConfig(), (96, 160)),
         (WIDE, MatchConfig(positive_iou=0.5, negative_iou=0.5, force_match=False), (96, 64)),
+        (AnchorConfig(), MatchConfig(low_quality_ties="nearest"), (96, 128)),
+        (WIDE, MatchConfig(low_quality_ties="all"), (96, 64)),
+        (AnchorConfig(scales=(1.0,), aspect_ratios=(1.0,)), MatchConfig(assignment="atss"), (160, 224)),
+        (AnchorConfig(), MatchConfig(assignment="atss", low_quality_ties="nearest"), (96, 128)),
+        (WIDE, MatchConfig(assignment="atss", force_match=False), (64, 160)),
     ],
-    ids=["default", "wide", "torchvision", "unforced"],
+    ids=["default", "wide", "torchvision", "unforced", "nearest", "all", "atss", "atss-nearest", "atss-unforced"],
 )
 def test_equals_reference(anchor_config, match_config, image_size):
-    images = random_images(np.random.default_rng(1), 300, image_size, anchor_config)
+    count = 100 if match_config.assignment == "atss" else 300
+    images = random_images(np.random.default_rng(1), count, image_size, anchor_config)
     settings = {"anchor_config": anchor_config, "match_config": match_config, "image_size": image_size}
     assigned = assign_in_graph(images, **settings)
-    anchors = make_anchors(anchor_config, image_size)
-    class_targets, box_targets, weights, ambiguous = reference_of_batch(images, anchors, match_config)
-    assert ambiguous.mean() < 1e-3
+    class_targets, box_targets, weights, ambiguous = reference_of_batch(images, **settings)
+    # Many of the boxes have an anchor's centre, so that the ninth and the tenth location are at the same distance.
+    assert ambiguous.mean() < (0.3 if match_config.assignment == "atss" else 1e-3)
     sure = ~ambiguous
     for ours in assigned:
         np.testing.assert_array_equal(ours.class_targets[sure], class_targets[sure])
@@ -219,6 +278,14 @@ class TestRules:
         np.testing.assert_allclose(box_targets[3, 3], [2.5 / 16, 3 / 16, np.log(1 / 16), np.log(2 / 16)], rtol=1e-6)
         classes, _, _ = assign_one([[30, 30, 31, 32]], method, match_config=MatchConfig(force_match=False))
         np.testing.assert_array_equal(classes, only({}))
+
+    def test_the_nearest_or_all_of_the_best_anchors(self, method):
+        settings = {"match_config": MatchConfig(low_quality_ties="nearest")}
+        classes, _, _ = assign_one([[34, 29, 35, 31]], method, **settings)  # centred at (34.5, 30)
+        np.testing.assert_array_equal(classes, only({(4, 3): 0}))  # at (36, 28)
+        settings = {"match_config": MatchConfig(low_quality_ties="all")}
+        classes, _, _ = assign_one([[30, 30, 31, 32], [31, 30, 32, 32]], method, **settings)
+        np.testing.assert_array_equal(classes, only({(row, column): 0 for row in (3, 4) for column in (3, 4)}))
 
     def test_boxes_centred_outside_the_grid(self, method):
         classes, _, _ = assign_one([[-20, -30, 2, 3], [62, 20, 200, 36]], method)
@@ -339,8 +406,11 @@ def test_in_dataset_map(images, eager, method):
     assert_same(Targets(*(tf.concat(x, axis=0) for x in zip(*batches))), eager)
 
 
-def test_dense_compiles_under_xla(images, eager):
-    assert_same(tf.function(functools.partial(assign, method="dense"), jit_compile=True)(*images), eager)
+@pytest.mark.parametrize("config", [MatchConfig(), MatchConfig(assignment="atss")], ids=["iou", "atss"])
+def test_dense_compiles_under_xla(images, config):
+    eager = assign(*images, method="dense", match_config=config)
+    compiled = tf.function(functools.partial(assign, method="dense", match_config=config), jit_compile=True)
+    assert_same(compiled(*images), eager)
 
 
 @pytest.mark.parametrize("method", METHODS)

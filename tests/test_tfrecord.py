@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from input import shards, tfrecord
+from input.types import IGNORED
 
 BYTES, FLOATS, INTS = "bytes_list", "float_list", "int64_list"
 # What the TensorFlow Object Detection API and TF Model Garden read.
@@ -50,6 +51,9 @@ TWO_OBJECTS = tfrecord.Annotation(
     difficult=[0, 1],
     truncated=[1, 0],
     poses=["Left", "Unspecified"],
+)
+WITH_REGIONS = TWO_OBJECTS._replace(
+    regions=[tfrecord.Region((1, 2, 3, 4), "cow", None), tfrecord.Region((5, 6, 7, 8), "cat", 0)]
 )
 NO_OBJECTS = tfrecord.Annotation("none", "none.jpg", 30, 50, [], [], [], [], [], [])
 
@@ -162,6 +166,41 @@ def test_parse_examples(in_graph):
     np.testing.assert_array_equal(records.sizes, [[200, 400], [30, 50]])
     dtypes = (records.sizes.dtype, records.normalized_boxes.dtype, records.classes.dtype, records.difficult.dtype)
     assert dtypes == (tf.int32, tf.float32, tf.int32, tf.bool)
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_parse_ignored_regions(in_graph):
+    """They follow the objects; a padding box is none."""
+    serialized = tf.constant([tfrecord.encode_example(item, JPEG) for item in (WITH_REGIONS, NO_OBJECTS, TWO_OBJECTS)])
+    if in_graph:
+        (records,) = tf.data.Dataset.from_tensors(serialized).map(tfrecord.parse_examples)
+    else:
+        records = tfrecord.parse_examples(serialized)
+    ignored = [IGNORED, IGNORED]
+    np.testing.assert_array_equal(records.classes, [[2, 0, *ignored], [-1] * 4, [2, 0, -1, -1]])
+    difficult = [[False, True, True, True], [False] * 4, [False, True, False, False]]
+    np.testing.assert_array_equal(records.difficult, difficult)
+    np.testing.assert_allclose(records.normalized_boxes[0, 2] * (200, 400, 200, 400), (1, 2, 3, 4), rtol=1e-6)
+
+
+def test_ignored_regions_are_no_objects(tmp_path):
+    path = tmp_path / "x.tfrecord"
+    path.write_bytes(tfrecord.frame_record(tfrecord.encode_example(WITH_REGIONS, JPEG)))
+    (truth,) = shards.read_annotations([str(path)])
+    np.testing.assert_allclose(truth.boxes, TWO_OBJECTS.boxes, rtol=1e-6)
+    np.testing.assert_array_equal(truth.difficult, [False, True])
+    np.testing.assert_allclose(truth.regions, [(1, 2, 3, 4), (5, 6, 7, 8)], rtol=1e-6)
+    np.testing.assert_array_equal(truth.region_classes, [-1, 0])
+    assert shards.read_classes([str(path)], 3) == [[2, 0]]
+
+
+def test_how_a_record_says_what_is_ignored():
+    read = tensorflow_reads(tfrecord.encode_example(WITH_REGIONS, JPEG))
+    assert read["image/object/class/label"] == [3, 1, 0, 1]
+    assert read["image/object/is_crowd"] == [0, 0, 1, 1]
+    assert read["image/object/difficult"] == [0, 1, 1, 1]
+    assert read["image/object/class/text"] == ["zèbre".encode(), b"cat", b"cow", b"cat"]
+    assert read["image/object/area"][2:] == [4, 4]
 
 
 def test_a_batch_without_any_object():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import math
 import os
@@ -20,8 +21,10 @@ from PIL import Image
 from voc_tree import annotation_xml, box_xml, encoded, object_xml, picture
 
 from input import shards
-from input.conversion import convert, findings, frame, voc, voc_xml
+from input.conversion import convert, findings, frame, voc_xml
 from input.conversion.config import ConversionError, ConvertConfig, ReadOptions
+from input.conversion.example import Example, read_example
+from input.conversion.source import Source
 from input.conversion.workers import Workers
 
 GOOD = [(5.0, 10.0, 25.0, 30.0)]  # the cat of `annotation_xml`: pixels (11..30, 6..25) counted from 1
@@ -260,8 +263,17 @@ CASES = {
 }
 # The reasons that need a flag, several images or other labels, or that there is no image set: tested below.
 ELSEWHERE = {
-    *("unknown_class_dropped", "dropped_empty", "in_subfolder", "no_annotation", "same_image_elsewhere"),
+    *(
+        "unknown_class_dropped",
+        "unknown_class_ignored",
+        "dropped_empty",
+        "in_subfolder",
+        "no_annotation",
+        "same_image_elsewhere",
+    ),
     *("similar_classes", "maybe_zero_based"),
+    *("no_such_image", "no_label_file"),  # of COCO and YOLO
+    *("near_duplicate", "near_duplicate_elsewhere"),  # in test_looks.py
 }
 
 
@@ -331,6 +343,97 @@ def test_good_files_give_no_findings(tree):
     assert (records["b"].height, records["b"].width) == (40, 60)
 
 
+# Images that are stored smaller.
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".png"])
+@pytest.mark.parametrize("verify", ["header", "decode"])
+def test_large_images_are_stored_smaller(tree, verify, extension):
+    """With the boxes; in both directions the image is that of a good filter over all pixels."""
+    image = picture(400, 600)
+    swap_image("b", encoded(image, {".jpg": "JPEG", ".png": "PNG"}[extension], quality=95), extension)(tree)
+    xml = annotation_xml(object_xml(box=(101, 51, 300, 250)), object_xml("ignore", (1, 1, 600, 40)), size=(400, 600))
+    replace_xml(xml.replace("b.jpg", f"b{extension}"))(tree)
+    example = read(tree, store_max_side=90, max_pixels=10**6, verify=verify)
+    assert (example.annotation.height, example.annotation.width, example.source_size) == (60, 90, (400, 600))
+    np.testing.assert_allclose(example.annotation.boxes, [(7.5, 15, 37.5, 45)])
+    np.testing.assert_allclose(example.annotation.regions[0].box, (0, 0, 6, 90))
+    stored = tf.io.decode_jpeg(example.jpeg).numpy().astype(float)
+    expected = np.asarray(image.resize((90, 60), Image.Resampling.BOX)).astype(float)
+    assert np.abs(stored - expected).mean() < 2.5
+    assert [finding.reason for finding in example.findings] == [] if extension == ".jpg" else ["reencoded"]
+
+
+@pytest.mark.parametrize(("height", "width"), [(30, 61), (61, 30), (60, 60), (90, 2), (45, 60)])
+def test_no_image_is_made_larger_and_no_side_is_lost(tree, height, width):
+    data = encoded(picture(height, width))
+    swap_image("b", data)(tree)
+    replace_xml(annotation_xml(object_xml(box=(1, 1, width, height)), size=(height, width)))(tree)
+    example = read(tree, store_max_side=60)
+    stored = (example.annotation.height, example.annotation.width)
+    assert max(stored) == 60
+    assert min(stored) == max(round(min(height, width) * 60 / max(height, width)), 1)
+    assert example.annotation.boxes == [(0, 0, *stored)]
+    assert (example.jpeg == data) == (max(height, width) == 60)
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("exif", ["apply", "ignore"])
+def test_a_turned_image_is_stored_smaller(tree, orientation, image_format, exif):
+    """As the same image is that was turned before."""
+    upright = gradient_image(200, 300)
+    stored = stored_image(np.asarray(upright), orientation)
+    extension = {"JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif"}[image_format]
+    with_exif = Image.Exif()
+    with_exif[0x0112] = orientation
+    options = {"quality": 95} if image_format == "JPEG" else {}
+    swap_image("b", encoded(stored, image_format, exif=with_exif, **options), extension)(tree)
+    shown = upright if exif == "apply" else stored
+    replace_xml(annotation_xml(object_xml(box=(1, 1, shown.width, 20)), size=(shown.height, shown.width)))(tree)
+    example = read(tree, store_max_side=60, exif=exif, max_pixels=10**6)
+    height, width = example.annotation.height, example.annotation.width
+    assert (height, width) == ((60, 40) if shown.height > shown.width else (40, 60))
+    assert example.source_size == (shown.height, shown.width)
+    np.testing.assert_allclose(example.annotation.boxes, [(0, 0, 20 * height / shown.height, width)])
+    pixels = tf.io.decode_jpeg(example.jpeg, channels=3).numpy().astype(float)
+    expected = np.asarray(shown.convert("RGB").resize((width, height), Image.Resampling.BOX)).astype(float)
+    assert np.abs(pixels - expected).mean() < 2.5
+    assert not Image.open(io.BytesIO(example.jpeg)).getexif()
+
+
+def gradient_image(height: int, width: int) -> Image.Image:
+    """Grey; no two corners alike."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    return Image.fromarray((rows * 150 // height + columns * 100 // width).astype(np.uint8))
+
+
+def test_a_damaged_image_is_refused_even_where_it_is_made_smaller(tree):
+    data = encoded(picture(400, 600))
+    swap_image("b", data[: len(data) * 3 // 4])(tree)
+    manifest, _ = convert_tree(tree, store_max_side=60, max_pixels=10**6)
+    assert manifest.refused.counts == {"damaged_image": 1}
+
+
+def test_a_grey_image_stays_grey_and_quality_is_as_asked(tree):
+    data = encoded(picture(400, 600, "L"))
+    swap_image("b", data)(tree)
+    replace_xml(annotation_xml(size=(400, 600)))(tree)
+    fine, coarse = (read(tree, store_max_side=90, max_pixels=10**6, jpeg_quality=quality) for quality in (95, 30))
+    assert Image.open(io.BytesIO(fine.jpeg)).mode == "L"
+    assert [finding.reason for finding in fine.findings] == ["grayscale"]
+    assert len(coarse.jpeg) < len(fine.jpeg) < len(data)
+
+
+def test_what_was_stored_smaller_is_counted(tree):
+    tree.add("b", annotation_xml(size=(400, 600)), encoded(picture(400, 600)))
+    manifest, records = convert_tree(tree, store_max_side=100, max_pixels=10**6)
+    assert (records["a"].height, records["b"].height) == (40, 67)
+    size = sum(path.stat().st_size for path in tree.images.iterdir())
+    assert (manifest.num_resized, manifest.source_pixels, manifest.source_bytes) == (1, 2400 + 240_000, size)
+    assert manifest.repaired.counts == {}
+
+
 @pytest.mark.parametrize("factor", [0.013, 0.3, 0.5, 1 / 3, 1.7, 2, 9.99])
 @pytest.mark.parametrize("rounded", [math.floor, round, math.ceil])
 def test_a_resized_image_agrees_with_its_size(factor, rounded):
@@ -353,10 +456,10 @@ def test_boxes_of_a_resized_image(tree):
     assert [finding.reason for finding in example.findings] == reasons
 
 
-def read(tree: voc_tree.VocTree, **options: Any) -> voc.Example:
+def read(tree: voc_tree.VocTree, **options: Any) -> Example:
     (image,) = tree.images.glob("b.*")
-    source = voc.Source("b", str(tree.annotations / "b.xml"), str(image))
-    return voc.read_annotation(source, ReadOptions(labels=("cat", "dog"), **options))
+    source = Source("b", str(tree.annotations / "b.xml"), str(image))
+    return read_example(source, ReadOptions(labels=("cat", "dog"), **options))
 
 
 def test_attributes(tree):
@@ -597,10 +700,79 @@ def test_unreadable_file_is_named(tree, monkeypatch):
 
 
 def test_unknown_classes_dropped_as_asked(tree):
-    replace_xml(annotation_xml(object_xml("cow"), object_xml()))(tree)
+    """Their boxes become ignored regions, unless they shall be background."""
+    replace_xml(annotation_xml(object_xml("cow", (31, 6, 40, 25)), object_xml()))(tree)
     manifest, records = convert_tree(tree, drop_unknown_classes=True, on_error="fail")
-    assert manifest.dropped.counts == {"unknown_class_dropped": 1}
+    assert manifest.dropped.counts == {"unknown_class_ignored": 1}
+    assert (manifest.num_boxes, manifest.num_ignored) == (2, 1)
     np.testing.assert_allclose(records["b"].boxes, GOOD, atol=1e-5)
+    np.testing.assert_allclose(records["b"].regions, [(5, 30, 25, 40)], atol=1e-5)
+    assert records["b"].region_classes.tolist() == [-1]
+    settings = {"drop_unknown_classes": True, "dropped_classes_as": "background", "overwrite": True}
+    manifest, records = convert_tree(tree, on_error="fail", **settings)
+    assert manifest.dropped.counts == {"unknown_class_dropped": 1}
+    assert (manifest.num_boxes, manifest.num_ignored) == (2, 0)
+    np.testing.assert_allclose(records["b"].boxes, GOOD, atol=1e-5)
+
+
+def converted(tree: voc_tree.VocTree, **settings: Any) -> shards.Manifest:
+    """With the classes that are found."""
+    out = str(tree.root.parent / "found")
+    (manifest,) = convert.convert(ConvertConfig(output_dir=out, voc_dirs=(str(tree.root),), **settings), Workers(1))
+    return manifest
+
+
+KINDS_OF_B = [("cat", (11, 6, 30, 25)), ("Katze", (1, 1, 9, 9)), ("lorry", (40, 1, 50, 9)), ("ignore", (1, 30, 60, 40))]
+
+
+def test_classes_are_renamed_and_joined(tree):
+    replace_xml(annotation_xml(*(object_xml(name, box) for name, box in KINDS_OF_B)))(tree)
+    manifest = converted(tree, rename=("Katze=cat", "lorry= big   truck"))
+    assert manifest.boxes_per_class == {"big truck": 1, "cat": 3}
+    assert manifest.settings["rename"] == ["Katze=cat", "lorry= big   truck"]
+    assert (manifest.num_ignored, manifest.dropped.counts, manifest.repaired.counts) == (1, {}, {})
+
+
+def test_ignored_classes_become_regions(tree):
+    """So does what the annotators drew as `ignore`."""
+    replace_xml(annotation_xml(*(object_xml(name, box) for name, box in KINDS_OF_B)))(tree)
+    manifest = converted(tree, rename=("Katze=cat",), ignore_classes=("lorry",))
+    assert manifest.labels == ("cat",)
+    assert (manifest.num_boxes, manifest.num_ignored) == (3, 2)
+    (record,) = (
+        record
+        for record in shards.read_annotations(shards.expand_glob(f"{tree.root.parent}/found/*.tfrecord"))
+        if record.image_id == "b"
+    )
+    np.testing.assert_allclose(record.regions, [(0, 39, 9, 50), (29, 0, 40, 60)], atol=1e-5)
+    assert record.region_classes.tolist() == [-1, -1]
+
+
+def test_a_class_that_is_called_ignore_when_the_labels_say_so(tree):
+    replace_xml(annotation_xml(object_xml("ignore")))(tree)
+    labels = tree.root.parent / "mine.txt"
+    labels.write_text("cat\nignore\n")
+    manifest = converted(tree, labels_file=str(labels))
+    assert (manifest.boxes_per_class, manifest.num_ignored) == ({"cat": 1, "ignore": 1}, 0)
+    manifest = converted(tree, labels_file=str(labels), ignore_classes=("ignore",), overwrite=True)
+    assert (manifest.boxes_per_class, manifest.num_ignored) == ({"cat": 1, "ignore": 0}, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rename": ("caat=cat",)}, "--rename: no object is of class 'caat'; there are: cat"),
+        ({"ignore_classes": ("dog",)}, "--ignore_classes: no object is of class 'dog'; there are: cat"),
+        ({"ignore_classes": ("cat",)}, "no class is left"),
+        ({"rename": ("cat",)}, "--rename=cat: write OLD=NEW"),
+        ({"rename": ("=cat",)}, "--rename==cat: write OLD=NEW"),
+        ({"rename": ("cat=dog", "cat=cow")}, "--rename gives cat two new names"),
+        ({"dropped_classes_as": "nothing"}, "choose ignore or background"),
+    ],
+)
+def test_flags_of_classes_that_cannot_be_followed(tree, settings, message):
+    with pytest.raises(ConversionError, match=message):
+        converted(tree, **settings)
 
 
 @pytest.mark.parametrize(

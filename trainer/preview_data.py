@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from input.anchors import grid_sizes, make_anchors
+from input.anchors import make_anchors, num_anchors_by_level
 from input.config import AnchorConfig, InputConfig
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def find_assigned_boxes(
 
 def anchor_levels(config: AnchorConfig, image_size: tuple[int, int]) -> np.ndarray:
     """The level of every anchor, i32 [a], in the order of `make_anchors`."""
-    counts = [rows * columns * config.anchors_per_location for rows, columns in grid_sizes(config, image_size)]
+    counts = num_anchors_by_level(config, image_size)
     return np.repeat(np.array(config.levels, np.int32), counts)
 
 

@@ -1,4 +1,4 @@
-"""python -m trainer.task: trains a detector on TFRecords and evaluates it."""
+"""python -m trainer.task: trains a detector on TFRecords and evaluates it, or says what the network would cost."""
 
 from __future__ import annotations
 
@@ -10,11 +10,37 @@ import flags
 from trainer import command
 
 FLAGS = absl_flags.FLAGS
+NUM_CLASSES = 80  # of --print_model without records: those of COCO
 absl_flags.adopt_module_key_flags(flags)
+absl_flags.DEFINE_bool(
+    "print_model",
+    False,
+    "Print the network's parameters and FLOPs, and which batch fits into which GPU, instead of training. This needs no "
+    "GPU and no --train_records (without them, 80 classes); --num_gpus is the number of replicas to plan for.",
+)
+for _name in ("train_records", "model_dir"):
+    absl_flags.register_multi_flags_validator(
+        [_name, "print_model"],
+        lambda values, name=_name: values["print_model"] or values[name] is not None,
+        message=f"Flag --{_name} must have a value other than None.",
+    )
+
+
+def print_model() -> None:
+    from input import shards
+    from trainer import model_cost
+
+    paths = [path for pattern in FLAGS.train_records or () for path in shards.expand_glob(pattern, split="train")]
+    labels = shards.read_labels(paths) if paths else tuple(f"class {index}" for index in range(NUM_CLASSES))
+    config = flags.config_from_flags(labels)
+    print(model_cost.describe(config, num_replicas=max(config.train.num_gpus, config.train.logical_cpus)))
 
 
 def main() -> None:
     flags.config_from_flags()  # a wrong flag is refused before the seconds that TensorFlow takes to start
+    if FLAGS.print_model:
+        print_model()
+        return
     from input import shards
     from trainer import distribution, train
 
@@ -32,5 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    absl_flags.mark_flags_as_required(["train_records", "model_dir"])
     command.run(main)

@@ -1,1 +1,1 @@
-"""The offline converter: VOC folders to shards. Imports from `input`, never the other way round."""
+"""The offline converter: VOC, COCO and YOLO to shards. Imports from `input`, never the other way round."""

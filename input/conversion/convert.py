@@ -18,13 +18,14 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from input import files, shards
-from input.conversion import voc, voc_xml
+from input.conversion import looks, voc
 from input.conversion.beam import SCRATCH
-from input.conversion.config import ConversionError, ConvertConfig
+from input.conversion.config import IGNORE, ConversionError, ConvertConfig
 from input.conversion.findings import KINDS
-from input.conversion.listing import Input, Listing, list_inputs
+from input.conversion.listing import list_inputs
+from input.conversion.source import Input, Listing, name_key
 from input.conversion.staging import ShardResult, stage, staging_dir
-from input.conversion.workers import Advance, Workers
+from input.conversion.workers import Workers
 from input.shards import Finding, Findings, Manifest, ShardInfo
 
 _MANY_ZEROS = 5  # boxes with a coordinate of 0
@@ -74,7 +75,7 @@ def locked(directory: str) -> Iterator[None]:
 
 
 def _convert(config: ConvertConfig, workers: Workers) -> list[Manifest]:
-    splits = list_inputs(config)
+    splits = list_inputs(config, workers)
     labels = _choose_labels(splits, config, workers)
     finished: dict[str, Manifest] = {}
     made: dict[str, Manifest] = {}
@@ -89,6 +90,7 @@ def _convert(config: ConvertConfig, workers: Workers) -> list[Manifest]:
         manifest = _make_split(split, listing, labels, config, workers)
         known = [*finished.values(), *made.values(), *_other_manifests(splits, config.output_dir)]
         made[split] = _with_findings(manifest, [*_similar_classes(labels), *_same_images(manifest, known, listing)])
+        made[split] = _with_findings(made[split], _similar_images(made[split], known, listing))
         problems += _problems(made[split], config)
     if problems:
         remedy = "Correct the files (shards without them are not made again), or leave them out with --on_error=skip."
@@ -136,30 +138,45 @@ def _choose_labels(splits: dict[str, Listing], config: ConvertConfig, workers: W
     replaced = any(files.exists(shards.manifest_path(config.output_dir, split)) for split in splits)
     if there and (others or not (config.overwrite and replaced)):
         return there
-    return find_classes([item for listing in splits.values() for item in listing.inputs], workers)
+    found = tuple(dict.fromkeys(label for listing in splits.values() for label in listing.labels))
+    if not found:
+        found = find_classes([item for listing in splits.values() for item in listing.inputs], workers)
+        return tuple(sorted(_kept_classes(found, config)))
+    return _kept_classes(found, config)
+
+
+def _kept_classes(found: Sequence[str], config: ConvertConfig) -> tuple[str, ...]:
+    """The classes that are left after --rename and --ignore_classes.
+
+    Raises:
+      ConversionError: a flag names a class that was not found, or no class is left.
+    """
+    new_names = dict(config.new_names)
+    renamed = dict.fromkeys(new_names.get(name, name) for name in found)
+    for flag, names, known in (("rename", new_names, found), ("ignore_classes", config.ignore_classes, renamed)):
+        if unknown := [name for name in names if name not in known]:
+            raise ConversionError(f"--{flag}: no object is of class {unknown[0]!r}; there are: {', '.join(known)}.")
+    kept = tuple(name for name in renamed if name not in (*config.ignore_classes, IGNORE))
+    if found and not kept:
+        raise ConversionError("no class is left: take one out of --ignore_classes.")
+    return kept
 
 
 def find_classes(inputs: Sequence[Input], workers: Workers) -> tuple[str, ...]:
-    """All class names in UTF-8, sorted."""
+    """All class names in UTF-8, sorted; of XML files."""
     chunks = [inputs[start : start + 256] for start in range(0, len(inputs), 256)]
-    names = set().union(*workers.map(_class_names, chunks, len(inputs), "finding classes"))
+    found = workers.map(voc.classes_of, chunks, len(inputs), "finding classes")
+    names = set().union(*(of_image for part in found for of_image in part.values()))
     if not names:
         raise ConversionError("no annotation names a class: check --voc_dir, or give --labels.")
     return tuple(sorted(name for name in names if "\ufffd" not in name))  # the files with the others are refused
 
 
-def _class_names(inputs: Sequence[Input], advance: Advance) -> set[str]:
-    names = set()
-    for item in inputs:
-        names |= voc_xml.class_names(item.source.xml_path)
-        advance(1)
-    return names
-
-
 def _write_labels(labels: tuple[str, ...], output_dir: str) -> None:
-    path = os.path.join(output_dir, shards.LABELS)
-    with files.create(path, os.path.join(output_dir, f".{shards.LABELS}.partial")) as file:
-        file.write("".join(f"{name}\n" for name in labels).encode())
+    lines = "".join(f"{name}\n" for name in labels)
+    for name, text in ((shards.LABEL_MAP, shards.label_map(labels)), (shards.LABELS, lines)):
+        with files.create(os.path.join(output_dir, name), os.path.join(output_dir, f".{name}.partial")) as file:
+            file.write(text.encode())
 
 
 # One split.
@@ -171,7 +188,7 @@ def _make_split(
     """Stages the shards of a split, without the images that yield no record."""
     inputs, findings = listing.inputs, list(listing.findings)
     while True:
-        results = stage(split, inputs, labels, config, workers)
+        results = stage(split, listing._replace(inputs=inputs), labels, config, workers)
         found = [finding for result in results for finding in result.findings]
         left_out = {image_id for result in results for image_id in result.left_out}
         inputs = [item for item in inputs if item.image_id not in left_out]
@@ -199,6 +216,10 @@ def _make_manifest(
         num_negatives=sum(result.num_negatives for result in results),
         num_difficult=sum(result.num_difficult for result in results),
         num_truncated=sum(result.num_truncated for result in results),
+        num_ignored=sum(result.num_ignored for result in results),
+        num_resized=sum(result.num_resized for result in results),
+        source_pixels=sum(result.source_pixels for result in results),
+        source_bytes=sum(result.source_bytes for result in results),
         labels=labels,
         boxes_per_class=boxes_per_class,
         images_per_class={label: sum(result.images_per_class.get(label, 0) for result in results) for label in labels},
@@ -214,6 +235,7 @@ def _make_manifest(
         ),
         inputs={item.image_id: item.fingerprint for item in listing.inputs},
         digests=dict(sorted(item for result in results for item in result.digests.items())),
+        looks=dict(sorted(item for result in results for item in result.looks.items())),
         **{kind: _of_kind(kind, findings) for kind in KINDS},
     )
 
@@ -262,7 +284,31 @@ def _same_images(manifest: Manifest, others: Iterable[Manifest], listing: Listin
     for item in listing.inputs:
         for reason, found in (("same_image", same), ("same_image_elsewhere", elsewhere)):
             if item.image_id in found:
-                yield Finding(item.image_id, voc.name_key(item.image_name), reason, f"as {found[item.image_id]}")
+                yield Finding(item.image_id, name_key(item.image_name), reason, f"as {found[item.image_id]}")
+
+
+def _similar_images(manifest: Manifest, others: Iterable[Manifest], listing: Listing) -> list[Finding]:
+    """The images that look like an earlier one, in this split or in another, but have other bytes."""
+    names = {item.image_id: name_key(item.image_name) for item in listing.inputs}
+    ids, own = list(manifest.looks), list(manifest.looks.values())
+    similar: dict[tuple[str, str], tuple[int, str]] = {}  # by image id and reason: the number of bits, and which image
+
+    def keep_nearest(image_id: str, reason: str, bits: int, what: str) -> None:
+        similar[image_id, reason] = min((bits, what), similar.get((image_id, reason), (bits, what)))
+
+    for index, earlier, bits in looks.find_pairs(own):
+        if manifest.digests[ids[index]] != manifest.digests[ids[earlier]]:
+            keep_nearest(ids[index], "near_duplicate", bits, ids[earlier])
+    for other in others:
+        other_ids = list(other.looks)
+        for index, theirs, bits in looks.find_pairs(own, list(other.looks.values())) if other_ids else ():
+            if manifest.digests[ids[index]] != other.digests[other_ids[theirs]]:
+                what = f"{other_ids[theirs]} of {other.split}"
+                keep_nearest(ids[index], "near_duplicate_elsewhere", bits, what)
+    return [
+        Finding(image_id, names[image_id], reason, f"as {what}: {bits} of {looks.NUM_BITS} bits differ")
+        for (image_id, reason), (bits, what) in similar.items()
+    ]
 
 
 def _problems(manifest: Manifest, config: ConvertConfig) -> list[str]:

@@ -15,8 +15,8 @@ REFUSED = {
     "entities": "the XML defines entities, which are not allowed",
     "unknown_class": "a class is not in the label list",
     "not_utf8": "a class name or a file's name is not UTF-8",
-    "duplicate_id": "another folder has a file of this name; image ids must be unique",
-    "missing_image": "the image folder holds neither the XML's name nor its <filename>",
+    "duplicate_id": "another file has this name without its extension; image ids must be unique",
+    "missing_image": "the image folder does not hold the image of the annotation",
     "empty_image": "the image file is empty",
     "not_an_image": "the image is not a JPEG, PNG, BMP, GIF, WebP or TIFF",
     "damaged_image": "the image cannot be decoded to its end",
@@ -24,24 +24,26 @@ REFUSED = {
     "unreadable": "the system cannot read the file",
     "all_objects_dropped": "none of its objects could be read: see --drop_invalid_objects",
     "exif_unclear": "the boxes may be in the frame that the EXIF orientation gives, or not: see --exif",
-    "other_size": "<size> has another shape than the image, so the boxes cannot belong to it",
+    "other_size": "the annotation gives a size of another shape than the image, so the boxes cannot belong to it",
 }
 DROPPED = {
     "bad_number": "a coordinate is not a finite number; the box was dropped",
     "missing_corner": "a coordinate is absent; the box was dropped",
-    "missing_name": "an object has no <name>; it was dropped",
-    "unknown_class_dropped": "an object's class is not in the label list; it was dropped as asked",
+    "missing_name": "an object has no class; it was dropped",
+    "unknown_class_ignored": "an object's class is not in the label list; its box became an ignored region",
+    "unknown_class_dropped": "an object's class is not in the label list; it was dropped, its place is background",
     "degenerate_box": "a box has max = min as written, to 1/100 pixel; it was dropped",
     "swapped_outside": "a box has max < min as written and reaches out of the image; it was dropped",
     "outside_box": "a box lies wholly outside the image; it was dropped",
     "duplicate_box": "an object repeats another's class and box; it was dropped",
+    "no_such_image": "annotations belong to images that the file does not list; they were dropped",
     "same_stem": "a file has the name of another, but for the extension; it was left out",
-    "in_subfolder": "an XML file is in a subfolder, and those are not searched; it was left out",
+    "in_subfolder": "an XML file is in a subfolder, and no image in one of the same name; it was left out",
 }
 REPAIRED = {
     "encoding": "bytes that are not UTF-8, outside of names, were replaced",
-    "size": "<size> is absent, or wrong by one pixel; that of the image was used",
-    "scaled": "the image was resized after labelling; the boxes were scaled from <size> to the image",
+    "size": "the annotation gives no size, or one wrong by a pixel; that of the image was used",
+    "scaled": "the image was resized after labelling; the boxes were scaled to it",
     "filename": "<filename> names another image; the image with the XML's name was used",
     "image_name": "no image has the XML's name; the one that <filename> names was used",
     "disguised_image": "the image is of another format than its extension says; it is stored as JPEG",
@@ -52,30 +54,34 @@ REPAIRED = {
     "listed_twice": "the image set lists it more than once; it was converted once",
 }
 NOTED = {
-    "extension": "<filename> has no or another extension than the image",
-    "reencoded": "the image was encoded anew as 8-bit RGB JPEG of quality 95",
+    "extension": "the annotation names the image with no or another extension",
+    "reencoded": "the image was encoded anew as 8-bit RGB JPEG",
     "grayscale": "the image has one channel; it was kept, and readers repeat the channel three times",
-    "path_in_filename": "<filename> holds a folder; only its last part was used",
+    "path_in_filename": "the annotation names a folder of the image; only the last part was used",
     "exif_ignored": "the EXIF orientation was not applied: the boxes are in the frame of the stored pixels",
     "exponent_number": "a coordinate is written with an exponent",
     "zero_coordinate": "a coordinate is 0, which 1-based data cannot have: see --zero_based",
     "fields_absent": "difficult, truncated or pose is absent; 0, 0 and Unspecified were used",
     "tag_case": "a tag is in another case, such as <Object>; it was read all the same",
-    "polygon": "an object has a <polygon>, but no <bndbox>; the upright box around it was used",
+    "polygon": "an object has a polygon, but no box; the upright box around it was used",
     "rotated_box": "an object has a <robndbox>, but no <bndbox>; the upright box around it was used",
     "deleted_object": "an object is marked as <deleted>; it was left out",
     "parts": "an object has <part> boxes, which are not objects",
+    "no_label_file": "an image has no text file, which in YOLO means no objects",
     "no_annotation": "an image has no XML file; it was left out",
     "similar_classes": "two classes differ only in case or spaces; both were kept",
     "maybe_zero_based": "many coordinates are 0 and none is the image's width or height: see --zero_based",
     "same_image": "the image has the same bytes as another; both were kept",
     "same_image_elsewhere": "an image of another split has the same bytes; it was kept in both",
+    "near_duplicate": "the image looks like another, perhaps encoded anew, resized or cropped a little; both were kept",
+    "near_duplicate_elsewhere": "an image of another split looks like it; it was kept in both",
     "no_objects": "the image has no objects; it was kept as a negative",
     "dropped_empty": "the image has no objects; it was left out, as --drop_empty says",
     "folder": "<folder> names another folder; <folder> is never used",
 }
 # What is noted not of one image alone, and therefore named in the short report too.
-NAMED_NOTES = {"no_annotation", "similar_classes", "maybe_zero_based", "same_image", "same_image_elsewhere"}
+DUPLICATES = {"same_image", "same_image_elsewhere", "near_duplicate", "near_duplicate_elsewhere"}
+NAMED_NOTES = {"no_annotation", "similar_classes", "maybe_zero_based", *DUPLICATES}
 # The reasons for which an object is dropped that nobody asked to drop, and of which nothing is kept.
 INVALID_OBJECTS = {
     *("bad_number", "missing_corner", "missing_name", "degenerate_box", "swapped_outside", "outside_box"),

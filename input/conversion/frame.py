@@ -77,14 +77,14 @@ def labelled_size(annotated: Size, actual: Size, swappable: bool, path: str, not
     if annotated == actual:
         return actual
     if annotated == _UNKNOWN:
-        note("size", f"<size> gives none, the image is {_describe(actual)}")
+        note("size", f"none is given, the image is {_describe(actual)}")
         return actual
     sizes = f"{_describe(annotated)}, but the image is {_describe(actual)}"
     if max(abs(said - is_) for said, is_ in zip(annotated, actual)) <= 1:
         note("size", sizes)
         return actual
     if not agree(annotated, actual):
-        raise Refused(path, "other_size", f"{sizes}: replace the image, or correct or remove <size>")
+        raise Refused(path, "other_size", f"{sizes}: replace the image, or correct or remove the size")
     note("scaled", sizes)
     return annotated
 

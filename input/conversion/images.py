@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from input import files
-from input.conversion import jpeg
+from input.conversion import jpeg, looks
 from input.conversion.config import ReadOptions
 from input.conversion.findings import Note, Refused
 from input.conversion.frame import Frame, Size, is_turned
@@ -40,6 +40,9 @@ class StoredImage(NamedTuple):
     jpeg: bytes
     height: int
     width: int
+    source_size: Size  # of the file's image, in the same frame; larger where the image was made smaller
+    source_bytes: int  # of the file
+    look: str = ""  # its hash by looks.py; empty where the image was not decoded
     swappable: bool = False  # its EXIF orientation swaps height and width, whether or not that was done
 
     @property
@@ -48,7 +51,7 @@ class StoredImage(NamedTuple):
 
 
 def read_image(path: str, frame: Frame, options: ReadOptions, note: Note) -> StoredImage:
-    """Reads an image file and gives the JPEG that is stored: the file's own bytes where possible.
+    """Reads an image file and gives the JPEG that is stored: the file's own bytes, unless it must be encoded anew.
 
     Args:
       frame: what the annotation tells; it decides whether an EXIF orientation is applied.
@@ -68,16 +71,17 @@ def read_image(path: str, frame: Frame, options: ReadOptions, note: Note) -> Sto
     if shape and options.verify == "header" and expected == "JPEG" and jpeg.END_OF_IMAGE in data[-64:]:
         height, width, channels = shape
         _check_pixels(path, height, width, options)
-        if channels == 1:
-            note("grayscale", "JPEG L")
-        return StoredImage(data, height, width)
+        if not _is_too_large((height, width), options):
+            if channels == 1:
+                note("grayscale", "JPEG L")
+            return StoredImage(data, height, width, (height, width), len(data))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what matters raises
             with Image.open(io.BytesIO(data), formats=tuple(_FORMATS.values())) as image:
                 _check_pixels(path, image.height, image.width, options)
                 turn = _decide_turn(path, image, frame, options) if shape is None else _Turn(1, False)
-                return _store(image, data, turn, expected, note)
+                return _store(image, data, turn, expected, options, note)
     except Refused:
         raise
     except Image.UnidentifiedImageError as error:
@@ -122,7 +126,9 @@ def _decide_turn(path: str, image: Image.Image, frame: Frame, options: ReadOptio
     return _Turn(orientation, apply)
 
 
-def _store(image: Image.Image, data: bytes, turn: _Turn, expected: str | None, note: Note) -> StoredImage:
+def _store(
+    image: Image.Image, data: bytes, turn: _Turn, expected: str | None, options: ReadOptions, note: Note
+) -> StoredImage:
     """Decodes the image to its end, and encodes it anew only where it must be.
 
     Args:
@@ -134,10 +140,22 @@ def _store(image: Image.Image, data: bytes, turn: _Turn, expected: str | None, n
         note("disguised_image", f"{actual} {image.mode}")
     if turn.orientation > 1:
         note("exif_rotated" if turn.apply else "exif_ignored", f"orientation {turn.orientation}")
+    size = image.height, image.width
+    shrinks = _is_too_large(size, options)
+    if shrinks:
+        # A JPEG is decoded at a half, a quarter or an eighth where that leaves enough pixels for a good filter.
+        image.draft(None, _fit(size, 1.5 * options.store_max_side)[::-1])
     if turn.apply:
-        upright = image if actual == "TIFF" else ImageOps.exif_transpose(image)  # Pillow turns a TIFF itself
-        return _encode(_to_rgb(upright), turn)
+        if actual != "TIFF":  # which Pillow turns itself
+            image, size = ImageOps.exif_transpose(image), size[::-1] if turn.swaps else size
+        return _encode(_to_rgb(image), size, data, turn, options)
     if actual == "JPEG" and image.mode in ("L", "RGB"):
+        if shrinks:
+            image.load()
+            jpeg.check_scan(data)
+            if image.mode == "L":
+                note("grayscale", "JPEG L")
+            return _encode(image, size, data, turn, options)
         # At an eighth of the size every coefficient is decoded, but few pixels are computed. Not decoded as grey: that
         # would hide impossible sampling of the colours.
         height, width = image.height, image.width
@@ -146,13 +164,13 @@ def _store(image: Image.Image, data: bytes, turn: _Turn, expected: str | None, n
         jpeg.check_scan(data)
         if image.mode == "L":
             note("grayscale", "JPEG L")
-        return StoredImage(data, height, width, turn.swaps)
+        return StoredImage(data, height, width, size, len(data), looks.look_of(image), turn.swaps)
     if actual == expected:
         note("reencoded", f"{actual} {image.mode}")
     if actual == "TIFF" and turn.orientation > 1:
         image.load()
-        image = image.transpose(_UNDO[turn.orientation])
-    return _encode(_to_rgb(image), turn)
+        image, size = image.transpose(_UNDO[turn.orientation]), size[::-1] if turn.swaps else size
+    return _encode(_to_rgb(image), size, data, turn, options)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -162,7 +180,28 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _encode(image: Image.Image, turn: _Turn) -> StoredImage:
+def _is_too_large(size: Size, options: ReadOptions) -> bool:
+    return 0 < options.store_max_side < max(size)
+
+
+def _fit(size: Size, max_side: float) -> Size:
+    """The size of an image whose longer side was made `max_side`; never a larger one."""
+    scale = min(max_side / max(size), 1.0)
+    height, width = size
+    return max(round(height * scale), 1), max(round(width * scale), 1)
+
+
+def _encode(image: Image.Image, source_size: Size, data: bytes, turn: _Turn, options: ReadOptions) -> StoredImage:
+    """The image encoded, after it was made smaller where it is too large to be stored.
+
+    Args:
+      image: may have been decoded at a part of `source_size` already.
+      data: the bytes of the file.
+    """
+    if _is_too_large(source_size, options):
+        height, width = _fit(source_size, options.store_max_side)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
     out = io.BytesIO()
-    image.save(out, "JPEG", quality=95)
-    return StoredImage(out.getvalue(), image.height, image.width, turn.swaps)
+    image.save(out, "JPEG", quality=options.jpeg_quality)
+    look = looks.look_of(image)
+    return StoredImage(out.getvalue(), image.height, image.width, source_size, len(data), look, turn.swaps)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
-from input import files
+from input import archives, files
 from input.conversion.config import ConversionError
 from input.conversion.images import IMAGE_EXTENSIONS
+from input.conversion.source import name_key
 
 # Names that tools give; they decide where several folders hold files of a kind.
 _ANNOTATION_NAMES = ("annotations", "annotation", "annots", "annot", "labels", "label", "xml", "xmls")
 _IMAGE_NAMES = ("jpegimages", "images", "image", "imgs", "img", "photos")
-_SPLIT_NAMES = {"train": "train", "valid": "val", "val": "val", "validation": "val", "test": "test"}
+SPLIT_NAMES = {"train": "train", "valid": "val", "val": "val", "validation": "val", "test": "test"}
 
 
 class Folders(NamedTuple):
@@ -29,7 +32,8 @@ def find_folders(voc_dir: str, annotations_dir: str = "", images_dir: str = "") 
 
     Pascal VOC's own, `Annotations` and `JPEGImages`, come first. Otherwise those count that hold XML files or images,
     `voc_dir` itself included (XML beside the images); of several, one with a usual name. Where there is none, folders
-    called train, valid (or val) and test are searched in the same way: one split each.
+    called train, valid (or val) and test are searched in the same way: one split each. Where several folders hold XML
+    files with their images, all of them do.
 
     Args:
       voc_dir: the data set's folder; may be empty where both others are given.
@@ -38,6 +42,7 @@ def find_folders(voc_dir: str, annotations_dir: str = "", images_dir: str = "") 
     Raises:
       ConversionError: nothing was found, or several folders fit.
     """
+    voc_dir = unwrap(voc_dir)
     annotations = annotations_dir or _existing(voc_dir, "Annotations")
     images = images_dir or _existing(voc_dir, "JPEGImages")
     if annotations and images:
@@ -46,7 +51,7 @@ def find_folders(voc_dir: str, annotations_dir: str = "", images_dir: str = "") 
         raise ConversionError(f"--voc_dir={voc_dir}: there is no such folder.")
     inside = [os.path.join(voc_dir, name) for name in sorted(files.names(voc_dir)) if not name.startswith(".")]
     subfolders = [path for path in inside if files.is_dir(path)]
-    splits = [path for path in subfolders if os.path.basename(path).lower() in _SPLIT_NAMES]
+    splits = [path for path in subfolders if os.path.basename(path).lower() in SPLIT_NAMES]
     candidates = [voc_dir, *(path for path in subfolders if path not in splits)]
     with_xml = [path for path in candidates if _holds(path, (".xml",))]
     if not annotations and not with_xml:
@@ -55,6 +60,8 @@ def find_folders(voc_dir: str, annotations_dir: str = "", images_dir: str = "") 
         raise ConversionError(
             f"{voc_dir}: neither it nor a folder in it holds an XML file; name the folder with --annotations_dir."
         )
+    if not annotations and not images and len(with_xml) > 1 and _paired(with_xml):
+        return [Folders("", voc_dir, voc_dir)]
     annotations = annotations or _choose(with_xml, _ANNOTATION_NAMES, "XML files", "--annotations_dir")
     if not images:
         with_images = [path for path in candidates if _holds(path, IMAGE_EXTENSIONS)]
@@ -66,16 +73,31 @@ def find_folders(voc_dir: str, annotations_dir: str = "", images_dir: str = "") 
     return [Folders("", annotations, images)]
 
 
+def unwrap(folder: str) -> str:
+    """The folder that alone is in an archive, where people often pack a folder rather than what is in it."""
+    while archives.locate(folder):
+        inside = [name for name in files.names(folder) if not name.startswith((".", "__"))]
+        if len(inside) != 1 or not files.is_dir(os.path.join(folder, inside[0])):
+            break
+        folder = os.path.join(folder, inside[0])
+    return folder
+
+
 def _folders_of_split(folder: str) -> Folders:
     (found, *others) = find_folders(folder)
     if others or found.split:
         raise ConversionError(f"{folder} holds splits itself: name one of them with --voc_dir, and --split.")
-    return found._replace(split=_SPLIT_NAMES[os.path.basename(folder).lower()])
+    return found._replace(split=SPLIT_NAMES[os.path.basename(folder).lower()])
 
 
 def _existing(folder: str, name: str) -> str:
     path = os.path.join(folder, name)
     return path if files.is_dir(path) else ""
+
+
+def _paired(folders: Sequence[str]) -> bool:
+    """Whether each folder holds images beside its XML files, as where there is a folder for each class or day."""
+    return all(_holds(path, IMAGE_EXTENSIONS) for path in folders)
 
 
 def _holds(folder: str, extensions: Collection[str]) -> bool:
@@ -89,3 +111,57 @@ def _choose(folders: Sequence[str], names: Sequence[str], what: str, flag: str) 
         if len(candidates) == 1:
             return candidates[0]
     raise ConversionError(f"{' and '.join(usual or folders)} hold {what}: choose one with {flag}.")
+
+
+def split_of(path: str) -> str:
+    """The split that the name of a file or else of its folder tells, as instances_train2017.json does; may be empty."""
+    folder, name = os.path.split(path.lower())
+    words = [*re.findall("[a-z]+", name), os.path.basename(folder)]
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
+
+
+def list_folder(
+    path: str, extensions: Sequence[str], *, below: bool = False
+) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """The names of files with one of the extensions, by stem.
+
+    Of several with one stem the earlier extension wins, and the others are given apart.
+
+    Args:
+      below: those in subfolders too; names and stems then are paths from the folder.
+
+    Raises:
+      ConversionError: the folder cannot be read.
+    """
+    found: dict[str, tuple[int, str]] = {}
+    others: dict[str, list[str]] = {}
+    ranks = {extension: rank for rank, extension in enumerate(extensions)}
+    try:
+        for name in walk(path, extensions) if below else files.names(path):
+            stem, dot, extension = name.rpartition(".")
+            rank = ranks.get(dot + extension.lower())
+            last = os.path.basename(stem)
+            if rank is not None and last.strip(".") and not last.startswith("._"):  # macOS leaves those behind
+                key = name_key(stem)
+                best, *rest = sorted([(rank, name), *([found[key]] if key in found else [])])
+                found[key] = best
+                for _, other in rest:
+                    others.setdefault(key, []).append(name_key(other))
+    except OSError as error:
+        raise ConversionError(f"{path}: {error.strerror}; check the flags that name folders.") from error
+    return {key: name for key, (_, name) in found.items()}, {key: sorted(names) for key, names in others.items()}
+
+
+def walk(folder: str, extensions: Sequence[str], below: str = "") -> Iterator[str]:
+    """The files with one of the extensions in a folder and in its subfolders, each with its path from there."""
+    for name in sorted(files.names(os.path.join(folder, below))):
+        path = os.path.join(below, name)
+        extension = os.path.splitext(name)[1]
+        if name.startswith((".", "__")):
+            continue
+        if extension[1:].isalpha():  # a file; a bucket would take milliseconds to say so
+            if extension.lower() in extensions:
+                yield path
+        elif path.count(os.sep) < 8 and files.is_dir(os.path.join(folder, path)):  # links may go round in circles
+            with contextlib.suppress(OSError):
+                yield from walk(folder, extensions, path)

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from input.conversion.config import ReadOptions
+from input.conversion.config import IGNORE, ReadOptions
 from input.conversion.findings import Note, Refused
 from input.conversion.frame import Size
+from input.conversion.source import Object
 from input.conversion.voc_xml import Document, ObjectTexts
 from input.tfrecord import CORNERS, Box
 
 _MIN_SIDE = 0.01  # pixels; of a JPEG's 65535, the float32 of the records still tells this from nothing
-
-
-class Object(NamedTuple):
-    name: str
-    box: Box  # as written, or edges in pixels from 0 inside the image
-    difficult: int
-    truncated: int
-    pose: str
 
 
 def read_objects(document: Document, options: ReadOptions, path: str, note: Note) -> list[Object]:
@@ -38,12 +31,8 @@ def read_objects(document: Document, options: ReadOptions, path: str, note: Note
         if not name:
             note("missing_name", "an <object> without <name>")
             continue
-        if "\ufffd" in name:
-            raise Refused(path, "not_utf8", f"class {name!r}: declare the encoding in the first line")
-        if name not in options.classes:
-            if not options.drop_unknown_classes:
-                raise Refused(path, "unknown_class", f"class {name!r} is not in the label list")
-            note("unknown_class_dropped", name)
+        kind = find_kind(name, options, path, note)
+        if not kind:
             continue
         attributes = {"difficult": texts.difficult, "pose": texts.pose, "truncated": texts.truncated}
         if absent := [tag for tag, text in attributes.items() if text is None]:
@@ -53,14 +42,56 @@ def read_objects(document: Document, options: ReadOptions, path: str, note: Note
         if box := _read_box(texts, note):
             objects.append(
                 Object(
-                    name=name,
+                    name=kind.name,
                     box=box,
                     difficult=_flag(texts.difficult),
                     truncated=_flag(texts.truncated),
                     pose=texts.pose or "Unspecified",
+                    ignored=kind.ignored,
                 )
             )
     return objects
+
+
+class Kind(NamedTuple):
+    """What an object counts as."""
+
+    name: str
+    ignored: bool  # its box is an ignored region
+
+
+def find_kind(name: str, options: ReadOptions, path: str, note: Note) -> Kind | None:
+    """What an object of this class counts as; None, with the reason noted, where it is dropped.
+
+    Raises:
+      Refused: the class is not in the label list, and is not to be dropped.
+    """
+    name = options.new_names.get(name, name)
+    if "\ufffd" in name:
+        raise Refused(path, "not_utf8", f"class {name!r}: declare the encoding in the first line, or save it as UTF-8")
+    if name in options.ignore_classes:
+        return Kind(name, ignored=True)
+    if name in options.classes:
+        return Kind(name, ignored=False)
+    if name == IGNORE:
+        return Kind(name, ignored=True)
+    if not options.drop_unknown_classes:
+        raise Refused(path, "unknown_class", f"class {name!r} is not in the label list")
+    if options.dropped_classes_as == "ignore":
+        note("unknown_class_ignored", name)
+        return Kind(name, ignored=True)
+    note("unknown_class_dropped", name)
+    return None
+
+
+def scale_objects(objects: Sequence[Object], size: Size) -> list[Object]:
+    """Objects whose boxes are shares of an image's sides -> with boxes in its pixels."""
+    height, width = size
+    scaled = []
+    for item in objects:
+        ymin, xmin, ymax, xmax = item.box
+        scaled.append(item._replace(box=(ymin * height, xmin * width, ymax * height, xmax * width)))
+    return scaled
 
 
 def place_objects(
@@ -134,6 +165,21 @@ def _read_numbers(texts: dict[str, str], tags: Sequence[str], note: Note) -> lis
     return numbers
 
 
+def read_finite(values: Sequence[Any], note: Note) -> list[float]:
+    """The numbers, some of which may be written as text; none, with the reason noted, if one is not finite."""
+    numbers = []
+    for value in values:
+        try:
+            number = _read_number(value, note) if isinstance(value, str) else float(value)
+        except (OverflowError, TypeError):
+            number = math.nan
+        if not math.isfinite(number) or isinstance(value, bool):
+            note("bad_number", str(value)[:20])
+            return []
+        numbers.append(number)
+    return numbers
+
+
 def _read_number(text: str, note: Note) -> float:
     """A coordinate; NaN if it is no number."""
     if "," in text:
@@ -169,7 +215,8 @@ def _fit_box(box: Box, labelled_size: Size, image_size: Size, zero_based: bool, 
     if bottom - top < least_height or right - left < least_width:
         note("outside_box", f"{_as_written(box)} in {width}x{height}")
         return None
-    if ymin < 0 or xmin < 0 or ymax > height or xmax > width:
+    # Less than this is a rounding error of shares or of widths, not a box that reaches out.
+    if min(ymin, xmin) < -_MIN_SIDE or ymax > height + _MIN_SIDE or xmax > width + _MIN_SIDE:
         note("clipped_box", f"{_as_written(box)} in {width}x{height}")
     elif not zero_based and min(ymin, xmin) < 1:
         note("zero_coordinate", _as_written(box))

@@ -69,9 +69,10 @@ def _lines(report: Report) -> Iterator[str]:
     manifest = report.manifest
     split = report_words.clean(manifest.split)
     yield from (f"{split}: {flaw}" for flaw in report_words.shared_flaws(manifest))
+    ignored = f"{manifest.num_ignored:,} ignored regions, " if manifest.num_ignored else ""
     yield (
         f"{split}: {manifest.num_images:,} images ({manifest.num_negatives:,} without "
-        f"objects), {manifest.num_boxes:,} boxes, {len(manifest.shards)} shards"
+        f"objects), {manifest.num_boxes:,} boxes, {ignored}{len(manifest.shards)} shards"
     )
     if manifest.num_boxes:
         yield from _class_table(report)
@@ -81,7 +82,8 @@ def _lines(report: Report) -> Iterator[str]:
         stored = ["  as stored", *_quantiles(survey.box_sides(report.data.boxes))]
         resized = [f"  at {report.size_name}", *_quantiles(survey.box_sides(report.boxes))]
         yield from _table([header, stored, resized], "<>>>>>")
-    yield from filter(None, [report_words.too_many_boxes(report), *report_words.verdict(report)])
+    sentences = [report_words.storage(report), report_words.too_many_boxes(report), *report_words.verdict(report)]
+    yield from filter(None, sentences)
     yield from _findings(manifest)
     yield from filter(None, report.training)
 

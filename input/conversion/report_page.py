@@ -17,12 +17,13 @@ from PIL import Image
 
 from input import palette, tfrecord
 from input.conversion import report_words, survey
-from input.conversion.findings import KINDS
+from input.conversion.findings import DUPLICATES, KINDS
 from input.conversion.report_words import Report
 from input.shards import Manifest
 
 NUM_SAMPLES = 24  # random pictures
 MAX_REPAIRED = 100  # pictures of images with repairs or dropped objects
+MAX_DUPLICATES = 40  # pictures of duplicates
 _MAX_FILES = 200  # files named for each kind of finding
 _PICTURE_SIDE = 400  # px of the longer side of a picture
 _MATCHED, _UNMATCHED, _SUGGESTED = "#4c78a8", "#d64545", "#2e8b57"
@@ -41,6 +42,7 @@ code { background: #f2f2f2; padding: .1em .35em; border-radius: 3px; overflow-wr
 figure { margin: 0; font-size: 13px; overflow-wrap: anywhere; }
 figure svg { display: block; width: 100%; height: 220px; background: #f2f2f2; }
 figure rect { fill: none; stroke-width: 2px; vector-effect: non-scaling-stroke; } .difficult { stroke-dasharray: 5 3; }
+figure rect.ignored { fill: #0007; stroke: #fff; stroke-dasharray: 2 2; }
 svg text { font: 12px system-ui, sans-serif; fill: #444; }
 summary { cursor: pointer; } ul { margin: .3em 0; padding-left: 1.4em; font-size: 13px; }
 """
@@ -59,10 +61,11 @@ def make_page(report: Report) -> Iterator[str]:
     facts = [
         f"{manifest.num_images:,} images, {manifest.num_negatives:,} of them without objects",
         f"{manifest.num_boxes:,} boxes in {len(manifest.labels):,} classes",
+        *([f"{manifest.num_ignored:,} ignored regions"] if manifest.num_ignored else []),
         *(report_words.box_facts(report) if manifest.num_boxes else []),
         f"{len(manifest.shards)} shards of {num_bytes / 2**20:,.1f} MiB together",
     ]
-    yield f"<p>{'; '.join(facts)}.</p>\n<h2>Classes</h2>\n"
+    yield f"<p>{'; '.join(facts)}.</p>\n<p>{_escape(report_words.storage(report))}</p>\n<h2>Classes</h2>\n"
     yield from _class_table(report)
     yield "<h2>Do anchors fit?</h2>\n"
     for line in filter(None, [report_words.too_many_boxes(report), *report_words.verdict(report)]):
@@ -203,9 +206,11 @@ def _findings(manifest: Manifest) -> Iterator[str]:
 def _sheets(report: Report) -> Iterator[str]:
     image_ids = report.data.image_ids
     samples = choose_samples(image_ids, report.manifest.settings["seed"])
-    yield f'<h2>{len(samples)} random images</h2>\n<p>As stored; dashed: difficult.</p>\n<div class="sheet">\n'
+    yield f"<h2>{len(samples)} random images</h2>\n<p>As stored; dashed: difficult; darkened: ignored.</p>\n"
+    yield '<div class="sheet">\n'
     yield from (_figure(report, index, []) for index in samples)
     yield "</div>\n"
+    yield from _duplicates(report)
     remarks: dict[str, list[str]] = {}
     for finding in report_words.changed_files(report.manifest):
         remarks.setdefault(finding.image_id, []).append(report_words.describe_finding(finding))
@@ -215,6 +220,25 @@ def _sheets(report: Report) -> Iterator[str]:
         yield f'<h2>{len(repaired):,} images with repairs or dropped objects{only}</h2>\n<div class="sheet">\n'
         yield from (_figure(report, index, remarks[image_id]) for image_id, index in repaired[:MAX_REPAIRED])
         yield "</div>\n"
+
+
+def _duplicates(report: Report) -> Iterator[str]:
+    """The images that equal others or look like them, each after the one it is like, if that is in this split."""
+    found = [finding for finding in report.manifest.noted.files if finding.reason in DUPLICATES]
+    if not found:
+        return
+    only = f", the first {MAX_DUPLICATES} of them" if len(found) > MAX_DUPLICATES else ""
+    yield f"<h2>{len(found):,} images that equal others or look like them{only}</h2>\n"
+    yield "<p>Where one is in another split, an evaluation there measures memory.</p>\n"
+    yield '<div class="sheet">\n'
+    index_of = {image_id: index for index, image_id in enumerate(report.data.image_ids.tolist())}
+    for finding in found[:MAX_DUPLICATES]:
+        other = finding.detail[len("as ") :].rpartition(":")[0] or finding.detail[len("as ") :]
+        if other in index_of:
+            yield _figure(report, index_of[other], [])
+        if finding.image_id in index_of:
+            yield _figure(report, index_of[finding.image_id], [report_words.describe_finding(finding)])
+    yield "</div>\n"
 
 
 def choose_samples(image_ids: np.ndarray, seed: int) -> list[int]:
@@ -233,7 +257,8 @@ def _figure(report: Report, index: int, remarks: Sequence[str]) -> str:
     scale = min(1.0, _PICTURE_SIDE / max(original_height, original_width))
     height, width = max(round(original_height * scale), 1), max(round(original_width * scale), 1)
     classes = data.classes[members].tolist()
-    boxes = data.boxes[members] * np.tile((height / original_height, width / original_width), 2)
+    shares = np.tile((height / original_height, width / original_width), 2)
+    boxes, regions = data.boxes[members] * shares, data.regions[data.regions_of(index)] * shares
     if jpeg := _read_jpeg(report, index, height, width):
         source = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
         drawn = [f'<image href="{source}" width="{width}" height="{height}"/>']
@@ -241,10 +266,10 @@ def _figure(report: Report, index: int, remarks: Sequence[str]) -> str:
         drawn = [f'<text x="4" y="{height // 2}">cannot be decoded</text>']
     for (ymin, xmin, ymax, xmax), label, difficult in zip(boxes.tolist(), classes, data.difficult[members].tolist()):
         drawn.append(
-            f'<rect class="{"difficult" if difficult else "plain"}" x="{xmin:.1f}" y="{ymin:.1f}" '
-            f'width="{xmax - xmin:.1f}" height="{ymax - ymin:.1f}" stroke="{_colour(label)}">'
-            f"<title>{_escape(labels[label])}</title></rect>"
+            f'<rect class="{"difficult" if difficult else "plain"}" {_place(ymin, xmin, ymax, xmax)} '
+            f'stroke="{_colour(label)}"><title>{_escape(labels[label])}</title></rect>'
         )
+    drawn += [f'<rect class="ignored" {_place(*region)}><title>ignored</title></rect>' for region in regions.tolist()]
     shown = [f"{_swatch(label)}{_escape(labels[label])} {classes.count(label)}" for label in sorted(set(classes))]
     name = _escape(data.image_ids[index])
     size = f"{original_width} x {original_height}"
@@ -253,6 +278,11 @@ def _figure(report: Report, index: int, remarks: Sequence[str]) -> str:
         f'<figure><svg viewBox="0 0 {width} {height}" role="img" aria-label="{name}">'
         f"{''.join(drawn)}</svg><figcaption>{'<br/>'.join(caption)}</figcaption></figure>\n"
     )
+
+
+def _place(ymin: float, xmin: float, ymax: float, xmax: float) -> str:
+    """The attributes that place an SVG rectangle."""
+    return f'x="{xmin:.1f}" y="{ymin:.1f}" width="{xmax - xmin:.1f}" height="{ymax - ymin:.1f}"'
 
 
 def _read_jpeg(report: Report, index: int, height: int, width: int) -> bytes:

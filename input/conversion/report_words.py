@@ -19,6 +19,7 @@ from input.shards import Finding, Manifest
 
 FEW_IMAGES = 5000  # below this, training is advised to take the settings for small data sets
 POOR = 0.9  # the anchors fit a class poorly if they match a smaller share of its boxes
+WORTH_STORING = 0.5  # storing images smaller is suggested if it leaves at most this share of the pixels
 HARMLESS = "folder"  # the reason of a note that says nothing about the data
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
@@ -97,6 +98,32 @@ def too_many_boxes(report: Report) -> str:
         return ""
     images = "1 image holds" if number == 1 else f"{number:,} images hold"
     return f"{images} more than {kept} boxes, of which training drops the smallest; --max_boxes={most} keeps all."
+
+
+def storage(report: Report) -> str:
+    """A sentence on what storing images smaller saved or would save; empty where that is not much."""
+    manifest, sizes = report.manifest, report.data.sizes.astype(np.float64)
+    pixels = sizes.prod(axis=1)
+    if manifest.num_resized:
+        before, after = (
+            f"{number / 2**20:,.1f} MiB"
+            for number in (manifest.source_bytes, sum(shard.num_bytes for shard in manifest.shards))
+        )
+        share = percent(pixels.sum() / manifest.source_pixels)
+        return (
+            f"{manifest.num_resized:,} images were made smaller: {before} of files became {after} of records, with "
+            f"{share} of the pixels to decode."
+        )
+    if not manifest.num_boxes:
+        return ""
+    side = 2 * max(survey.choose_image_size(report.data, len(manifest.labels)))
+    share = (pixels * np.minimum(side / sizes.max(axis=1), 1.0) ** 2).sum() / pixels.sum()
+    if share > WORTH_STORING:
+        return ""
+    return (
+        f"--store_max_side={side}, twice the side that suits this data, would leave {percent(share)} of the pixels to "
+        "store and to decode."
+    )
 
 
 def verdict(report: Report) -> list[str]:

@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from input import files, shards, tfrecord
-from input.conversion import voc
 from input.conversion.config import ConvertConfig, ReadOptions
+from input.conversion.example import Example, read_example
 from input.conversion.findings import DROPPED, REPAIRED, Refused
-from input.conversion.listing import Input, shuffled
+from input.conversion.listing import shuffled
+from input.conversion.source import Input, Listing, Source, name_key
 from input.conversion.workers import Advance, Workers
 from input.shards import Finding
 
@@ -48,11 +49,16 @@ class ShardResult:
     num_negatives: int
     num_difficult: int
     num_truncated: int
+    num_ignored: int
+    num_resized: int  # images that were made smaller
+    source_pixels: int  # of the images' files
+    source_bytes: int
     num_at_zero: int  # boxes with a coordinate of 0 though counted from 1
     num_at_end: int  # boxes that reach the image's right or lower edge
     boxes_per_class: dict[str, int]
     images_per_class: dict[str, int]
     digests: dict[str, str]  # image id -> the start of the stored image's SHA-256
+    looks: dict[str, str]  # image id -> the hash of how the image looks, where it was decoded
     left_out: Sequence[str]  # image ids
     findings: Sequence[Finding]
 
@@ -69,9 +75,10 @@ def num_shards(inputs: Sequence[Input], config: ConvertConfig) -> int:
 
 
 def stage(
-    split: str, inputs: Sequence[Input], labels: tuple[str, ...], config: ConvertConfig, workers: Workers
+    split: str, listing: Listing, labels: tuple[str, ...], config: ConvertConfig, workers: Workers
 ) -> list[ShardResult]:
     """Makes the shards of a split in its hidden folder; those that are already there are taken over."""
+    inputs = listing.inputs
     count = num_shards(inputs, config)
     folder = staging_dir(config.output_dir, split)
     files.make_dirs(folder)
@@ -82,11 +89,19 @@ def stage(
         files.remove(os.path.join(folder, name))
     options = ReadOptions(
         labels=labels,
+        format=config.format,
+        declared=listing.classes if config.format == "yolo" else (),
+        box_first=listing.box_first,
         zero_based=config.zero_based,
         exif=config.exif,
         verify=config.verify,
         max_pixels=config.max_pixels,
+        store_max_side=config.store_max_side,
+        jpeg_quality=config.jpeg_quality,
+        renamed=config.new_names,
+        ignore_classes=config.ignore_classes,
         drop_unknown_classes=config.drop_unknown_classes,
+        dropped_classes_as=config.dropped_classes_as,
         drop_invalid_objects=config.drop_invalid_objects,
     )
     order = shuffled(inputs, config.seed, "shards")
@@ -132,14 +147,14 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
     """Writes one shard and, last, its result beside it; tells `advance` now and then how many more images are done."""
     counts = dict.fromkeys(
         (
-            *("num_records", "num_bytes", "num_negatives", "num_difficult", "num_truncated"),
-            *("num_at_zero", "num_at_end"),
+            *("num_records", "num_bytes", "num_negatives", "num_difficult", "num_truncated", "num_ignored"),
+            *("num_resized", "source_pixels", "source_bytes", "num_at_zero", "num_at_end"),
         ),
         0,
     )
     boxes_per_class: collections.Counter[str] = collections.Counter()
     images_per_class: collections.Counter[str] = collections.Counter()
-    left_out, findings, digests = [], [], {}
+    left_out, findings, digests, looks = [], [], {}, {}
     digest = hashlib.sha256()
     with files.create(task.path + ".shard") as shard:
         for count, item in enumerate(task.inputs, 1):
@@ -149,6 +164,8 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
                 annotation = example.annotation
                 sha256 = hashlib.sha256(example.jpeg).hexdigest()
                 digests[item.image_id] = sha256[:16]
+                if example.look:
+                    looks[item.image_id] = example.look
                 record = tfrecord.frame_record(tfrecord.encode_example(annotation, example.jpeg, sha256))
                 shard.write(record)
                 digest.update(record)
@@ -159,6 +176,10 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
                 counts["num_negatives"] += not annotation.boxes
                 counts["num_difficult"] += sum(annotation.difficult)
                 counts["num_truncated"] += sum(annotation.truncated)
+                counts["num_ignored"] += len(annotation.regions)
+                counts["num_resized"] += example.source_size != (annotation.height, annotation.width)
+                counts["source_pixels"] += example.source_size[0] * example.source_size[1]
+                counts["source_bytes"] += example.source_bytes
                 counts["num_at_zero"] += sum(finding.reason == "zero_coordinate" for finding in found)
                 counts["num_at_end"] += sum(
                     ymax >= annotation.height or xmax >= annotation.width for _, _, ymax, xmax in annotation.boxes
@@ -173,6 +194,7 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
         boxes_per_class=dict(boxes_per_class),
         images_per_class=dict(images_per_class),
         digests=digests,
+        looks=looks,
         left_out=left_out,
         findings=findings,
         **counts,
@@ -182,12 +204,12 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
     return result
 
 
-def _read(source: voc.Source, task: ShardTask) -> tuple[voc.Example | None, list[Finding]]:
+def _read(source: Source, task: ShardTask) -> tuple[Example | None, list[Finding]]:
     """What to write for one source, if anything, and what was found."""
     try:
-        example = voc.read_annotation(source, task.options)
+        example = read_example(source, task.options)
     except Refused as refusal:
-        name = voc.name_key(os.path.basename(refusal.path))
+        name = name_key(os.path.basename(refusal.path))
         return None, [Finding(source.image_id, name, refusal.reason, refusal.detail)]
     findings = example.findings
     empty = not example.annotation.boxes

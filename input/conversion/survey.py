@@ -30,18 +30,28 @@ class Survey(NamedTuple):
     boxes: np.ndarray  # f32 [n, 4], ymin xmin ymax xmax in px of the original image
     classes: np.ndarray  # i32 [n], 0-based
     difficult: np.ndarray  # bool [n]
+    num_regions: np.ndarray  # i32 [i], ignored regions; they follow each other as the boxes do
+    regions: np.ndarray  # f32 [r, 4], as `boxes`
     shard_lengths: np.ndarray  # i32 [shards], the number of images in each
 
     def boxes_of(self, index: int) -> slice:
         """The slice of `boxes`, `classes` and `difficult` that belongs to one image."""
-        end = int(self.num_boxes[: index + 1].sum())
-        return slice(end - int(self.num_boxes[index]), end)
+        return _slice_of(index, self.num_boxes)
+
+    def regions_of(self, index: int) -> slice:
+        """The slice of `regions` that belongs to one image."""
+        return _slice_of(index, self.num_regions)
 
     def locate(self, index: int) -> tuple[int, int]:
         """The index of the shard that holds an image, and the index of its record in that shard."""
         ends = np.cumsum(self.shard_lengths)
         shard = int(np.searchsorted(ends, index, side="right"))
         return shard, index - int(ends[shard] - self.shard_lengths[shard])
+
+
+def _slice_of(index: int, counts: np.ndarray) -> slice:
+    end = int(counts[: index + 1].sum())
+    return slice(end - int(counts[index]), end)
 
 
 def take_survey(paths: Sequence[str], workers: Workers, num_images: int, what: str) -> Survey:
@@ -69,6 +79,8 @@ def _survey_shard(path: str, advance: Advance) -> Survey:
         boxes=np.concatenate([image.boxes for image in images]),
         classes=np.concatenate([image.classes for image in images]),
         difficult=np.concatenate([image.difficult for image in images]),
+        num_regions=np.array([len(image.regions) for image in images], np.int32),
+        regions=np.concatenate([image.regions for image in images]),
         shard_lengths=np.array([len(images)], np.int32),
     )
 

@@ -1,108 +1,50 @@
-"""One Pascal VOC annotation and its image -> what a record holds. Every flaw is named, and refused or repaired.
+"""Pascal VOC: an XML file for each image. Which files there are, and what each says. Every flaw is named.
 
 There is no TensorFlow here, so that worker processes start in a fraction of a second.
 """
 
 from __future__ import annotations
 
+import collections
+import io
 import os
-import unicodedata
+from collections.abc import Iterator, Sequence
 from pathlib import PureWindowsPath
-from typing import NamedTuple
 
+from input import files
 from input.conversion import images, voc_xml
-from input.conversion.config import ReadOptions
-from input.conversion.findings import INVALID_OBJECTS, Note, Refused
-from input.conversion.frame import Frame, labelled_size, parse_size
-from input.conversion.objects import place_objects, read_objects
+from input.conversion.config import ConversionError, ConvertConfig, ReadOptions
+from input.conversion.findings import Note, Refused
+from input.conversion.frame import parse_size
+from input.conversion.layout import Folders, find_folders, list_folder
+from input.conversion.objects import read_objects
+from input.conversion.source import Input, Labels, Listing, Source, name_key
+from input.conversion.workers import Advance
 from input.shards import Finding
-from input.tfrecord import Annotation
 
 
-class Source(NamedTuple):
-    """The two files of one record; a path is empty where there is no such file."""
-
-    image_id: str
-    xml_path: str
-    image_path: str
-
-
-class Example(NamedTuple):
-    """What is written for one source."""
-
-    annotation: Annotation
-    jpeg: bytes
-    findings: list[Finding]
-
-
-def read_annotation(source: Source, options: ReadOptions) -> Example:
-    """Reads and checks the two files of one record.
+def read(source: Source, options: ReadOptions, note: Note) -> Labels:
+    """Reads one annotation.
 
     Raises:
-      Refused: the files give no record.
+      Refused: it cannot be read, or there is no image for it.
     """
-    if "\ufffd" in source.image_id:
-        raise Refused(source.xml_path, "not_utf8", "the file's name is not UTF-8: rename it")
-    if not source.xml_path:
+    if not source.annotation_path:
         raise Refused(source.image_id + ".xml", "missing_annotation", "not in the annotation folder")
-    findings: list[Finding] = []
-    xml_name = name_key(os.path.basename(source.xml_path))
-    image_name = name_key(os.path.basename(source.image_path))
-
-    def note_xml(reason: str, detail: str) -> None:
-        findings.append(Finding(source.image_id, xml_name, reason, detail))
-
-    def note_image(reason: str, detail: str) -> None:
-        findings.append(Finding(source.image_id, image_name, reason, detail))
-
-    document = voc_xml.read_document(source.xml_path)
+    document = voc_xml.read_document(source.annotation_path)
     if document.replaced:
-        note_xml("encoding", "save it as UTF-8, or declare its encoding in the first line")
+        note("encoding", "save it as UTF-8, or declare its encoding in the first line")
     if document.other_case:
-        note_xml("tag_case", "")
+        note("tag_case", "")
     if not source.image_path:
         looked_for = f"{source.image_id}.*" + (f" nor {document.filename}" if document.filename else "")
-        raise Refused(source.xml_path, "missing_image", f"no {looked_for} in the image folder")
-    _check_names(source, document, note_xml)
-
-    written = read_objects(document, options, source.xml_path, note_xml)
-    ends = [max(column) for column in zip(*(item.box for item in written))]  # of ymin, xmin, ymax, xmax
-    frame = Frame(
+        raise Refused(source.annotation_path, "missing_image", f"no {looked_for} in the image folder")
+    _check_names(source, document, note)
+    return Labels(
         size=parse_size(document.height, document.width),
-        extent=(max(ends[::2]), max(ends[1::2])) if ends else None,
+        objects=read_objects(document, options, source.annotation_path, note),
+        zero_based=options.zero_based,
     )
-    image = images.read_image(source.image_path, frame, options, note_image)
-    size = labelled_size(frame.size, image.size, image.swappable, source.xml_path, note_xml)
-    objects = place_objects(written, size, image.size, options.zero_based, note_xml)
-    invalid = [finding for finding in findings if finding.reason in INVALID_OBJECTS]
-    if invalid and not objects and not options.drop_invalid_objects:
-        flaws = "; ".join(f"{finding.reason}: {finding.detail}" for finding in invalid[:3])
-        more = f"; and {len(invalid) - 3} more" if len(invalid) > 3 else ""
-        raise Refused(source.xml_path, "all_objects_dropped", f"{flaws}{more}")
-    annotation = Annotation(
-        image_id=source.image_id,
-        filename=image_name,
-        height=image.height,
-        width=image.width,
-        boxes=[item.box for item in objects],
-        classes=[options.classes[item.name] for item in objects],
-        class_names=[item.name for item in objects],
-        difficult=[item.difficult for item in objects],
-        truncated=[item.truncated for item in objects],
-        poses=[item.pose for item in objects],
-    )
-    return Example(annotation, image.jpeg, findings)
-
-
-def name_key(name: str) -> str:
-    """A file's name in the form in which names are compared and stored.
-
-    macOS writes an accent as a character of its own, which is joined to its letter here. Bytes that are not UTF-8
-    become U+FFFD.
-    """
-    if name.isascii():
-        return name
-    return unicodedata.normalize("NFC", name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
 
 
 def _check_names(source: Source, document: voc_xml.Document, note: Note) -> None:
@@ -112,9 +54,9 @@ def _check_names(source: Source, document: voc_xml.Document, note: Note) -> None
     folder = PureWindowsPath(document.folder).name  # takes both kinds of slashes
     if folder and folder not in os.path.abspath(image_dir).split(os.sep)[-2:]:
         note("folder", f"{document.folder}, but the image is in {os.path.basename(image_dir)}")
-    stem = os.path.splitext(image_name)[0]
-    if stem != source.image_id:
-        note("image_name", f"{image_name} for {source.image_id}")
+    stem, own_stem = os.path.splitext(image_name)[0], os.path.basename(source.image_id)
+    if stem != own_stem:
+        note("image_name", f"{image_name} for {own_stem}")
     filename = document.filename
     if filename == image_name:
         return
@@ -122,6 +64,138 @@ def _check_names(source: Source, document: voc_xml.Document, note: Note) -> None
     if name != filename:
         note("path_in_filename", filename)
     name = name_key(name)
-    if stem == source.image_id and name not in ("", image_name):
+    if stem == own_stem and name not in ("", image_name):
         same_stem = stem in (name, os.path.splitext(name)[0])
         note("extension" if same_stem else "filename", f"{filename}, but the image is {image_name}")
+
+
+def classes_of(inputs: Sequence[Input], advance: Advance) -> dict[str, set[str]]:
+    """By image id, the classes that each annotation names."""
+    found = {}
+    for item in inputs:
+        found[item.image_id] = voc_xml.class_names(item.source.annotation_path)
+        advance(1)
+    return found
+
+
+# Which files there are.
+
+
+def list_splits(config: ConvertConfig) -> dict[str, Listing]:
+    """The inputs of each split.
+
+    Raises:
+      ConversionError: a folder or image set is missing or empty.
+    """
+    inputs: dict[str, dict[str, Input]] = {}
+    findings: dict[str, list[Finding]] = {}
+    for voc_dir, folders in _all_folders(config):
+        split = folders.split or _split_name(config)
+        _list_data_set(voc_dir, folders, config, inputs.setdefault(split, {}), findings.setdefault(split, []))
+    if not all(inputs.values()):
+        raise ConversionError(f"{config.annotations_dir or ', '.join(config.voc_dirs)} holds no XML file.")
+    return {split: Listing(list(by_id.values()), findings[split]) for split, by_id in inputs.items()}
+
+
+def describe(config: ConvertConfig) -> list[str]:
+    """Where the files were found, a line for each data set whose folders are not those of Pascal VOC.
+
+    Raises:
+      ConversionError: they were not found.
+    """
+    lines = []
+    for voc_dir, folders in _all_folders(config):
+        of_voc = os.path.join(voc_dir, "Annotations"), os.path.join(voc_dir, "JPEGImages")
+        if (folders.annotations, folders.images) != of_voc and not (config.annotations_dir and config.images_dir):
+            split = f"{folders.split}: " if folders.split else ""
+            lines.append(f"{split}annotations from {folders.annotations}, images from {folders.images}")
+    return lines
+
+
+def _all_folders(config: ConvertConfig) -> Iterator[tuple[str, Folders]]:
+    """Each `voc_dir` with the folders of its data set, several times where it has folders of splits."""
+    for voc_dir in config.voc_dirs or ("",):
+        found = find_folders(voc_dir, config.annotations_dir, config.images_dir)
+        if found[0].split and (config.split or config.image_set or config.image_set_file):
+            splits = ", ".join(folders.split for folders in found)
+            raise ConversionError(f"{voc_dir} has folders of its splits ({splits}): leave out --split and --image_set.")
+        yield from ((voc_dir, folders) for folders in found)
+
+
+def _split_name(config: ConvertConfig) -> str:
+    """The name of the split where no folder gives it."""
+    set_file = os.path.splitext(os.path.basename(config.image_set_file))[0]
+    return config.split or config.image_set or set_file or "all"
+
+
+def _list_data_set(
+    voc_dir: str, folders: Folders, config: ConvertConfig, inputs: dict[str, Input], findings: list[Finding]
+) -> None:
+    """Adds what one data set holds to `inputs`, by image id, and what is wrong with its lists to `findings`."""
+    xml_dir, image_dir = os.path.join(folders.annotations, ""), os.path.join(folders.images, "")
+    every_xml, other_xml = list_folder(os.path.dirname(xml_dir), (".xml",), below=True)
+    image_files, other_images = list_folder(os.path.dirname(image_dir), images.IMAGE_EXTENSIONS, below=True)
+    # An XML file in a subfolder counts if its image is in the subfolder of the same name: others are often old copies.
+    xml_files = {stem: name for stem, name in every_xml.items() if not os.path.dirname(stem) or stem in image_files}
+    used = set()
+    set_file = config.image_set_file
+    if not set_file and config.image_set:
+        set_file = os.path.join(voc_dir, "ImageSets", "Main", config.image_set + ".txt")
+    ids = [_image_id(line, xml_files) for line in _read_image_set(set_file)] if set_file else list(xml_files)
+    for image_id, count in collections.Counter(ids).items():
+        if count > 1:
+            detail = f"{count} times in {os.path.basename(set_file)}"
+            findings.append(Finding(image_id, image_id + ".xml", "listed_twice", detail))
+        if image_id in inputs:
+            detail = f"{inputs[image_id].source.annotation_path or image_id} has the same id; rename one, and its image"
+            findings.append(Finding(image_id, image_id + ".xml", "duplicate_id", detail))
+            continue
+        xml_name, image_name = xml_files.get(image_id, ""), image_files.get(image_id, "")
+        if xml_name and not image_name:
+            filename = name_key(voc_xml.named_image(xml_dir + xml_name))
+            image_name = image_files.get(os.path.splitext(filename)[0]) or image_files.get(filename, "")
+        used.add(image_name)
+        for name in other_xml.get(image_id, []) + other_images.get(os.path.splitext(image_name)[0], []):
+            findings.append(Finding(image_id, name, "same_stem", f"{xml_name} and {image_name} were used"))
+        inputs[image_id] = Input(
+            image_id=image_id,
+            annotation_dir=xml_dir,
+            annotation_name=xml_name,
+            image_dir=image_dir,
+            image_name=image_name,
+        )
+    if not set_file:
+        of_inputs = {"", *map(os.path.dirname, used)}
+        for stem, name in image_files.items():
+            if name not in used and os.path.dirname(name) in of_inputs:
+                findings.append(Finding(stem, name_key(name), "no_annotation", ""))
+        for stem, name in every_xml.items():
+            if stem not in xml_files:
+                findings.append(Finding(os.path.basename(stem), name_key(name), "in_subfolder", ""))
+
+
+def _read_image_set(path: str) -> list[str]:
+    """The lines of an image set that are not blank."""
+    try:
+        text = files.read(path).decode("utf-8-sig")
+    except FileNotFoundError:
+        folder = os.path.dirname(path)
+        there = sorted(os.path.splitext(name)[0] for name in files.names(folder)) if files.is_dir(folder) else []
+        raise ConversionError(f"{path} is missing; image sets there: {', '.join(there) or 'none'}.") from None
+    except UnicodeDecodeError:
+        raise ConversionError(f"{path} is not UTF-8: save it again as UTF-8.") from None
+    lines = [name_key(line.strip()) for line in io.StringIO(text, newline=None) if line.strip()]
+    if not lines:
+        raise ConversionError(f"{path} lists no image.")
+    return lines
+
+
+def _image_id(line: str, xml_files: dict[str, str]) -> str:
+    """The image id in a line of an image set, which may also have an extension, or VOC's -1, 0 or 1 for a class."""
+    if line in xml_files:
+        return line
+    name, _, flag = line.rpartition(" ")
+    if flag in ("-1", "0", "1") and name.strip():
+        line = name.strip()
+    stem, extension = os.path.splitext(line)
+    return stem if extension.lower() in (".xml", *images.IMAGE_EXTENSIONS) else line

@@ -1,0 +1,253 @@
+"""YOLO: a text file for each image, with a line for each object, and the classes in data.yaml."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import PureWindowsPath
+from typing import Any, NamedTuple
+
+import yaml
+
+from input import files
+from input.conversion import images
+from input.conversion.config import ConversionError, ConvertConfig, ReadOptions
+from input.conversion.findings import Note, Refused
+from input.conversion.layout import SPLIT_NAMES, list_folder, unwrap
+from input.conversion.objects import find_kind, read_finite
+from input.conversion.source import Input, Labels, Listing, Object, Source, clean_text
+from input.conversion.workers import Advance
+from input.shards import Finding
+from input.tfrecord import Box
+
+_NO_LABELS = re.compile(r"(classes|train|val|valid|test|notes|readme.*|.*requirements)$", re.IGNORECASE)
+
+
+def read(source: Source, options: ReadOptions, note: Note) -> Labels:
+    """Reads one text file: `class x y width height` in a line (the centre and the sides), or `class x y x y ...`.
+
+    Raises:
+      Refused: it cannot be read, there is no image for it, or a class is not in the label list.
+    """
+    if not source.image_path:
+        raise Refused(source.path, "missing_image", f"no {source.image_id}.* in the image folder")
+    objects: list[Object] = []
+    if not source.annotation_path:
+        note("no_label_file", "")
+        return Labels((0, 0), objects, shares=True)
+    try:
+        text = files.read_regular(source.annotation_path).decode("utf-8-sig", "replace")
+    except OSError as error:
+        raise Refused(source.path, "unreadable", error.strerror or str(error)) from error
+    for line in text.splitlines():
+        index, *values = line.split() or ("",)
+        if not index:
+            continue
+        name = _class_name(index, options.declared)
+        if name is None:
+            raise Refused(source.path, "unknown_class", f"class {index[:20]!r} has no name in the list of classes")
+        kind = find_kind(name, options, source.path, note)
+        if kind and (box := _read_box(name, values, options, note)):
+            objects.append(Object(kind.name, box, ignored=kind.ignored))
+    return Labels((0, 0), objects, shares=True)
+
+
+def _class_name(index: str, names: tuple[str, ...]) -> str | None:
+    number = re.fullmatch(r"\+?0*(\d{1,6})(\.0*)?", index, re.ASCII)
+    return names[int(number[1])] or None if number and int(number[1]) < len(names) else None
+
+
+def _read_box(name: str, values: list[str], options: ReadOptions, note: Note) -> Box | None:
+    """The box of a line, as shares of the sides; None, with the reason noted, where it is unreadable."""
+    if options.box_first:  # keypoints follow
+        values = values[:4]
+    if len(values) != 4 and (len(values) < 6 or len(values) % 2):
+        note("missing_corner", f"{name}: {len(values)} numbers")
+        return None
+    if not (numbers := read_finite(values, note)):
+        return None
+    if len(numbers) > 4:
+        note("polygon", f"{name} of {len(numbers) // 2} points")
+        return min(numbers[1::2]), min(numbers[::2]), max(numbers[1::2]), max(numbers[::2])
+    x, y, width, height = numbers
+    return y - height / 2, x - width / 2, y + height / 2, x + width / 2
+
+
+def classes_of(inputs: Sequence[Input], advance: Advance) -> dict[str, set[str]]:
+    """By image id, the indexes of the classes in each text file, as they are written."""
+    found = {}
+    for item in inputs:
+        try:
+            text = files.read_regular(item.source.annotation_path) if item.annotation_name else b""
+        except OSError:
+            text = b""  # the conversion itself reports it
+        lines = text.decode("utf-8-sig", "replace").splitlines()
+        found[item.image_id] = {line.split()[0] for line in lines if line.split()}
+        advance(1)
+    return found
+
+
+# Which files there are.
+
+
+class _Folders(NamedTuple):
+    """Where the files of one split are."""
+
+    split: str
+    images: str
+    labels: str
+
+
+def list_splits(config: ConvertConfig) -> dict[str, Listing]:
+    """The inputs of each split.
+
+    Raises:
+      ConversionError: the classes or the images were not found.
+    """
+    root = unwrap(config.yolo_dir)
+    settings = _read_settings(root)
+    classes = _read_classes(root, settings)
+    return {
+        folders.split or config.split or "all": _list_split(folders, classes, "kpt_shape" in settings)
+        for folders in _find_folders(root, config, settings)
+    }
+
+
+def describe(config: ConvertConfig) -> list[str]:
+    """Where the files were found, a line for each split."""
+    root = unwrap(config.yolo_dir)
+    return [
+        f"{folders.split or config.split or 'all'}: images from {folders.images}, labels from {folders.labels}"
+        for folders in _find_folders(root, config, _read_settings(root))
+    ]
+
+
+def _list_split(folders: _Folders, classes: tuple[str, ...], box_first: bool) -> Listing:
+    image_files, others = list_folder(folders.images, images.IMAGE_EXTENSIONS, below=True)
+    label_files, _ = list_folder(folders.labels, (".txt",), below=True)
+    findings = [
+        Finding(stem, os.path.basename(name), "same_stem", f"{image_files[stem]} was used")
+        for stem, names in others.items()
+        for name in names
+    ]
+    if not image_files:
+        raise ConversionError(f"{folders.images} holds no image.")
+    stray = [stem for stem in label_files if stem not in image_files and not _NO_LABELS.match(os.path.basename(stem))]
+    inputs = [
+        Input(
+            image_id=stem,
+            annotation_dir=os.path.join(folders.labels, ""),
+            annotation_name=label_files.get(stem, ""),
+            image_dir=os.path.join(folders.images, ""),
+            image_name=image_files.get(stem, ""),
+        )
+        for stem in (*image_files, *stray)
+    ]
+    return Listing(inputs, findings, classes, box_first)
+
+
+def _read_settings(folder: str) -> dict[str, Any]:
+    """The content of data.yaml, or of the only YAML file that names classes; empty where there is none.
+
+    Raises:
+      ConversionError: there is no such folder, or the file cannot be read.
+    """
+    if not files.is_dir(folder):
+        raise ConversionError(f"--yolo_dir={folder}: there is no such folder.")
+    found = {}
+    for name in sorted(files.names(folder)):
+        if name.lower().endswith((".yaml", ".yml")):
+            path = os.path.join(folder, name)
+            try:  # BaseLoader leaves every value a text: otherwise a class called `no` would become False
+                settings = yaml.load(files.read_regular(path), yaml.BaseLoader)
+            except OSError as error:
+                raise ConversionError(f"{path}: {error.strerror or error}.") from error
+            except (yaml.YAMLError, ValueError, RecursionError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise ConversionError(f"{path} is not YAML ({reason}): correct it.") from error
+            if isinstance(settings, dict) and "names" in settings:
+                found[name] = settings
+    if "data.yaml" not in found and len(found) > 1:
+        raise ConversionError(f"{folder}: {' and '.join(found)} both name classes: call one of them data.yaml.")
+    return found.get("data.yaml") or next(iter(found.values()), {})
+
+
+def _read_classes(folder: str, settings: dict[str, Any]) -> tuple[str, ...]:
+    """The class of each index.
+
+    Raises:
+      ConversionError: no file names the classes, or one has no name.
+    """
+    names = settings.get("names", {})
+    if isinstance(names, dict) and all(str(key).isdecimal() for key in names) and names:
+        numbered = {int(key): name for key, name in names.items()}
+        names = [numbered.get(index) for index in range(min(max(numbered) + 1, 2 * len(numbered) + 1000))]
+    elif not settings:
+        names = _read_class_list(folder)
+    if not isinstance(names, list) or not names or not any(isinstance(name, str) for name in names):
+        raise ConversionError(f"{folder}: no file names the classes: write `names: [cat, dog]` to data.yaml.")
+    return tuple(clean_text(name) if isinstance(name, str) else "" for name in names)
+
+
+def _read_class_list(folder: str) -> list[str]:
+    """The lines of classes.txt (labelImg, Label Studio) or obj.names (CVAT, Darknet)."""
+    for name in ("classes.txt", "obj.names", "labels/classes.txt"):
+        path = os.path.join(folder, name)
+        if files.exists(path):
+            text = files.read_regular(path).decode("utf-8-sig", "replace")
+            return [line.strip() for line in text.splitlines() if line.strip()]
+    return []
+
+
+def _find_folders(root: str, config: ConvertConfig, settings: dict[str, Any]) -> list[_Folders]:
+    """The folders that data.yaml names, or else those that are there."""
+    found = []
+    for key, split in SPLIT_NAMES.items():
+        value = settings.get(key)
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, str) and part:
+                if folder := _resolve(root, settings.get("path"), part):
+                    found.append(_Folders(split, folder, _labels_folder(folder)))
+                elif split != "test":  # Roboflow names a test set even where there is none
+                    raise ConversionError(f"{root}: data.yaml says {key}: {part}, but there is no such folder.")
+    if not found:
+        found = _guess_folders(root)
+    splits = [folders.split for folders in found]
+    if len(set(splits)) < len(splits):
+        raise ConversionError(f"{root}: there are several folders of one split ({', '.join(splits)}): join them.")
+    if config.split and splits != [""]:
+        raise ConversionError(f"{root} has folders of its splits ({', '.join(splits)}): leave out --split.")
+    return found
+
+
+def _resolve(root: str, base: Any, path: str) -> str:
+    """The folder that data.yaml means; its paths often are those of another machine, of which the last parts count."""
+    named = PureWindowsPath(path)
+    parts = [part for part in named.parts if part not in (named.anchor, "..")]
+    candidates = [os.path.join(root, *parts[start:]) for start in range(len(parts))]
+    if isinstance(base, str):
+        candidates.append(os.path.normpath(os.path.join(root, base, path)))
+    return next((candidate for candidate in candidates if files.is_dir(candidate)), "")
+
+
+def _guess_folders(root: str) -> list[_Folders]:
+    """ROOT/train/images, ROOT/images/train, ROOT/images, ROOT/obj_train_data, or ROOT itself."""
+    for below, inside in (("", "images"), ("", ""), ("images", "")):
+        found = []
+        for name, split in {**SPLIT_NAMES, "obj_train_data": "train", "obj_valid_data": "val"}.items():
+            folder = os.path.join(root, *filter(None, (below, name, inside)))
+            if files.is_dir(folder):
+                found.append(_Folders(split, folder, _labels_folder(folder)))
+        if found:
+            return found
+    folder = os.path.join(root, "images")
+    folder = folder if files.is_dir(folder) else root
+    return [_Folders("", folder, _labels_folder(folder))]
+
+
+def _labels_folder(image_folder: str) -> str:
+    """Beside the last `images` of the path stands `labels`; where it does not, the labels lie among the images."""
+    head, images_part, tail = image_folder.rpartition("images")
+    folder = f"{head}labels{tail}"
+    return folder if images_part and files.is_dir(folder) else image_folder
