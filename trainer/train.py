@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from input import shards
 from model.types import Losses
-from trainer import averages, checkpoints, data_service, distribution, evaluate, optimizers, reporting, schedules, watch
+from trainer import (
+    averages,
+    checkpoints,
+    data_service,
+    distribution,
+    evaluate,
+    initial_weights,
+    optimizers,
+    reporting,
+    schedules,
+    start_up,
+    watch,
+)
 from trainer.config import Config
 from trainer.loop import LoopResult, is_due, make_train_loop, next_stop
 from trainer.reporting import log
@@ -68,6 +81,7 @@ def _run(
     shards.check_classes(train_paths, len(config.labels))
     if config.input.data_service:
         data_service.require_running(config.input.data_service)
+    config, weights = initial_weights.prepare(config, model_dir)
     checkpoints.require_same_run(config, model_dir)
     num_records = sum(shards.count_records(train_paths))
     last = count_steps(config, num_records)
@@ -90,8 +104,10 @@ def _run(
         model_dir, model, optimizer, averaged, keep=config.train.keep_checkpoints, is_chief=is_chief
     )
     start = "resuming" if saved.restore() else "starting"
-    if averaged is not None and start == "starting":
-        averages.start(averaged, model)
+    if start == "starting":
+        initial_weights.start(model, weights, config, num_images=num_records)
+        if averaged is not None:
+            averages.start(averaged, model)
     if is_chief:
         checkpoints.save_config(config, model_dir)
     current = int(optimizer.iterations.numpy())
@@ -110,14 +126,29 @@ def _run(
     cadences = (config.train.log_every, eval_every, save_every)
     metrics: dict[str, Any] = {}
     unreported: list[LoopResult] = []
+
+    def evaluate_now(evaluator: Callable[[], dict[str, Any]]) -> None:
+        metrics.update(evaluator())
+        reporter.evaluation(current, metrics)
+        if saved.save_if_best(current, metrics, config.train.best_metric):
+            log.info("step %d  best %s so far", current, config.train.best_metric)
+
     if current < last:
-        log.info("compiling the first step; on a CPU this takes up to a minute, on a GPU a few")
+        replicas = strategy.num_replicas_in_sync
+        log.info("compiling the step for %d replicas; on a CPU this takes up to a minute, on a GPU a few", replicas)
+        started: float | None = time.monotonic()
     else:
         log.info("nothing is left to train; for more, raise --train_steps or --epochs")
+        if evaluator:  # the run may have been stopped in its last evaluation
+            evaluate_now(evaluator)
     while current < last and stop.received is None:
         target = next_stop(current, config.train.steps_per_loop, cadences, last)
         with watch.naming_damaged_shard(train_paths):
             result = train_loop(iterator, tf.constant(target - current))
+        if started is not None:
+            steps, seconds = int(result.num_steps), time.monotonic() - started
+            log.info("compiled, and the first %d steps done, after %.0f s", steps, seconds)
+            started = None
         current = target
         data_watch.look(result)
         watch.check_finite(result, current, train_paths)
@@ -128,10 +159,7 @@ def _run(
         if is_due(current, save_every, last):
             saved.save(current)
         if evaluator and is_due(current, eval_every, last):
-            metrics = evaluator()
-            reporter.evaluation(current, metrics)
-            if saved.save_if_best(current, metrics, config.train.best_metric):
-                log.info("step %d  best %s so far", current, config.train.best_metric)
+            evaluate_now(evaluator)
     reporter.close()
     if stop.received is not None and current < last:
         saved.save(current)
@@ -143,6 +171,9 @@ def _set_up_tensorflow(config: Config) -> tf.distribute.Strategy:
     """Makes the strategy and applies the settings that TensorFlow keeps for the whole process."""
     strategy = distribution.make_strategy(config.train)
     distribution.check_replicas(config, strategy.num_replicas_in_sync)
+    start_up.log_devices(strategy)
+    if strategy.num_replicas_in_sync > 1:
+        start_up.check_all_reduce(strategy)
     tf.config.run_functions_eagerly(config.train.eager)
     tf.keras.mixed_precision.set_global_policy(config.train.precision)
     tf.keras.utils.set_random_seed(config.input.seed)

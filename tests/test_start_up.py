@@ -1,0 +1,103 @@
+"""What a run says of its devices, with GPUs that are made up, and the check of the replicas' sum."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+import tensorflow as tf
+
+from trainer import start_up
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Three GPUs, of which a strategy uses the first two."""
+    devices = [tf.config.PhysicalDevice(f"/physical_device:GPU:{index}", "GPU") for index in range(3)]
+    names = ["NVIDIA A100", "NVIDIA H100", "NVIDIA T4"]
+    details = {
+        device.name: {"device_name": name, "compute_capability": capability}
+        for device, name, capability in zip(devices, names, [(8, 0), (9, 0), (7, 5)])
+    }
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: devices)
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: devices)
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: details[device.name])
+    monkeypatch.setattr(
+        tf.sysconfig, "get_build_info", lambda: {"cuda_compute_capabilities": ["sm_50", "sm_75", "compute_80"]}
+    )
+    monkeypatch.setattr(start_up, "_memory_of", lambda gpu: "40960 MiB of memory, 3 MiB in use")
+    return types.SimpleNamespace(extended=types.SimpleNamespace(worker_devices=["/gpu:0", "/gpu:1"]))
+
+
+def test_gpus_are_listed_and_the_unused_are_named(gpus, caplog):
+    caplog.set_level("INFO", "retinanet")
+    start_up.log_devices(gpus)
+    assert "GPU 0: NVIDIA A100, compute capability 8.0, 40960 MiB of memory, 3 MiB in use" in caplog.messages
+    assert "GPU 2: NVIDIA T4, compute capability 7.5, not used: see --num_gpus and --distribution" in caplog.messages
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "no kernels compiled for compute capability 9.0" in warning
+    assert "CUDA_CACHE_PATH" in warning
+
+
+@pytest.mark.parametrize(
+    ("built_for", "starts_at_once"),
+    [
+        (["sm_50", "sm_60", "sm_70", "sm_75", "compute_80"], {"5", "6", "7", "8"}),  # TensorFlow 2.15
+        (["sm_60", "sm_70", "sm_80", "sm_89", "compute_90"], {"6", "7", "8", "9"}),  # TensorFlow 2.21
+    ],
+)
+def test_generations_with_machine_code(monkeypatch, built_for, starts_at_once):
+    monkeypatch.setattr(tf.sysconfig, "get_build_info", lambda: {"cuda_compute_capabilities": built_for})
+    majors = (5, 6, 7, 8, 9, 10, 12)
+    assert {str(major) for major in majors if start_up._has_kernels_for((major, 0))} == starts_at_once
+
+
+@pytest.mark.parametrize(
+    ("environment", "cuda", "cause"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, True, "CUDA_VISIBLE_DEVICES=-1 hides them"),
+        ({"CUDA_VISIBLE_DEVICES": "0"}, False, "built without CUDA"),
+        ({"CUDA_VISIBLE_DEVICES": "0"}, True, "tensorflow[and-cuda]"),
+    ],
+)
+def test_gpus_that_tensorflow_does_not_see(monkeypatch, caplog, environment, cuda, cause):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(tf.test, "is_built_with_cuda", lambda: cuda)
+    monkeypatch.setattr(start_up, "num_gpus_of_machine", lambda: 8)
+    start_up.log_devices(tf.distribute.OneDeviceStrategy("/cpu:0"))
+    (message,) = caplog.messages
+    assert message.startswith("training on the CPU, although this machine has GPUs")
+    assert cause in message
+
+
+def test_a_machine_without_gpus_is_silent(monkeypatch, caplog):
+    monkeypatch.setattr(start_up, "num_gpus_of_machine", lambda: 0)
+    start_up.log_devices(tf.distribute.OneDeviceStrategy("/cpu:0"))
+    assert not caplog.messages
+
+
+def test_the_driver_s_gpus_are_counted(monkeypatch, tmp_path):
+    command = tmp_path / "nvidia-smi"
+    command.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA A100 (UUID: a)'\necho 'GPU 1: NVIDIA A100 (UUID: b)'\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert start_up.num_gpus_of_machine() == 2
+    monkeypatch.setenv("PATH", "")
+    assert start_up.num_gpus_of_machine() == 0
+
+
+def test_right_sums_pass(two_replicas, caplog):
+    caplog.set_level("INFO", "retinanet")
+    start_up.check_all_reduce(two_replicas)
+    assert "the replicas' sums are right: 2 of them" in caplog.messages
+
+
+def test_a_wrong_sum_ends_the_run(two_replicas, monkeypatch):
+    monkeypatch.setattr(
+        tf.distribute.ReplicaContext,
+        "all_reduce",
+        lambda self, operation, values: values * 2,  # each its own
+    )
+    with pytest.raises(ValueError, match=r"the sum over 2 replicas is wrong on replica 0: 2.0 to 2.0 instead of 3.0"):
+        start_up.check_all_reduce(two_replicas)
