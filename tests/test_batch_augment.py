@@ -50,6 +50,24 @@ def denormalize(images):
     return (np.asarray(images) * batch_augment.STDDEV_RGB + batch_augment.MEAN_RGB) * 255
 
 
+@pytest.mark.parametrize(
+    ("preprocessing", "reference"),
+    [
+        ("caffe", lambda images: tf.keras.applications.resnet50.preprocess_input(images.copy())),
+        ("imagenet", lambda images: tf.keras.applications.imagenet_utils.preprocess_input(images.copy(), mode="torch")),
+        ("tf_lite", lambda images: (images - 127.0) / 128.0),
+    ],
+)
+def test_preprocessing_equals_that_of_keras(preprocessing, reference):
+    images = np.arange(2 * 4 * 5 * 3).reshape(2, 4, 5, 3).astype(np.float32) * 2
+    for normalize in (batch_augment.normalize, tf.function(batch_augment.normalize)):
+        np.testing.assert_allclose(normalize(tf.constant(images), preprocessing), reference(images), atol=1e-4)
+    batch = make_batch(images.astype(np.uint8))
+    np.testing.assert_allclose(
+        batch_augment.augment(batch, AugmentConfig(), preprocessing).images, reference(images), atol=1e-4
+    )
+
+
 def test_normalize_by_hand():
     """(255 * 0.485 - 255 * 0.485) / ... = 0; white in red: (1 - 0.485) / 0.229 = 2.2489."""
     images = np.array([[[[124, 116, 104], [255, 255, 255], [0, 0, 0]]]], np.uint8)

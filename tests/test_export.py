@@ -97,6 +97,27 @@ def test_the_export_returns_what_the_model_returns(half_precision_export):
         assert tf.float16.as_datatype_enum not in types
 
 
+@pytest.mark.parametrize("name", ["serving_default", "serving_images"])
+def test_what_is_done_to_each_image_stays_on_the_cpu(painted_export, name):
+    graph = painted_export.signatures[name].graph.as_graph_def()
+    functions = {function.signature.name: function for function in graph.library.function}
+
+    def called_from(nodes):
+        for node in nodes:
+            yield node
+            values = node.attr.values()
+            for called in [value.func.name for value in values if value.HasField("func")]:
+                yield from called_from(functions[called].node_def)
+
+    nodes = list(called_from(graph.node))
+    loops = [node for node in nodes if node.op in ("While", "StatelessWhile")]
+    assert len(loops) == 1
+    inside = list(called_from(functions[loops[0].attr["body"].func.name].node_def))
+    assert any(node.op.startswith("Resize") for node in inside)
+    assert {node.device for node in [*loops, *inside]} == {"/device:CPU:0"}
+    assert any(not node.device for node in nodes if node.op == "Sigmoid" or node.op.startswith("NonMax"))
+
+
 def test_the_files_of_an_export(half_precision_export):
     export_dir = pathlib.Path(half_precision_export[0])
     assert {path.name for path in export_dir.iterdir()} >= {"saved_model.pb", "variables", "labels.txt", "config.json"}
