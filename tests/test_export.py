@@ -114,14 +114,13 @@ def test_what_is_done_to_each_image_stays_on_the_cpu(painted_export, name):
     # A loop over pixels; a data set of files, of which one that is damaged can be left out.
     nodes = list(called_from(graph.node))
     kinds = {"serving_images": ("While", "StatelessWhile"), "serving_default": ("ParallelMapDatasetV2",)}
-    starts = [node for node in nodes if node.op in kinds[name] and not node.device.endswith("GPU:0")]
-    assert starts
     function = {"serving_images": "body", "serving_default": "f"}[name]
-    inside = list(called_from(functions[starts[0].attr[function].func.name].node_def))
-    assert any(node.op.startswith("Resize") for node in inside)
-    assert starts[0].device == "/device:CPU:0"
-    assert {node.device for node in inside} <= {"/device:CPU:0"} | ({""} if name == "serving_default" else set())
-    assert any(not node.device for node in nodes if node.op == "Sigmoid" or node.op.startswith("NonMax"))
+    starts = [node for node in nodes if node.op in kinds[name] and "CPU" in node.device]
+    inside = [list(called_from(functions[start.attr[function].func.name].node_def)) for start in starts]
+    (inside,) = [within for within in inside if any("Resize" in node.op or "Scale" in node.op for node in within)]
+    if name == "serving_images":  # what a data set maps runs on the CPU in any case
+        assert {node.device for node in inside if node.op != "NoOp"} == {"/device:CPU:*"}
+    assert [node for node in nodes if node.op == "Sigmoid" and not node.device]  # the network may run on a GPU
 
 
 def test_the_files_of_an_export(half_precision_export):
