@@ -1,5 +1,6 @@
 # `make demo` and `make test` do all set-up by themselves.
 # PYTHON=path: the interpreter for a new .venv.  GPU=0|1: without or with CUDA, whatever nvidia-smi says.
+# TF=2.15|2.21: the pair of TensorFlow and Keras (docs/VERSIONS.md), instead of the one that goes with Python's version.
 
 python := .venv/bin/python
 JOBS ?= 2

@@ -13,8 +13,10 @@ from typing import Any
 from absl import flags
 
 from input.config import (
+    ANCHOR_CONVENTIONS,
     ASSIGNMENTS,
     LOW_QUALITY_TIES,
+    PREPROCESSINGS,
     AnchorConfig,
     AugmentConfig,
     InputConfig,
@@ -25,6 +27,7 @@ from model.config import (
     BACKBONES,
     BOX_LOSSES,
     CLASS_LOSSES,
+    HEAD_NORMS,
     NECKS,
     NMS,
     NORMS,
@@ -85,6 +88,13 @@ flags.DEFINE_string(
     "x".join(map(str, InputConfig.image_size)),
     "The size of the network's input in pixels: N, or HxW for height and width; padded up to a multiple of 32.",
 )
+_define(
+    InputConfig,
+    "preprocessing",
+    "How pixels become the network's input. imagenet: minus ImageNet's mean, over its deviation. caffe: BGR minus the "
+    "mean. tf_lite: (x - 127) / 128. auto: what the weights that the run starts from need, otherwise imagenet.",
+    choices=PREPROCESSINGS,
+)
 _define(InputConfig, "batch_size", "Images in a step, over all replicas.", lower_bound=1)
 _define(InputConfig, "max_boxes", "Largest number of boxes in an image; the smallest are dropped.", lower_bound=1)
 _define(InputConfig, "shuffle_buffer", "Encoded records in the shuffle buffer.", lower_bound=1)
@@ -142,7 +152,7 @@ _define(
 _define(
     InputConfig,
     "private_threadpool_size",
-    "Threads of the input pipeline. 0: it shares TensorFlow's, one for each core.",
+    "Threads of the input pipeline. 0: it shares those of TensorFlow, one for each core.",
     lower_bound=0,
 )
 _define(InputConfig, "seed", "Seed of the weights, the order and the augmentation.", lower_bound=0)
@@ -153,6 +163,13 @@ flags.DEFINE_list(
 )
 flags.DEFINE_list("anchor_scales", list(map(str, AnchorConfig.scales)), "Factors of the base size.")
 _define(AnchorConfig, "aspect_ratios", "Width / height of the anchors.")
+_define(
+    AnchorConfig,
+    "anchor_convention",
+    "Where anchors stand and how they are rounded. paper: in the middle of each cell. torchvision: in its corner, with "
+    "even sides. auto: as the detector that the run starts from needs, otherwise paper.",
+    choices=ANCHOR_CONVENTIONS,
+)
 _define(MatchConfig, "positive_iou", "An anchor is positive from this IoU with a box.")
 _define(MatchConfig, "negative_iou", "An anchor is background below this IoU with every box.")
 _define(
@@ -193,16 +210,28 @@ _define(
     "The map that P6 is made of. auto: what the weights that the run starts from need, otherwise c5.",
     choices=P6_SOURCES,
 )
-_define(ModelConfig, "neck_filters", "Width of the neck and of the heads.", lower_bound=1)
-_define(ModelConfig, "head_convs", "Convolutions in each head.", lower_bound=0)
+_define(ModelConfig, "neck_filters", "Width of the neck.", lower_bound=1)
+_define(ModelConfig, "neck_repeats", "Repeats of the BiFPN.", lower_bound=1)
+_define(ModelConfig, "head_convs", "Hidden convolutions in each head.", lower_bound=0)
+_define(ModelConfig, "head_filters", "Width of the heads. 0: that of the neck.", lower_bound=0)
+_define(
+    ModelConfig,
+    "head_norm",
+    "Normalisation in the heads. group: group norm. batch: batch norm of each level alone, by --norm's statistics.",
+    choices=HEAD_NORMS,
+)
+_define(ModelConfig, "separable_convs", "Depthwise separable convolutions in the BiFPN and in the heads.")
 _define(ModelConfig, "prior_probability", "Foreground probability that a new class head predicts.")
 _define(ModelConfig, "batch_norm_momentum", "Momentum of batch norm's moving mean and variance.")
-_define(ModelConfig, "batch_norm_epsilon", "What batch norm adds to the variance.")
+_define(
+    ModelConfig, "batch_norm_epsilon", "What batch norm adds to the variance; EfficientNet-Lite has at least 0.001."
+)
 _define(
     ModelConfig,
     "norm",
     "Normalisation. local: batch norm with each replica's statistics. sync: with those of all replicas. frozen: with "
-    "fixed statistics and scale. group: group norm. auto: sync for replicas of fewer than 8 images, otherwise local.",
+    "fixed statistics and scale (and group norm in a BiFPN). group: group norm. auto: sync for replicas of fewer than "
+    "8 images, otherwise local.",
     choices=NORMS,
 )
 _define(
@@ -271,6 +300,18 @@ _define(OptimizerConfig, "clip_norm", "Clip the gradients to this global norm. 0
 # Run
 _define(TrainConfig, "epochs", "Passes over the training shards, unless --train_steps is given.")
 _define(TrainConfig, "train_steps", "Steps of the run. 0: as many as --epochs asks.", lower_bound=0)
+_define(
+    TrainConfig,
+    "backbone_weights",
+    "Where the backbone starts: a file of python -m trainer.import_weights or one that it reads, or imagenet for "
+    "Keras's own weights of ResNet-50, 101 and 152, which are downloaded once.",
+)
+_define(
+    TrainConfig,
+    "init_checkpoint",
+    "Where the whole network starts: a run's folder, one of its checkpoints, or an imported detector. What does not "
+    "fit is initialised anew.",
+)
 _define(TrainConfig, "precision", "Precision of the network; float16 scales the loss.", choices=PRECISIONS)
 _define(
     TrainConfig,
@@ -359,7 +400,8 @@ def config_from_flags(labels: tuple[str, ...] = (), group_sizes: Sequence[int] =
         input=_take(
             InputConfig,
             image_size=parse_image_size(FLAGS.image_size),
-            anchor=AnchorConfig(
+            anchor=_take(
+                AnchorConfig,
                 sizes=_numbers("anchor_sizes"),
                 scales=_numbers("anchor_scales"),
                 aspect_ratios=_numbers("aspect_ratios"),

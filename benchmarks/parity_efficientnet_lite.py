@@ -101,7 +101,7 @@ def read(path: str) -> None:
     results = {}
     for case in ("imagenet/efficientnet_lite0", *(f"random/{name}" for name in NAMES)):
         tf.keras.mixed_precision.set_global_policy("float32" if case.startswith("imagenet") else "float64")
-        network = retinanet.make_backbone(ModelConfig(backbone=case.split("/")[1], batch_norm_epsilon=1e-3))
+        network = retinanet.make_backbone(ModelConfig(backbone=case.split("/")[1]))
         network(arrays["images"])
         for layer in network.conv_norms:
             conv, batch_norm = (f"{case}/state/{name}" for name in efficientnet_lite.source_names(layer.name))

@@ -19,26 +19,35 @@ def num_anchors_by_level(config: AnchorConfig, image_size: tuple[int, int]) -> l
     return [rows * columns * config.anchors_per_location for rows, columns in grid_sizes(config, image_size)]
 
 
+def grid_steps(config: AnchorConfig, image_size: tuple[int, int]) -> np.ndarray:
+    """Distances of neighbouring anchors in y and x, f32 [levels, 2] px."""
+    if config.anchor_convention == "torchvision":
+        steps = [[side // cells for side, cells in zip(image_size, grid)] for grid in grid_sizes(config, image_size)]
+        return np.array(steps, np.float32)
+    return np.array([[2**level] * 2 for level in config.levels], np.float32)
+
+
+def grid_offset(config: AnchorConfig) -> float:
+    """Where the first anchors are centred, in steps from the image's upper left corner."""
+    return 0.0 if config.anchor_convention == "torchvision" else 0.5
+
+
 def anchor_shapes(config: AnchorConfig) -> np.ndarray:
     """Heights and widths of the anchors, f32 [levels, anchors per location, 2] px, the aspect ratio varying fastest."""
-    return np.array(
-        [
-            [
-                (size * scale / ratio**0.5, size * scale * ratio**0.5)
-                for scale in config.scales
-                for ratio in config.aspect_ratios
-            ]
-            for size in config.sizes
-        ],
-        np.float32,
-    )
+    is_torchvision = config.anchor_convention == "torchvision"
+    shapes = []
+    for base in config.sizes:
+        sizes = [int(base * scale) if is_torchvision else base * scale for scale in config.scales]
+        shapes.append([(size / ratio**0.5, size * ratio**0.5) for size in sizes for ratio in config.aspect_ratios])
+    # torchvision rounds half the sides, halves to even numbers, as NumPy does.
+    return (2 * np.round(np.array(shapes) / 2) if is_torchvision else np.array(shapes)).astype(np.float32)
 
 
 def locations(config: AnchorConfig, image_size: tuple[int, int]) -> list[np.ndarray]:
-    """The centres of each level's anchors, f32 [rows, columns, 2] px: ((i + 0.5) * stride, (j + 0.5) * stride)."""
+    """The centres of each level's anchors, f32 [rows, columns, 2] px: ((i + offset) * step, (j + offset) * step)."""
     return [
-        (np.moveaxis(np.mgrid[:rows, :columns], 0, -1).astype(np.float32) + 0.5) * 2**level
-        for level, (rows, columns) in zip(config.levels, grid_sizes(config, image_size))
+        (np.moveaxis(np.mgrid[:rows, :columns], 0, -1).astype(np.float32) + grid_offset(config)) * step
+        for step, (rows, columns) in zip(grid_steps(config, image_size), grid_sizes(config, image_size))
     ]
 
 
@@ -46,6 +55,9 @@ def make_anchors(config: AnchorConfig, image_size: tuple[int, int]) -> np.ndarra
     """All anchors of an image, f32 [a, 4], (ymin, xmin, ymax, xmax) in px; they may reach outside it.
 
     The order is that of the heads' outputs: level, row, column, scale, aspect ratio, the last varying fastest.
+    The anchors of row i and column j are centred at ((i + 0.5) * stride, (j + 0.5) * stride); in torchvision's
+    convention (torchvision/models/detection/anchor_utils.py) at (i * step, j * step), where a step is the image's side
+    divided by the grid's, without the rest.
 
     Args:
       config: sizes, scales and aspect ratios.
@@ -72,8 +84,10 @@ def best_iou_per_box(boxes: npt.ArrayLike, config: AnchorConfig, image_size: tup
     sides = boxes[..., 2:] - boxes[..., :2]  # [n, 1, 2]
     centers = (boxes[..., 2:] + boxes[..., :2]) / 2
     best = np.zeros(len(boxes))
-    for level, shapes, grid in zip(config.levels, anchor_shapes(config), grid_sizes(config, image_size)):
-        nearest = (np.clip(np.floor(centers / 2**level), 0, np.array(grid) - 1) + 0.5) * 2**level
+    offset = grid_offset(config)
+    grids = zip(anchor_shapes(config), grid_steps(config, image_size), grid_sizes(config, image_size))
+    for shapes, step, grid in grids:
+        nearest = (np.clip(np.floor(centers / step + 0.5 - offset), 0, np.array(grid) - 1) + offset) * step
         overlaps = np.minimum((sides + shapes) / 2 - np.abs(nearest - centers), np.minimum(sides, shapes))  # [n, s, 2]
         intersections = np.maximum(overlaps, 0).prod(axis=-1)
         ious = intersections / (sides.prod(axis=-1) + shapes.prod(axis=-1) - intersections)

@@ -29,12 +29,26 @@ _YIQ_FROM_RGB = np.array(
 _RGB_FROM_YIQ = np.linalg.inv(_YIQ_FROM_RGB).astype(np.float32)
 
 
-def normalize(images: tf.Tensor) -> tf.Tensor:
-    """u8 or float [b, h, w, 3] in 0..255 -> f32, minus ImageNet's mean, over its standard deviation."""
-    images = tf.cast(images, tf.float32)
-    scale = tf.constant([1 / (255 * deviation) for deviation in STDDEV_RGB])
-    shift = tf.constant([-mean / deviation for mean, deviation in zip(MEAN_RGB, STDDEV_RGB)])
-    return images * scale + shift
+# Mean (R, G, B) in 0..255 that is subtracted and number that is divided by, for each `InputConfig.preprocessing`.
+_PIXEL_STATISTICS = {
+    "imagenet": ([255 * mean for mean in MEAN_RGB], [255 * deviation for deviation in STDDEV_RGB]),
+    "caffe": ([123.68, 116.779, 103.939], [1.0, 1.0, 1.0]),  # as Keras's ResNets; the channels are then BGR
+    "tf_lite": ([127.0, 127.0, 127.0], [128.0, 128.0, 128.0]),  # as the authors' EfficientNet-Lite
+}
+
+
+def normalize(images: tf.Tensor, preprocessing: str = "auto") -> tf.Tensor:
+    """u8 or float [b, h, w, 3], RGB in 0..255 -> f32, the network's input.
+
+    Args:
+      images: the pixels.
+      preprocessing: as in `InputConfig`.
+    """
+    means, divisors = _PIXEL_STATISTICS["imagenet" if preprocessing == "auto" else preprocessing]
+    scale = tf.constant([1 / divisor for divisor in divisors])
+    shift = tf.constant([-mean / divisor for mean, divisor in zip(means, divisors)])
+    images = tf.cast(images, tf.float32) * scale + shift
+    return tf.reverse(images, [3]) if preprocessing == "caffe" else images
 
 
 def colour_matrices(random: RandomNumbers, config: AugmentConfig) -> tf.Tensor:
@@ -123,7 +137,7 @@ class _Objects(NamedTuple):
 
     boxes: tf.Tensor  # f32 [b, n, 4]
     classes: tf.Tensor  # f32 [b, n], -1 pads; float because TensorFlow has int32 arithmetic on the host only
-    difficult: tf.Tensor  # bool [b, n]
+    difficult: tf.Tensor  # f32 [b, n], 0 or 1; float because a GPU cannot roll bool
     weights: tf.Tensor  # f32 [b, n]
 
     def only(self, keep: tf.Tensor) -> _Objects:
@@ -132,9 +146,7 @@ class _Objects(NamedTuple):
 
     def partners(self, shift: int) -> _Objects:
         """The objects of the image that is `shift` later in the batch."""
-        as_floats = self._replace(difficult=tf.cast(self.difficult, tf.float32))  # a roll of bool has no GPU kernel
-        rolled = _Objects(*(tf.roll(values, -shift, axis=0) for values in as_floats))
-        return rolled._replace(difficult=rolled.difficult > 0.5)
+        return _Objects(*(tf.roll(values, -shift, axis=0) for values in self))
 
     def within(self, region: tf.Tensor, min_visible: float) -> _Objects:
         """What is visible of the objects if only `region` is left; boxes are clipped to it."""
@@ -192,7 +204,9 @@ def augment_boxes(batch: Batch, config: AugmentConfig) -> Batch:
     flipped_y = (random.vertical_flip < config.vertical_flip)[:, tf.newaxis]
     ymin, ymax = tf.where(flipped_y, height - ymax, ymin), tf.where(flipped_y, height - ymin, ymax)
     boxes = tf.stack([ymin, xmin, ymax, xmax], axis=2)
-    objects = _Objects(boxes, tf.cast(batch.classes, tf.float32), batch.difficult, batch.box_weights)
+    objects = _Objects(
+        boxes, tf.cast(batch.classes, tf.float32), tf.cast(batch.difficult, tf.float32), batch.box_weights
+    )
 
     if config.mosaic:
         happens = (random.mosaic < config.mosaic)[:, tf.newaxis]
@@ -218,12 +232,12 @@ def augment_boxes(batch: Batch, config: AugmentConfig) -> Batch:
     return batch._replace(
         boxes=tf.where(present[..., tf.newaxis], objects.boxes, 0.0),
         classes=tf.cast(objects.classes, tf.int32),
-        difficult=objects.difficult & present,
+        difficult=(objects.difficult > 0) & present,
         box_weights=tf.where(present, objects.weights, 1.0),
     )
 
 
-def augment_images(batch: Batch, config: AugmentConfig) -> tf.Tensor:
+def augment_images(batch: Batch, config: AugmentConfig, preprocessing: str = "auto") -> tf.Tensor:
     """The batch's images f32 [b, h, w, 3], flipped, mixed, changed in colour and normalised."""
     random = RandomNumbers.of(batch.random_numbers)
     images, image_size = batch.images, tuple(batch.images.shape[1:3])
@@ -237,8 +251,8 @@ def augment_images(batch: Batch, config: AugmentConfig) -> tf.Tensor:
     if config.vertical_flip:
         flips = per_image(random.vertical_flip < config.vertical_flip)
         images = tf.where(flips, tf.reverse(images, [1]), images)
-    if config.mosaic or config.mixup:
-        images = tf.cast(images, tf.float32)
+    if config.mixes:
+        images = tf.cast(images, tf.float32)  # a GPU cannot roll uint8
     if config.mosaic:
         halves = tf.nn.avg_pool2d(images, 2, 2, "VALID")
         rows = [
@@ -258,9 +272,9 @@ def augment_images(batch: Batch, config: AugmentConfig) -> tf.Tensor:
     if config.cutout or config.randaugment:
         erased = _inside(_cutout_region(random, config, image_size), image_size)
         images = tf.where(erased, tf.cast(PAD_VALUE, images.dtype), images)
-    return normalize(images)
+    return normalize(images, preprocessing)
 
 
-def augment(batch: Batch, config: AugmentConfig) -> Batch:
+def augment(batch: Batch, config: AugmentConfig, preprocessing: str = "auto") -> Batch:
     """Augments pixels and boxes; the images come back float32 and normalised."""
-    return augment_boxes(batch, config)._replace(images=augment_images(batch, config))
+    return augment_boxes(batch, config)._replace(images=augment_images(batch, config, preprocessing))

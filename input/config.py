@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
+ANCHOR_CONVENTIONS = ("auto", "paper", "torchvision")
+PREPROCESSINGS = ("auto", "imagenet", "caffe", "tf_lite")
+
 
 @dataclasses.dataclass(frozen=True)
 class AnchorConfig:
     """The anchors of P3-P7; the defaults are those of the RetinaNet paper (Lin et al. 2017, section 4).
 
     An anchor of base size `s`, scale `c` and aspect ratio `r` (width / height) has area `(s * c) ** 2`,
-    height `s * c / sqrt(r)` and width `s * c * sqrt(r)`, in pixels of the network's input.
+    height `s * c / sqrt(r)` and width `s * c * sqrt(r)`, in pixels of the network's input. torchvision's convention
+    rounds them and places them otherwise: see `input/anchors.py`.
     """
 
     min_level: int = 3
@@ -18,8 +22,13 @@ class AnchorConfig:
     sizes: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)  # one for each level
     scales: tuple[float, ...] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    anchor_convention: str = "auto"  # auto: that of the detector the run starts from; without any the paper's
 
     def __post_init__(self) -> None:
+        if self.anchor_convention not in ANCHOR_CONVENTIONS:
+            raise ValueError(
+                f"--anchor_convention={self.anchor_convention}: choose one of {', '.join(ANCHOR_CONVENTIONS)}."
+            )
         if len(self.sizes) != self.max_level - self.min_level + 1:
             raise ValueError(
                 f"--anchor_sizes needs {self.max_level - self.min_level + 1} values, one for each of the levels "
@@ -32,6 +41,12 @@ class AnchorConfig:
         ):
             if not values or min(values) <= 0:
                 raise ValueError(f"--{flag} needs positive values; got {values}.")
+        most = max(max(self.aspect_ratios), 1 / min(self.aspect_ratios))
+        if self.anchor_convention == "torchvision" and min(self.sizes) * min(self.scales) < 2 * most**0.5:
+            raise ValueError(
+                "--anchor_convention=torchvision rounds the sides of anchors to even numbers of pixels, of which the "
+                f"smallest would be 0: use larger --anchor_sizes; got {self.sizes}."
+            )
 
     @property
     def levels(self) -> range:
@@ -192,6 +207,8 @@ class InputConfig:
     """How shards become batches."""
 
     image_size: tuple[int, int] = (512, 512)  # (height, width) of the network's input, multiples of 32
+    # How pixels become the network's input; auto: as the starting weights need, without any as imagenet.
+    preprocessing: str = "auto"
     batch_size: int = 16  # of all replicas together
     max_boxes: int = 100  # every image is padded to so many boxes; of more, the largest are kept
     shuffle_buffer: int = 2048  # records, still encoded
@@ -211,11 +228,14 @@ class InputConfig:
     def __post_init__(self) -> None:
         if min(self.image_size) <= 0 or any(side % 32 for side in self.image_size):
             raise ValueError(f"--image_size is {self.image_size}: both sides must be positive multiples of 32.")
+        if self.preprocessing not in PREPROCESSINGS:
+            raise ValueError(f"--preprocessing={self.preprocessing}: choose one of {', '.join(PREPROCESSINGS)}.")
         for name in ("batch_size", "max_boxes", "shuffle_buffer"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1; got {getattr(self, name)}.")
-        if self.max_damaged < 0:
-            raise ValueError(f"--max_damaged must be at least 0; got {self.max_damaged}.")
+        for name in ("max_damaged", "private_threadpool_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} must be at least 0; got {getattr(self, name)}.")
         if not 0 <= self.repeat_threshold <= 1:
             raise ValueError(f"--repeat_threshold is a share, from 0 to 1; got {self.repeat_threshold}.")
         if any(weight <= 0 for weight, _ in self.mixture):

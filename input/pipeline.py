@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from input import augment, batch_augment, host, random_numbers, sampling, targets, tfrecord
+from input import augment, batch_augment, memory, random_numbers, sampling, targets, tfrecord
 from input.config import InputConfig
 from input.sampling import SampledRecord
 from input.types import Batch, Targets
@@ -76,10 +76,15 @@ def make_dataset(
             )
         )
     options = tf.data.Options()
-    options.threading.private_threadpool_size = config.private_threadpool_size
-    if limit := host.memory_limit():
-        options.autotune.ram_budget = limit // 2  # the share that TensorFlow takes of a whole machine
-    return dataset.with_options(options).prefetch(_AUTOTUNE)
+    options.autotune.ram_budget = memory.limit() // 2  # tf.data's own share, but of what the container may use
+    if config.private_threadpool_size:
+        options.threading.private_threadpool_size = config.private_threadpool_size
+    return dataset.prefetch(_AUTOTUNE).with_options(options)
+
+
+def only_for_training(batch: Batch) -> Batch:
+    """The batch without what an evaluation alone reads, so that it is not sent to the devices."""
+    return batch._replace(original_sizes=None, transforms=None)
 
 
 def stop_mixing(dataset: tf.data.Dataset, num_batches: int) -> tf.data.Dataset:

@@ -9,8 +9,8 @@ The rules of `--assignment=iou`, which are the same for both methods (those of a
   assigned to it, whatever the anchor's IoU with other boxes. Of several within 1e-6, `low_quality_ties` chooses the
   one with the lowest index, the nearest one (then the lowest index), or all. If several boxes have the same such
   anchor, the highest IoU decides, then the lowest box index; the other boxes get no other anchor.
-- Any other anchor is ignored if its IoU with some box, difficult or not, reaches `negative_iou`, and is background
-  otherwise.
+- Any other anchor is ignored if its IoU with some box, difficult or not, reaches `negative_iou`, or if half of it lies
+  in an ignored region (class -2; see regions.py), and is background otherwise.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from input import atss, low_quality
+from input import atss, low_quality, regions
 from input import boxes as box_ops
-from input.anchors import anchor_shapes, grid_sizes, make_anchors
+from input.anchors import anchor_shapes, grid_offset, grid_sizes, grid_steps, make_anchors
 from input.config import InputConfig
 from input.types import BACKGROUND, IGNORED, Batch, Targets
 
@@ -42,16 +42,17 @@ def assign(batch: Batch, config: InputConfig, *, method: str) -> Targets:
     boxes = tf.cast(batch.boxes, tf.float32)
     areas = box_ops.area(boxes)
     takes_part = (batch.classes >= 0) & (areas > 0.0) & tf.math.is_finite(areas)
-    batch = batch._replace(boxes=tf.where(takes_part[..., tf.newaxis], boxes, 0.0))  # an empty box overlaps nothing
+    objects = batch._replace(boxes=tf.where(takes_part[..., tf.newaxis], boxes, 0.0))  # an empty box overlaps nothing
     if method not in ("dense", "sparse"):
         raise ValueError(f"method={method!r}: choose dense or sparse.")
+    anchors = make_anchors(config.anchor, config.image_size)
     if config.match.assignment == "iou" and method == "sparse":
-        targets = _assign_sparse(batch, config)
+        targets = _assign_sparse(objects, config)
     else:
-        anchors = make_anchors(config.anchor, config.image_size)
         match = atss.match if config.match.assignment == "atss" else _match_dense
-        targets = _make_targets(batch, anchors, *match(batch, anchors, config))
-    return targets._replace(class_targets=tf.where(batch.valid[:, tf.newaxis], targets.class_targets, IGNORED))
+        targets = _make_targets(objects, anchors, *match(objects, anchors, config))
+    class_targets = regions.ignore_inside(targets.class_targets, batch, tf.constant(anchors), method=method)
+    return targets._replace(class_targets=tf.where(batch.valid[:, tf.newaxis], class_targets, IGNORED))
 
 
 def _match_dense(batch: Batch, anchors: np.ndarray, config: InputConfig) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -169,7 +170,8 @@ def _candidates(boxes: tf.Tensor, box_offsets: tf.Tensor, config: InputConfig) -
     # For each of the p shapes of anchors, y before x.
     per_location = config.anchor.anchors_per_location
     sides = anchor_shapes(config.anchor).reshape(-1, 2).T[:, np.newaxis]  # [2, 1, p]
-    strides = np.repeat(np.float32(2) ** np.array(config.anchor.levels), per_location)  # [p]
+    steps = grid_steps(config.anchor, config.image_size)
+    strides = np.repeat(steps, per_location, axis=0).T[:, np.newaxis]  # [2, 1, p]
     grids = np.array(grid_sizes(config.anchor, config.image_size))  # [levels, 2]
     first_anchors = np.cumsum([0, *grids.prod(axis=1)[:-1] * per_location])
     first_anchors = np.add.outer(first_anchors, np.arange(per_location)).ravel()  # [p]
@@ -177,7 +179,7 @@ def _candidates(boxes: tf.Tensor, box_offsets: tf.Tensor, config: InputConfig) -
     row_steps = grids[1] * per_location  # from an anchor to that of its shape in the next row
 
     low, high = tf.transpose(boxes[:, :2])[..., tf.newaxis], tf.transpose(boxes[:, 2:])[..., tf.newaxis]  # [2, n, 1]
-    centers = (low + high) / (2.0 * strides) - 0.5  # [2, n, p], in cells
+    centers = (low + high) / (2.0 * strides) - grid_offset(config.anchor)  # [2, n, p], in cells
     smaller = tf.minimum(high - low, sides)
     mean = (high - low + sides) / 2.0
     areas = tf.reduce_prod(high - low, axis=0) + sides.prod(axis=0)  # [n, p]
@@ -203,7 +205,7 @@ def _candidates(boxes: tf.Tensor, box_offsets: tf.Tensor, config: InputConfig) -
     # Each pair of a box and a shape has a window of anchors: first the windows' rows, then the rows' anchors.
     windows = tf.reshape(tf.range(tf.size(rows)), tf.shape(rows))
     window, row_starts = _sequences(windows, corners, rows, row_steps)
-    return _sequences(window // len(strides), row_starts, tf.gather(tf.reshape(columns, [-1]), window), per_location)
+    return _sequences(window // sides.shape[-1], row_starts, tf.gather(tf.reshape(columns, [-1]), window), per_location)
 
 
 def _sequences(

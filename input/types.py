@@ -26,11 +26,12 @@ class Batch(NamedTuple):
 
     images: tf.Tensor  # u8 [b, h, w, 3]
     boxes: tf.Tensor  # f32 [b, m, 4] px
-    classes: tf.Tensor  # i32 [b, m], -1 pads
+    classes: tf.Tensor  # i32 [b, m], -1 pads, -2 for an ignored region
     difficult: tf.Tensor  # bool [b, m]
     box_weights: tf.Tensor  # f32 [b, m]
-    original_sizes: tf.Tensor  # i32 [b, 2], height and width
-    transforms: tf.Tensor  # f32 [b, 4] (scale_y, scale_x, offset_y, offset_x): input px = scale * original px + offset
+    original_sizes: tf.Tensor | None  # i32 [b, 2], height and width; None in a training step
+    # f32 [b, 4], (scale_y, scale_x, offset_y, offset_x): input px = scale * original px + offset; None likewise
+    transforms: tf.Tensor | None
     valid: tf.Tensor  # bool [b], false for a damaged image and for the padding of the last evaluation batch
     num_dropped: tf.Tensor  # i32 [b], boxes beyond `max_boxes`
     record_index: tf.Tensor  # i64 [b], counted over all shards read in order: names the image

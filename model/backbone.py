@@ -13,6 +13,11 @@ import tensorflow as tf
 from model import norm
 from model.config import ModelConfig
 
+_LEAST_EPSILON = 1.001e-5  # TensorFlow's fused batch norm takes this where it is given less
+
+# PyTorch's names of batch norm's variables, and Keras's.
+TORCH_NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+
 
 class Backbone(tf.keras.layers.Layer):
     """Images float [b, h, w, 3], normalised, to (C3, C4, C5) of strides 8, 16 and 32.
@@ -22,11 +27,22 @@ class Backbone(tf.keras.layers.Layer):
     trained, and their batch norm keeps its statistics.
     """
 
+    published_preprocessing = "imagenet"  # of the weights that PyTorch's users publish, and their batch norm's epsilon
+    published_epsilon = 1e-5
     stem: tf.keras.layers.Layer
     stages: list[list[tf.keras.layers.Layer]]
 
+    @classmethod
+    def variable_name(cls, published: str) -> str | None:
+        """The variable, named from the backbone down, which a tensor of published weights becomes; None for others.
+
+        A name that ends in conv/bias is a convolution's bias, which becomes part of the moving mean.
+        """
+        raise NotImplementedError
+
     def __init__(self, config: ModelConfig):
         super().__init__(name=config.backbone)
+        self.epsilon = max(config.batch_norm_epsilon, _LEAST_EPSILON)  # what batch norm really adds to the variance
         self._num_frozen = config.freeze_stages
 
     def build(self, input_shape: tf.TensorShape) -> None:
@@ -55,7 +71,7 @@ class Conv2D(tf.keras.layers.Conv2D):
         super().__init__(filters, kernel_size, strides, padding="same", **kwargs)
 
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-        if self.strides == (1, 1):
+        if self.strides == (1, 1) or self.kernel_size == (1, 1):  # oneDNN's kernels take no explicit padding
             return super().convolution_op(inputs, kernel)
         half = self.kernel_size[0] // 2
         return tf.nn.conv2d(inputs, kernel, self.strides, [[0, 0], [half, half], [half, half], [0, 0]])

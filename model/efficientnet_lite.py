@@ -7,6 +7,7 @@ at its end only. The classifier and the convolution to 1280 channels before it a
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import tensorflow as tf
@@ -79,12 +80,12 @@ class MBConv(tf.keras.layers.Layer):
         name: str,
     ):
         super().__init__(name=name)
-        self.convs = [
-            ConvNorm(None, kernel_size, strides=strides, config=config, name=f"{name}_depthwise"),
-            ConvNorm(filters, 1, relu6=False, config=config, name=f"{name}_project"),
-        ]
+        # Only appended to: Keras cannot save a list that was changed in another way.
+        self.convs = []
         if expansion > 1:
-            self.convs.insert(0, ConvNorm(filters_in * expansion, 1, config=config, name=f"{name}_expand"))
+            self.convs.append(ConvNorm(filters_in * expansion, 1, config=config, name=f"{name}_expand"))
+        self.convs.append(ConvNorm(None, kernel_size, strides=strides, config=config, name=f"{name}_depthwise"))
+        self.convs.append(ConvNorm(filters, 1, relu6=False, config=config, name=f"{name}_project"))
         self._is_residual = strides == 1 and filters == filters_in
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -98,11 +99,18 @@ class EfficientNetLite(Backbone):
     """The stem and four stages of `MBConv`.
 
     The features are those that EfficientDet takes (Tan et al. 2020): the projections of the last block of a stride.
+    Batch norm has an epsilon of 0.001, or `config.batch_norm_epsilon` where that is more: some channels vary so little
+    that with less they would be far stronger in training than the published weights expect.
+
     Every convolution is a `ConvNorm` in `conv_norms`: "stem", "block0_depthwise", "block0_project", "block1_expand" and
     so on.
     """
 
+    published_epsilon = 1e-3
+
     def __init__(self, config: ModelConfig):
+        epsilon = max(config.batch_norm_epsilon, self.published_epsilon)
+        config = dataclasses.replace(config, batch_norm_epsilon=epsilon)
         super().__init__(config)
         width, depth = _SCALES[config.backbone]
         self.stem = ConvNorm(_STEM_FILTERS, 3, strides=2, config=config, name="stem")

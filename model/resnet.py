@@ -9,9 +9,11 @@ same effect as a moving mean that is smaller by `c`.
 
 from __future__ import annotations
 
+import re
+
 import tensorflow as tf
 
-from model.backbone import Backbone, ConvNorm
+from model.backbone import TORCH_NORM, Backbone, ConvNorm
 from model.config import ModelConfig
 
 LAYOUTS = {  # whether blocks are bottlenecks, and how many blocks each stage has
@@ -21,6 +23,10 @@ LAYOUTS = {  # whether blocks are bottlenecks, and how many blocks each stage ha
     "resnet101": (True, (3, 4, 23, 3)),
     "resnet152": (True, (3, 8, 36, 3)),
 }
+
+
+_KERAS_NAME = re.compile(r"(conv1|conv\d+_block\d+)(?:_(\d))?_(conv|bn)/(\w+)")
+_TORCH_NAME = re.compile(r"(?:layer(\d+)\.(\d+)\.)?(conv|bn|downsample\.)(\d)\.(\w+)")
 
 
 class Stem(ConvNorm):
@@ -100,3 +106,18 @@ class ResNet(Backbone):
             for block in stage:
                 found += block.convs if block.shortcut is None else [block.shortcut, *block.convs]
         return found
+
+    @classmethod
+    def variable_name(cls, published: str) -> str | None:
+        if match := _KERAS_NAME.fullmatch(published):
+            block, index, kind, variable = match.groups()
+            part = "norm" if kind == "bn" else "conv"
+        elif match := _TORCH_NAME.fullmatch(published):
+            stage, number, kind, index, variable = match.groups()
+            part = "norm" if kind == "bn" or (kind, index) == ("downsample.", "1") else "conv"
+            block = f"conv{int(stage) + 1}_block{int(number) + 1}" if stage else "conv1"
+            index = ("0" if kind == "downsample." else index) if stage else None
+            variable = TORCH_NORM.get(variable, variable) if part == "norm" else variable.replace("weight", "kernel")
+        else:
+            return None
+        return f"{block}/{block}_{index}/{part}/{variable}" if index else f"{block}/{part}/{variable}"

@@ -9,15 +9,20 @@ from model.backbone import Backbone
 from model.config import ModelConfig
 from model.types import Predictions
 
-_BACKBONES = {  # by the name without its number
+BACKBONE_FAMILIES: dict[str, type[Backbone]] = {  # by the name without its number
     "resnet": resnet.ResNet,
     "efficientnet_lite": efficientnet_lite.EfficientNetLite,
 }
 
 
+def family_of(backbone: str) -> str:
+    """The key of a backbone's name in `BACKBONE_FAMILIES`."""
+    return backbone.rstrip("0123456789")
+
+
 def make_backbone(config: ModelConfig) -> Backbone:
     """The backbone that `config` names."""
-    return _BACKBONES[config.backbone.rstrip("0123456789")](config)
+    return BACKBONE_FAMILIES[family_of(config.backbone)](config)
 
 
 class RetinaNet(tf.keras.Model):
@@ -37,8 +42,11 @@ class RetinaNet(tf.keras.Model):
         self.box_head = heads.make_box_head(config, anchors_per_location=anchors_per_location)
 
     def call(self, images: tf.Tensor, training: bool = False) -> Predictions:
-        features = self.neck(self.backbone(images, training=training))
-        return Predictions(class_logits=self.class_head(features), box_deltas=self.box_head(features))
+        features = self.neck(self.backbone(images, training=training), training=training)
+        return Predictions(
+            class_logits=self.class_head(features, training=training),
+            box_deltas=self.box_head(features, training=training),
+        )
 
 
 def make_model(

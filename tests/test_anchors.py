@@ -29,6 +29,27 @@ def test_first_location_by_hand():
     np.testing.assert_allclose(first, expected, rtol=1e-6)
 
 
+def test_torchvisions_convention_equals_torchvision():
+    """Golden values: `AnchorGenerator` of torchvision 0.28 for a 96x160 image, in its order of corners, x before y."""
+    config = AnchorConfig(anchor_convention="torchvision")
+    made = anchors.make_anchors(config, (96, 160))
+    first = [[-11, -23, 11, 23], [-14, -28, 14, 28], [-18, -35, 18, 35], [-16] * 2 + [16] * 2, [-20] * 2 + [20] * 2,
+             [-25] * 2 + [25] * 2, [-23, -11, 23, 11], [-28, -14, 28, 14], [-35, -18, 35, 18]]  # fmt: skip
+    # It orders aspect ratios, height / width, outside sizes.
+    from_ours = [(2 - ratio) * 3 + scale for scale in range(3) for ratio in range(3)]
+    np.testing.assert_array_equal(made[:9], np.array(first)[from_ours])
+    expected_sums = [[118560, 49440, 209760, 140640], [15960, -1320, 61800, 44520], [-2895, -7215, 20175, 15855],
+                     [-6360, -7926, 12084, 10518], [-5424, -6144, 6864, 6144]]  # fmt: skip
+    counts = [9 * rows * columns for rows, columns in anchors.grid_sizes(config, (96, 160))]
+    for level, expected in zip(np.split(made, np.cumsum(counts)[:-1]), expected_sums):
+        np.testing.assert_array_equal(level.astype(np.float64).sum(axis=0)[[1, 0, 3, 2]], expected)
+
+
+def test_torchvisions_convention_refuses_anchors_that_round_to_nothing():
+    with pytest.raises(ValueError, match=r"rounds the sides .* use larger --anchor_sizes"):
+        AnchorConfig(sizes=(2.0, 8.0, 16.0, 32.0, 64.0), anchor_convention="torchvision")
+
+
 def test_order_is_level_row_column_scale_ratio():
     config = AnchorConfig(min_level=3, max_level=4, sizes=(8.0, 16.0), scales=(1.0, 2.0), aspect_ratios=(1.0, 4.0))
     made = anchors.make_anchors(config, (16, 24))
@@ -66,7 +87,7 @@ def test_equals_float64(config):
     np.testing.assert_allclose(anchors.make_anchors(config, (96, 160)), expected, rtol=1e-6, atol=1e-5)
 
 
-@pytest.mark.parametrize("config", [AnchorConfig(), WIDE])
+@pytest.mark.parametrize("config", [AnchorConfig(), WIDE, AnchorConfig(anchor_convention="torchvision")])
 def test_best_iou_per_box_equals_brute_force(config):
     rng = np.random.default_rng(0)
     centers = rng.uniform(-40, 200, (3000, 2))

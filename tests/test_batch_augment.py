@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_addons as tfa  # type: ignore[import-untyped]  # it has no stubs
+from addons import needs_addons, tfa
 
 from input import batch_augment
 from input.config import AugmentConfig
@@ -48,6 +48,24 @@ def make_batch(images=IMAGES, boxes=((4.0, 6.0, 20.0, 30.0),), first=0):
 
 def denormalize(images):
     return (np.asarray(images) * batch_augment.STDDEV_RGB + batch_augment.MEAN_RGB) * 255
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "reference"),
+    [
+        ("caffe", lambda images: tf.keras.applications.resnet50.preprocess_input(images.copy())),
+        ("imagenet", lambda images: tf.keras.applications.imagenet_utils.preprocess_input(images.copy(), mode="torch")),
+        ("tf_lite", lambda images: (images - 127.0) / 128.0),
+    ],
+)
+def test_preprocessing_equals_that_of_keras(preprocessing, reference):
+    images = np.arange(2 * 4 * 5 * 3).reshape(2, 4, 5, 3).astype(np.float32) * 2
+    for normalize in (batch_augment.normalize, tf.function(batch_augment.normalize)):
+        np.testing.assert_allclose(normalize(tf.constant(images), preprocessing), reference(images), atol=1e-4)
+    batch = make_batch(images.astype(np.uint8))
+    np.testing.assert_allclose(
+        batch_augment.augment(batch, AugmentConfig(), preprocessing).images, reference(images), atol=1e-4
+    )
 
 
 def test_normalize_by_hand():
@@ -104,6 +122,7 @@ def tfa_without_kernels():
     tfa.options.enable_custom_kernel()
 
 
+@needs_addons
 def test_hue_and_saturation_equal_tfa():
     """TFA turns and scales in YIQ too: delta_hue in radians, the saturation factor on I and Q."""
     random = RandomNumbers(*NUMBERS[:6].T)

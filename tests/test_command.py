@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -34,6 +35,16 @@ def test_a_command_runs():
 def test_an_expected_error_is_one_line(kind):
     done = run_command(f"raise {kind}('the disk is full: free some space.')")
     assert (done.returncode, done.stderr) == (1, "error: the disk is full: free some space.\n")
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "gpu_private"), ("global", "global")])
+def test_each_gpu_has_its_own_threads_unless_the_user_says_otherwise(given, expected):
+    environment = {key: value for key, value in os.environ.items() if key != "TF_GPU_THREAD_MODE"}
+    if given:
+        environment["TF_GPU_THREAD_MODE"] = given
+    script = "import os, sys, trainer; print(os.environ['TF_GPU_THREAD_MODE'], 'tensorflow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == f"{expected} False\n"
 
 
 def test_an_unexpected_error_keeps_its_traceback():

@@ -93,6 +93,7 @@ def test_the_last_share_of_a_run_mixes_no_images(tmp_path, first_step, num_mixed
             train_steps=6,
         )
         batches[share] = [next(iterator)[0] for _ in range(6 - first_step)]
+        assert all(batch.original_sizes is None and batch.transforms is None for batch in batches[share])
     for step, (always, closed) in enumerate(zip(batches[0.0], batches[0.5])):
         mosaic = RandomNumbers.of(closed.random_numbers).mosaic
         assert np.all(mosaic < 1) if step < num_mixed else np.all(mosaic == 1)

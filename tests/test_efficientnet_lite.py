@@ -57,7 +57,7 @@ def set_random_weights(network):
 @pytest.mark.parametrize("name", GOLDEN)
 def test_equals_the_reference(name):
     tf.keras.mixed_precision.set_global_policy("float64")
-    network = make_network(name, batch_norm_epsilon=1e-3)
+    network = make_network(name)
     set_random_weights(network)
     images = np.random.default_rng(0).normal(0, 1, (1, 64, 96, 3))
     calls = [network, tf.function(network)] if name == "efficientnet_lite0" else [network]
@@ -99,7 +99,20 @@ def test_frozen_stages_are_not_trained():
         assert np.array_equal(layer.norm.moving_mean, mean) == is_frozen, layer.name
 
 
+def test_checkpoints_hold_it(tmp_path):
+    saved, restored = make_network("efficientnet_lite0"), make_network("efficientnet_lite0")
+    path = tf.train.Checkpoint(network=saved).save(str(tmp_path / "ckpt"))
+    tf.train.Checkpoint(network=restored).restore(path).assert_existing_objects_matched()
+    for one, other in zip(saved.variables, restored.variables):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_group_norm_is_refused():
     """Its 32 groups do not divide 16, 24, 40 or 112 channels."""
     with pytest.raises(ValueError, match="--norm=group does not fit --backbone=efficientnet_lite0"):
         ModelConfig(backbone="efficientnet_lite0", norm="group")
+
+
+def test_batch_norm_has_the_published_epsilon_at_least():
+    assert make_network("efficientnet_lite0").conv_norms[0].norm.epsilon == 1e-3
+    assert make_network("efficientnet_lite0", batch_norm_epsilon=0.01).conv_norms[-1].norm.epsilon == 0.01

@@ -99,6 +99,36 @@ def test_the_export_returns_what_the_model_returns(half_precision_export):
         assert tf.float16.as_datatype_enum not in types
 
 
+@pytest.mark.parametrize("name", ["serving_default", "serving_images"])
+def test_what_is_done_to_each_image_stays_on_the_cpu(painted_export, name):
+    graph = painted_export.signatures[name].graph.as_graph_def()
+    functions = {function.signature.name: function for function in graph.library.function}
+
+    def called_from(nodes):
+        for node in nodes:
+            yield node
+            values = node.attr.values()
+            for called in [value.func.name for value in values if value.HasField("func")]:
+                yield from called_from(functions[called].node_def)
+
+    nodes = list(called_from(graph.node))
+    # Files go through a map of tf.data, whose functions run on the device of the dataset; images through a loop.
+    kinds, attribute, devices = {
+        "serving_default": (("ParallelMapDatasetV2",), "f", {"/device:CPU:*", ""}),
+        "serving_images": (("While", "StatelessWhile"), "body", {"/device:CPU:*"}),
+    }[name]
+    stages = [
+        (node, list(called_from(functions[node.attr[attribute].func.name].node_def)))
+        for node in nodes
+        if node.op in kinds
+    ]
+    # Non-maximum suppression is a loop too.
+    ((stage, inside),) = [(node, body) for node, body in stages if any(inner.op.startswith("Resize") for inner in body)]
+    assert stage.device == "/device:CPU:*"
+    assert {node.device for node in inside} <= devices
+    assert any(not node.device for node in nodes if node.op == "Sigmoid" or node.op.startswith("NonMax"))
+
+
 def test_the_files_of_an_export(half_precision_export):
     export_dir = pathlib.Path(half_precision_export[0])
     assert {path.name for path in export_dir.iterdir()} >= {"saved_model.pb", "variables", "labels.txt", "config.json"}
@@ -187,6 +217,7 @@ def test_an_empty_batch(painted_export):
         "scores": (0, 10),
         "classes": (0, 10),
         "num_detections": (0,),
+        "valid": (0,),
     }
 
 

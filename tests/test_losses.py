@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_addons as tfa  # type: ignore[import-untyped]  # it has no stubs
+from addons import needs_addons, tfa
 
 from input import boxes as box_ops
 from input.types import BACKGROUND, IGNORED, Targets
@@ -52,6 +52,7 @@ def test_the_derivative_of_the_reference_equals_finite_differences(case):
             np.testing.assert_allclose(gradient[..., k], (after - before) / (2 * step), atol=1e-5)
 
 
+@needs_addons
 def test_focal_loss_equals_tensorflow_addons(case):
     logits, class_targets = case
     one_hot = tf.one_hot(class_targets, 7)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_addons as tfa  # type: ignore[import-untyped]  # it has no stubs
+from addons import needs_addons, tfa
 
 from trainer import optimizers
 from trainer.config import OptimizerConfig
@@ -71,6 +71,7 @@ def test_the_backbone_has_a_rate_of_its_own(name, in_graph):
     assert abs(slow[0] - fast_alone[0]).max() > 0.01
 
 
+@needs_addons
 @pytest.mark.parametrize("in_graph", [False, True])
 def test_lamb_equals_tensorflow_addons(in_graph):
     gradients = [[1.0, -2.0], [2.0, 0.5]]

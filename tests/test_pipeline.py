@@ -10,7 +10,7 @@ import toy_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from input import batch_augment, pipeline, sampling, shards, targets
+from input import batch_augment, memory, pipeline, sampling, shards, targets
 from input.config import AnchorConfig, AugmentConfig, InputConfig
 from input.random_numbers import NUM_PER_IMAGE
 from input.types import IGNORED, PAD_VALUE, Batch
@@ -329,3 +329,11 @@ def test_a_data_service_worker_needs_a_dispatcher():
 def test_sources_that_exclude_each_other_are_refused():
     with pytest.raises(ValueError, match="cannot be combined"):
         dataclasses.replace(CONFIG, repeat_threshold=0.1, data_service="grpc://x:1")
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_tf_data_has_its_own_threads_and_half_of_the_memory(paths, threads):
+    config = dataclasses.replace(CONFIG, private_threadpool_size=threads)
+    dataset = pipeline.assign_on_host(pipeline.make_dataset(paths, config, training=True, batch_size=2), config)
+    assert dataset.options().autotune.ram_budget == memory.limit() // 2
+    assert dataset.options().threading.private_threadpool_size == (threads or None)

@@ -40,6 +40,19 @@ def test_gpus_are_listed_and_the_unused_are_named(gpus, caplog):
 
 
 @pytest.mark.parametrize(
+    ("built_for", "starts_at_once"),
+    [
+        (["sm_50", "sm_60", "sm_70", "sm_75", "compute_80"], {"5", "6", "7", "8"}),  # TensorFlow 2.15
+        (["sm_60", "sm_70", "sm_80", "sm_89", "compute_90"], {"6", "7", "8", "9"}),  # TensorFlow 2.21
+    ],
+)
+def test_generations_with_machine_code(monkeypatch, built_for, starts_at_once):
+    monkeypatch.setattr(tf.sysconfig, "get_build_info", lambda: {"cuda_compute_capabilities": built_for})
+    majors = (5, 6, 7, 8, 9, 10, 12)
+    assert {str(major) for major in majors if start_up._has_kernels_for((major, 0))} == starts_at_once
+
+
+@pytest.mark.parametrize(
     ("environment", "cuda", "cause"),
     [
         ({"CUDA_VISIBLE_DEVICES": "-1"}, True, "CUDA_VISIBLE_DEVICES=-1 hides them"),

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 import tiny
 import toy_shards
+from tensorflow.python.distribute import cross_device_utils
 
 from input import pipeline
 from input.config import AugmentConfig
@@ -89,6 +90,31 @@ def test_compiled_stages_give_the_same_step(paths, two_replicas, on_one_device):
     compiled = one_step(two_replicas, paths, method="dense", compile_stages=True)
     np.testing.assert_allclose(on_one_device[0].losses, compiled[0].losses, rtol=1e-6)
     assert_same_step(on_one_device, compiled, atol=2e-5)
+
+
+def test_gradients_in_several_packs_equal_those_in_one(paths, monkeypatch):
+    """Bit for bit, and by collectives as on GPUs; the fixture `two_replicas` has none. The gradients take 45 MB."""
+    replicas = tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
+    group_by_size = cross_device_utils.group_by_size
+    num_packs, steps = [], []
+
+    def count_packs(gradients, bytes_per_pack):
+        packs = group_by_size(gradients, bytes_per_pack)
+        num_packs[-1] = max(num_packs[-1], len(packs))
+        return packs
+
+    monkeypatch.setattr(cross_device_utils, "group_by_size", count_packs)
+    one_pack, small_packs = (
+        tf.distribute.experimental.CommunicationOptions(bytes_per_pack=size) for size in (0, 2**20)
+    )
+    for options in (one_pack, step._IN_PACKS, small_packs):
+        monkeypatch.setattr(step, "_IN_PACKS", options)
+        num_packs.append(0)
+        steps.append(one_step(replicas, paths))
+    assert num_packs[0] == 1 < num_packs[1] < num_packs[2]
+    for other in steps[1:]:
+        for ours, theirs in zip(steps[0][1], other[1]):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("compile_stages", [False, True])

@@ -196,6 +196,7 @@ def test_exact_on_dyadic_coordinates(multiple, config):
     [
         (AnchorConfig(), MatchConfig(), (96, 128)),
         (WIDE, MatchConfig(positive_iou=0.6, negative_iou=0.2), (64, 160)),
+        (AnchorConfig(anchor_convention="torchvision"), MatchConfig(), (96, 160)),
         (WIDE, MatchConfig(positive_iou=0.5, negative_iou=0.5, force_match=False), (96, 64)),
         (AnchorConfig(), MatchConfig(low_quality_ties="nearest"), (96, 128)),
         (WIDE, MatchConfig(low_quality_ties="all"), (96, 64)),
@@ -203,7 +204,7 @@ def test_exact_on_dyadic_coordinates(multiple, config):
         (AnchorConfig(), MatchConfig(assignment="atss", low_quality_ties="nearest"), (96, 128)),
         (WIDE, MatchConfig(assignment="atss", force_match=False), (64, 160)),
     ],
-    ids=["default", "wide", "unforced", "nearest", "all", "atss", "atss-nearest", "atss-unforced"],
+    ids=["default", "wide", "torchvision", "unforced", "nearest", "all", "atss", "atss-nearest", "atss-unforced"],
 )
 def test_equals_reference(anchor_config, match_config, image_size):
     count = 100 if match_config.assignment == "atss" else 300

@@ -198,7 +198,7 @@ def test_a_damaged_shard_is_named(tmp_path):
             ),
             0,
         ),
-        **{key: {} for key in ("boxes_per_class", "images_per_class", "settings", "inputs", "digests")},
+        **{key: {} for key in ("boxes_per_class", "images_per_class", "settings", "inputs", "digests", "looks")},
         **dict.fromkeys(("refused", "dropped", "repaired", "noted"), nothing),
     )
     (tmp_path / "records" / "train.manifest.json").write_text(manifest.to_json())

@@ -86,6 +86,8 @@ class TrainConfig:
     compile_stages: bool = True  # on GPUs: augmentation with assignment, and the losses
     eager: bool = False
     accumulation_steps: int = 1  # passes through the network for one update, each with this part of the batch
+    backbone_weights: str = ""  # a file, or imagenet for Keras's; where the backbone starts
+    init_checkpoint: str = ""  # a run, a checkpoint of one, or an imported detector; where the whole network starts
     ema_decay: float = 0.0  # of the averaged weights; 0: none are kept
     optimizer: OptimizerConfig = OptimizerConfig()
 
@@ -93,6 +95,8 @@ class TrainConfig:
         _require("precision", self.precision, PRECISIONS)
         _require("distribution", self.distribution, DISTRIBUTIONS)
         _require("communication", self.communication, COMMUNICATIONS)
+        if self.backbone_weights and self.init_checkpoint:
+            raise ValueError("--backbone_weights and --init_checkpoint: give one, since the latter has a backbone too.")
         if self.steps_per_loop < 1:
             raise ValueError(f"--steps_per_loop must be at least 1; got {self.steps_per_loop}.")
         if self.accumulation_steps < 1:

@@ -17,7 +17,7 @@ _ENOUGH_IMAGES = 8  # for batch norm's statistics (Wu & He 2018, figure 1: error
 
 
 def set_up_devices(config: TrainConfig) -> None:
-    """Sets memory growth, the visible GPUs and the logical CPUs. Call it before TensorFlow touches a device.
+    """Sets the visible GPUs and the logical CPUs. Call it before TensorFlow touches a device.
 
     Raises:
       ValueError: there are fewer GPUs than `num_gpus`.
@@ -29,8 +29,6 @@ def set_up_devices(config: TrainConfig) -> None:
             raise ValueError(f"--num_gpus={config.num_gpus}, but TensorFlow sees {len(gpus)}: check nvidia-smi.{cause}")
         gpus = gpus[: config.num_gpus]
         tf.config.set_visible_devices(gpus, "GPU")
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
     if config.logical_cpus > 1:
         cpu = tf.config.list_physical_devices("CPU")[0]
         parts = [tf.config.LogicalDeviceConfiguration()] * config.logical_cpus
@@ -133,9 +131,10 @@ def make_iterator(
         if config.input.augment.mixes and config.input.augment.close_mosaic:
             dataset = pipeline.stop_mixing(dataset, max(last_mixed - first_step, 0))
         if config.input.target_assignment == "host":
-            arguments = pipeline.assign_on_host(dataset, config.input)
+            dataset = pipeline.assign_on_host(dataset, config.input)
+            arguments = dataset.map(lambda batch, targets: (pipeline.only_for_training(batch), targets))
         else:
-            arguments = dataset.map(lambda batch: (batch,))
+            arguments = dataset.map(lambda batch: (pipeline.only_for_training(batch),))
         # If the end were unknown, several workers would agree in every step whether all still have a batch, by a
         # collective of its own, and the batch's size would not be static.
         return arguments.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))

@@ -95,7 +95,7 @@ def make_finder(
     @tf.function
     def detect_batch(batch: types.Batch) -> tuple[Detections, tf.Tensor, Losses, tf.Tensor]:
         def in_replica(batch: types.Batch) -> tuple[Detections, tf.Tensor, Losses, tf.Tensor]:
-            predictions = inference.predict(model, batch.images)
+            predictions = inference.predict(model, batch.images, config)
             found = decode(predictions, batch.transforms, batch.original_sizes)
             return found, tf.where(batch.valid, batch.record_index, -1), *measure(predictions, batch)
 

@@ -83,14 +83,14 @@ def make_detector(model: tf.keras.Model, config: Config) -> Callable[..., Detect
     decode = make_decoder(config)
 
     def detect(images: tf.Tensor, transforms: tf.Tensor, original_sizes: tf.Tensor) -> Detections:
-        return decode(predict(model, images), transforms, original_sizes)
+        return decode(predict(model, images, config), transforms, original_sizes)
 
     return detect
 
 
-def predict(model: tf.keras.Model, images: tf.Tensor) -> Predictions:
+def predict(model: tf.keras.Model, images: tf.Tensor, config: Config) -> Predictions:
     """What the network predicts for u8 [b, h, w, 3] at its own size."""
-    return model(batch_augment.normalize(images), training=False)
+    return model(batch_augment.normalize(images, config.input.preprocessing), training=False)
 
 
 def make_decoder(config: Config) -> Callable[..., Detections]:

@@ -74,7 +74,7 @@ def _memory_of(gpu: tf.config.PhysicalDevice) -> str:
 def _has_kernels_for(capability: tuple[int, int]) -> bool:
     """Whether TensorFlow's binary has machine code for GPUs of this major compute capability."""
     built_for = tf.sysconfig.get_build_info().get("cuda_compute_capabilities", [])
-    majors = {name.split("_")[1][:-1] for name in built_for if name.startswith(("sm_", "compute_8"))}
+    majors = {name.split("_")[1][:-1] for name in built_for}  # "compute_90": PTX, and for most of the code 9.0 too
     return not built_for or str(capability[0]) in majors
 
 

@@ -58,12 +58,12 @@ def make_train_step(
 
     @stage
     def augment_and_assign(batch: types.Batch) -> tuple[tf.Tensor, types.Targets]:
-        batch = batch_augment.augment(batch, config.input.augment)
+        batch = batch_augment.augment(batch, config.input.augment, config.input.preprocessing)
         return batch.images, assign(batch, config.input, method=method)
 
     @stage
     def augment_images(batch: types.Batch) -> tf.Tensor:
-        return batch_augment.augment_images(batch, config.input.augment)
+        return batch_augment.augment_images(batch, config.input.augment, config.input.preprocessing)
 
     @stage
     def losses_and_gradients(

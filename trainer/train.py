@@ -17,6 +17,7 @@ from trainer import (
     data_service,
     distribution,
     evaluate,
+    initial_weights,
     optimizers,
     reporting,
     schedules,
@@ -80,6 +81,7 @@ def _run(
     shards.check_classes(train_paths, len(config.labels))
     if config.input.data_service:
         data_service.require_running(config.input.data_service)
+    config, weights = initial_weights.prepare(config, model_dir)
     checkpoints.require_same_run(config, model_dir)
     num_records = sum(shards.count_records(train_paths))
     last = count_steps(config, num_records)
@@ -102,8 +104,10 @@ def _run(
         model_dir, model, optimizer, averaged, keep=config.train.keep_checkpoints, is_chief=is_chief
     )
     start = "resuming" if saved.restore() else "starting"
-    if averaged is not None and start == "starting":
-        averages.start(averaged, model)
+    if start == "starting":
+        initial_weights.start(model, weights, config, num_images=num_records)
+        if averaged is not None:
+            averages.start(averaged, model)
     if is_chief:
         checkpoints.save_config(config, model_dir)
     current = int(optimizer.iterations.numpy())

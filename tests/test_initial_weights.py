@@ -1,0 +1,202 @@
+"""What a run starts from: settings that follow from weights, refusals, classes mapped by name, and whole runs."""
+
+import dataclasses
+import logging
+
+import numpy as np
+import published
+import pytest
+import tensorflow as tf
+import tiny
+import toy_shards
+
+from input import batch_augment
+from input.config import AnchorConfig
+from model import pretrained, resnet
+from trainer import checkpoints, inference, initial_weights, train
+from trainer.config import Config
+
+
+@pytest.fixture(autouse=True)
+def smallest_resnet18(monkeypatch):
+    """One block a stage instead of two."""
+    monkeypatch.setitem(resnet.LAYOUTS, "resnet18", (False, (1, 1, 1, 1)))
+    pretrained._shapes_of.cache_clear()
+    yield
+    pretrained._shapes_of.cache_clear()
+
+
+def imported(path, shapes, **settings):
+    weights = pretrained.translate(published.random_tensors(shapes), "published", **settings).weights
+    pretrained.save(str(path), weights)
+    return str(path), weights
+
+
+@pytest.fixture
+def backbone_file(tmp_path):
+    return imported(
+        tmp_path / "backbone.safetensors",
+        published.resnet_shapes((1, 1, 1, 1), bottleneck=False),
+        preprocessing="caffe",
+    )
+
+
+@pytest.fixture
+def detector_file(tmp_path):
+    shapes = published.detector_shapes((1, 1, 1, 1), bottleneck=False, num_classes=4)
+    return imported(tmp_path / "detector.safetensors", shapes, labels=["airplane", "dog", "tv"])
+
+
+def with_weights(config=tiny.CONFIG, **weights):
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **weights))
+
+
+def test_without_weights_nothing_changes(tmp_path):
+    assert initial_weights.prepare(tiny.CONFIG, str(tmp_path)) == (tiny.CONFIG, None)
+
+
+def test_a_backbone_decides_the_preprocessing_and_is_loaded(tmp_path, backbone_file, caplog):
+    path, weights = backbone_file
+    config, found = initial_weights.prepare(with_weights(backbone_weights=path), str(tmp_path))
+    assert config.input.preprocessing == "caffe"
+    assert (config.model.p6_from, config.input.anchor) == ("auto", tiny.CONFIG.input.anchor)
+    model = checkpoints.make_model(config)
+    head = model.class_head.output_conv.kernel.numpy()
+    with caplog.at_level(logging.INFO):
+        initial_weights.start(model, found, config, num_images=3)
+    assert "60 tensors of the weights start from published" in caplog.text
+    assert "anew" not in caplog.text
+    variables = pretrained.variables_by_name(model)
+    for name, array in weights.arrays.items():  # TensorFlow's epsilon is 1e-8 larger than PyTorch's
+        np.testing.assert_allclose(variables[name], array, atol=2e-8)
+    np.testing.assert_array_equal(model.class_head.output_conv.kernel, head)
+
+
+def test_a_detector_decides_p6_and_anchors_and_its_common_classes_are_kept(tmp_path, detector_file):
+    path, weights = detector_file
+    base = dataclasses.replace(
+        tiny.CONFIG,
+        labels=("cat", "dog", "tvmonitor"),
+        input=dataclasses.replace(tiny.CONFIG.input, anchor=AnchorConfig()),
+        model=dataclasses.replace(tiny.CONFIG.model, neck_filters=256, head_convs=4),
+    )
+    config, found = initial_weights.prepare(with_weights(base, init_checkpoint=path), str(tmp_path))
+    assert (config.model.p6_from, config.input.preprocessing) == ("p5", "imagenet")
+    assert config.input.anchor == AnchorConfig(anchor_convention="torchvision")
+    model = checkpoints.make_model(config)
+    fresh = {name: variable.numpy() for name, variable in pretrained.variables_by_name(model).items()}
+    taken, anew = initial_weights.load(model, found, config.labels)
+    assert taken == len(model.variables)
+    assert anew == [f"class_head/output/{name}, for the classes cat" for name in ("kernel", "bias")]
+    for name in ("kernel", "bias"):
+        key = f"class_head/output/{name}"
+        ours, theirs = pretrained.variables_by_name(model)[key].numpy(), weights.arrays[key]
+        for anchor in range(9):
+            np.testing.assert_array_equal(ours[..., anchor * 3 + 0], fresh[key][..., anchor * 3 + 0])
+            np.testing.assert_array_equal(ours[..., anchor * 3 + 1], theirs[..., anchor * 4 + 2])
+            np.testing.assert_array_equal(ours[..., anchor * 3 + 2], theirs[..., anchor * 4 + 3])
+
+
+def test_what_does_not_fit_is_named(tmp_path, detector_file):
+    config, found = initial_weights.prepare(with_weights(init_checkpoint=detector_file[0]), str(tmp_path))
+    model = checkpoints.make_model(config)
+    _, anew = initial_weights.load(model, found, config.labels)
+    assert "neck/lateral3/kernel, (1, 1, 128, 256) there, (1, 1, 128, 8) here" in anew
+    assert "class_head/output/kernel, since it is of other classes" in anew
+    assert not any("backbone" in line for line in anew)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"backbone": "resnet34"}}, r"holds a resnet18, not the --backbone=resnet34"),
+        ({"model": {"norm": "group"}}, r"trained with another normalisation than --norm=group"),
+        ({"model": {"p6_from": "c5"}}, r"needs --p6_from=p5; got c5"),
+        ({"input": {"preprocessing": "tf_lite"}}, r"needs --preprocessing=imagenet; got tf_lite"),
+        ({"input": {"anchor": AnchorConfig(anchor_convention="paper")}}, r"needs --anchor_convention=torchvision"),
+    ],
+)
+def test_weights_that_need_other_settings_are_refused(tmp_path, detector_file, change, message):
+    config = with_weights(init_checkpoint=detector_file[0])
+    for part, settings in change.items():
+        config = dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **settings)})
+    with pytest.raises(ValueError, match=message):
+        initial_weights.prepare(config, str(tmp_path))
+
+
+def test_strides_of_the_other_kind_are_refused(tmp_path):
+    origin = pretrained.Origin("file", "resnet50", "caffe", 1.001e-5, resnet_stride="1x1")
+    path = str(tmp_path / "v1.safetensors")
+    pretrained.save(path, pretrained.Weights(origin, {"backbone/conv1/norm/moving_mean": np.zeros(64)}))
+    model = dataclasses.replace(tiny.CONFIG.model, backbone="resnet50", resnet_stride="3x3")
+    config = with_weights(dataclasses.replace(tiny.CONFIG, model=model), backbone_weights=path)
+    with pytest.raises(ValueError, match="file needs --resnet_stride=1x1; got 3x3"):
+        initial_weights.prepare(config, str(tmp_path))
+    auto = dataclasses.replace(config, model=dataclasses.replace(model, resnet_stride="auto"))
+    assert initial_weights.prepare(auto, str(tmp_path))[0].model.resnet_stride == "1x1"
+
+
+def test_wrong_sources_are_refused(tmp_path, backbone_file):
+    with pytest.raises(ValueError, match="holds a backbone only: give it as --backbone_weights"):
+        initial_weights.prepare(with_weights(init_checkpoint=backbone_file[0]), str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"there is no gone\.npz"):
+        initial_weights.prepare(with_weights(backbone_weights="gone.npz"), str(tmp_path))
+    with pytest.raises(ValueError, match="Keras has weights for resnet50, resnet101, resnet152, not for resnet18"):
+        initial_weights.prepare(with_weights(backbone_weights="imagenet"), str(tmp_path))
+    with pytest.raises(ValueError, match="--backbone_weights and --init_checkpoint: give one"):
+        with_weights(backbone_weights="a", init_checkpoint="b")
+
+
+def test_imagenet_is_kerass_file_with_its_hash(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(
+        tf.keras.utils, "get_file", lambda name, url, **settings: asked.update(settings, url=url) or name
+    )
+    assert initial_weights._keras_file("resnet50") == "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    assert asked["url"].endswith("/resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5")
+    assert len(asked["file_hash"]) == 32
+
+
+def test_a_run_says_that_it_starts_from_scratch(caplog):
+    with caplog.at_level(logging.INFO):
+        initial_weights.start(None, None, tiny.CONFIG, num_images=5000)
+    assert "start from random numbers" in caplog.text
+    assert "few to learn from" not in caplog.text
+    initial_weights.start(None, None, tiny.CONFIG, num_images=4999)
+    assert "4999 images are few to learn from scratch" in caplog.text
+
+
+def test_a_run_starts_from_a_file_resumes_without_it_and_another_starts_from_the_run(tmp_path, backbone_file):
+    path, weights = backbone_file
+    shards = toy_shards.write_shards(tmp_path, 4, 1)
+    first = tiny.config(train={"train_steps": 2, "backbone_weights": path, "ema_decay": 0.5})
+    frozen = dataclasses.replace(first, model=dataclasses.replace(first.model, freeze_stages=5, norm="local"))
+    run = str(tmp_path / "run")
+    train.train_and_evaluate(frozen, train_paths=shards, model_dir=run)
+    saved = inference.load_for_inference(run)
+    assert saved.config.input.preprocessing == "caffe"
+    for averaged in (True, False):
+        model = inference.load_for_inference(run, averaged=averaged).model
+        variables = pretrained.variables_by_name(model)
+        for name, array in weights.arrays.items():
+            np.testing.assert_allclose(variables[name], array, atol=2e-8)
+
+    images = tf.random.stateless_uniform([1, *tiny.CONFIG.input.image_size, 3], [0, 0], 0, 255)
+    transforms, sizes = tf.constant([[1.0, 1.0, 0.0, 0.0]]), tf.constant([tiny.CONFIG.input.image_size])
+    seen = []
+    detect = inference.make_detector(lambda inputs, training: seen.append(inputs) or saved.model(inputs), saved.config)
+    detect(images, transforms, sizes)
+    np.testing.assert_array_equal(seen[0], batch_augment.normalize(images, "caffe"))
+
+    (tmp_path / "backbone.safetensors").unlink()
+    longer = dataclasses.replace(frozen, train=dataclasses.replace(frozen.train, train_steps=3))
+    assert train.train_and_evaluate(longer, train_paths=shards, model_dir=run).step == 3
+
+    config, found = initial_weights.prepare(with_weights(init_checkpoint=run), str(tmp_path / "second"))
+    assert (config.input.preprocessing, config.model.p6_from) == ("caffe", "c5")
+    assert config.input.anchor == dataclasses.replace(tiny.CONFIG.input.anchor, anchor_convention="paper")
+    model = checkpoints.make_model(config)
+    assert initial_weights.load(model, found, config.labels) == (len(model.variables), [])
+    by_checkpoint = initial_weights.prepare(with_weights(init_checkpoint=f"{run}/checkpoints/ckpt-2"), str(tmp_path))[1]
+    assert by_checkpoint.origin.source.endswith("ckpt-2")
+    assert isinstance(config, Config)

@@ -1,0 +1,218 @@
+"""The weights that a run starts from, and the settings that follow from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from model import pretrained, weight_files
+from model.config import BACKBONES
+from model.pretrained import Origin, Weights
+from trainer import checkpoints, inference
+from trainer.config import Config
+from trainer.reporting import log
+
+_ENOUGH_FROM_SCRATCH = 5000  # images; He et al. 2019 ("Rethinking ImageNet Pre-training") match it with 10,000 of COCO
+# What "auto" means without weights.
+_DEFAULTS = {"resnet_stride": "1x1", "p6_from": "c5", "preprocessing": "imagenet", "anchor_convention": "paper"}
+
+
+def prepare(config: Config, model_dir: str) -> tuple[Config, Weights | None]:
+    """The settings that the starting weights decide, filled in, and these weights; None for a run that is resumed.
+
+    Raises:
+      ValueError: the weights need other settings than were given, or are of another backbone.
+      FileNotFoundError: there is no such file or run.
+    """
+    if tf.train.latest_checkpoint(os.path.join(model_dir, "checkpoints")):
+        earlier = checkpoints.read_config(model_dir)
+        return _fill_in(config, _decided(earlier), f"the run in {model_dir}"), None
+    weights = _read(config)
+    if weights is None:
+        return config, None
+    origin = weights.origin
+    if origin.backbone != config.model.backbone:
+        raise ValueError(
+            f"{origin.source} holds a {origin.backbone}, not the --backbone={config.model.backbone}: "
+            f"use --backbone={origin.backbone}, or other weights."
+        )
+    if (config.model.norm == "group") == any(name.endswith("/moving_mean") for name in weights.arrays):
+        raise ValueError(f"{origin.source} was trained with another normalisation than --norm={config.model.norm}.")
+    needed = {"resnet_stride": origin.resnet_stride, "preprocessing": origin.preprocessing}
+    if config.train.init_checkpoint:
+        if not origin.neck:
+            raise ValueError(
+                f"--init_checkpoint: {origin.source} holds a backbone only: give it as --backbone_weights."
+            )
+        needed = {**needed, "p6_from": origin.p6_from, "anchor_convention": origin.anchor.anchor_convention}
+    return _fill_in(config, needed, origin.source), weights
+
+
+def start(model: tf.keras.Model, weights: Weights | None, config: Config, *, num_images: int) -> None:
+    """Gives the network its starting weights and says in the log what it starts from.
+
+    Args:
+      model: freshly initialised, made with the settings that `prepare` returned.
+      weights: what `prepare` returned.
+      config: the settings.
+      num_images: of the training data.
+    """
+    if weights is None:
+        log.info("the weights start from random numbers")
+        if num_images < _ENOUGH_FROM_SCRATCH:
+            log.warning(
+                "%d images are few to learn from scratch: pretrained weights give a far better detector; see "
+                "docs/TRANSFER.md",
+                num_images,
+            )
+        return
+    parts = ("backbone/",) if config.train.backbone_weights else ("",)
+    arrays = {name: array for name, array in weights.arrays.items() if name.startswith(parts)}
+    taken, anew = load(model, Weights(weights.origin, arrays), config.labels, within=parts[0])
+    log.info("%d tensors of the weights start from %s", taken, weights.origin.source)
+    for line in anew:
+        log.info("initialised anew: %s", line)
+
+
+def load(
+    model: tf.keras.Model, weights: Weights, labels: tuple[str, ...], *, within: str = ""
+) -> tuple[int, list[str]]:
+    """Assigns weights to the variables whose names and shapes they have.
+
+    A class head of other classes keeps its weights for the classes that both know by name; the rest stays initialised.
+
+    Args:
+      model: the network.
+      weights: of any network.
+      labels: the classes of `model`.
+      within: only variables whose names begin with this are told of.
+
+    Returns:
+      How many variables were assigned, and a line for each that was not, or not wholly.
+    """
+    taken, anew = 0, []
+    for name, variable in pretrained.variables_by_name(model).items():
+        array = weights.arrays.get(name)
+        if name.startswith("class_head/output/") and array is not None and weights.origin.labels != labels:
+            array, line = _map_classes(array, variable.numpy(), weights.origin, labels)
+            anew += [f"{name}, {line}"] if line else []
+        elif array is None or array.shape != tuple(variable.shape):
+            if name.startswith(within):
+                reason = "not in the file" if array is None else f"{array.shape} there, {tuple(variable.shape)} here"
+                anew.append(f"{name}, {reason}")
+            continue
+        if array is None:
+            continue
+        if name.endswith("/moving_variance"):  # so that the epsilon of the weights and ours normalise alike
+            array = array + (weights.origin.batch_norm_epsilon - model.backbone.epsilon)
+        variable.assign(array)
+        taken += 1
+    return taken, anew
+
+
+def _map_classes(
+    theirs: np.ndarray, ours: np.ndarray, origin: Origin, labels: tuple[str, ...]
+) -> tuple[np.ndarray | None, str]:
+    """A class head's outputs [..., anchors * k] with those of common classes taken over; what is left, in words."""
+    positions = {pretrained.same_class(label): index for index, label in enumerate(origin.labels) if label}
+    common = [(i, positions[key]) for i, key in enumerate(map(pretrained.same_class, labels)) if key in positions]
+    num_theirs, num_ours = len(origin.labels), len(labels)
+    if not common:
+        return None, "since it is of other classes"
+    if theirs[..., ::num_theirs].shape != ours[..., ::num_ours].shape:
+        return None, "since its anchors or its inputs are others"
+    mine, their = (list(indexes) for indexes in zip(*common))
+    mapped = ours.reshape(*ours.shape[:-1], -1, num_ours).copy()
+    mapped[..., mine] = theirs.reshape(*theirs.shape[:-1], -1, num_theirs)[..., their]
+    left = [label for i, label in enumerate(labels) if i not in mine]
+    return mapped.reshape(ours.shape), f"for the classes {', '.join(left)}" if left else ""
+
+
+def _decided(config: Config) -> dict[str, str]:
+    """The settings that weights may decide."""
+    return {
+        "resnet_stride": config.model.resnet_stride,
+        "p6_from": config.model.p6_from,
+        "preprocessing": config.input.preprocessing,
+        "anchor_convention": config.input.anchor.anchor_convention,
+    }
+
+
+def _fill_in(config: Config, needed: dict[str, str], source: str) -> Config:
+    """The config with "auto" replaced by what is needed.
+
+    Raises:
+      ValueError: it has a setting that was asked for and is not what is needed.
+    """
+    values = _decided(config)
+    for name, value in needed.items():
+        if value not in ("auto", values[name]):
+            if values[name] != "auto":
+                raise ValueError(f"{source} needs --{name}={value}; got {values[name]}. Leave the flag at auto.")
+            values[name] = value
+    anchor = dataclasses.replace(config.input.anchor, anchor_convention=values["anchor_convention"])
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, resnet_stride=values["resnet_stride"], p6_from=values["p6_from"]),
+        input=dataclasses.replace(config.input, preprocessing=values["preprocessing"], anchor=anchor),
+    )
+
+
+def _read(config: Config) -> Weights | None:
+    """The weights that the config names."""
+    if config.train.backbone_weights == "imagenet":
+        return _from_file(_keras_file(config.model.backbone))
+    if config.train.backbone_weights:
+        return _from_file(config.train.backbone_weights)
+    path = config.train.init_checkpoint.rstrip("/")
+    if not path:
+        return None
+    if os.path.isdir(path):
+        return _from_run(path, None)
+    if os.path.exists(f"{path.removesuffix('.index')}.index"):
+        return _from_run(os.path.dirname(os.path.dirname(path)), path)
+    return _from_file(path)
+
+
+def _from_file(path: str) -> Weights:
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"there is no {path}, which --backbone_weights or --init_checkpoint names.")
+    own = pretrained.load(path) if path.endswith(".safetensors") else None
+    return own or pretrained.translate(weight_files.read_tensors(path), path).weights
+
+
+def _from_run(model_dir: str, checkpoint: str | None) -> Weights:
+    run = inference.load_for_inference(model_dir, checkpoint)
+    settings = {name: _DEFAULTS[name] if value == "auto" else value for name, value in _decided(run.config).items()}
+    origin = Origin(
+        source=run.path,
+        backbone=run.config.model.backbone,
+        preprocessing=settings["preprocessing"],
+        batch_norm_epsilon=run.model.backbone.epsilon,
+        resnet_stride=settings["resnet_stride"],
+        neck=run.config.model.neck,
+        p6_from=settings["p6_from"],
+        anchor=dataclasses.replace(run.config.input.anchor, anchor_convention=settings["anchor_convention"]),
+        labels=run.config.labels,
+    )
+    return Weights(origin, {name: v.numpy() for name, v in pretrained.variables_by_name(run.model).items()})
+
+
+def _keras_file(backbone: str) -> str:
+    """Keras's ImageNet weights of a backbone, from its cache or downloaded and checked against its hash."""
+    keras: Any = inspect.getmodule(tf.keras.applications.ResNet50)
+    if backbone not in keras.WEIGHTS_HASHES:
+        known = ", ".join(name for name in keras.WEIGHTS_HASHES if name in BACKBONES)
+        raise ValueError(
+            f"--backbone_weights=imagenet: Keras has weights for {known}, not for {backbone}: give a file, as "
+            "docs/TRANSFER.md explains."
+        )
+    name = f"{backbone}_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    file_hash = keras.WEIGHTS_HASHES[backbone][1]  # the first is that of the file with the classifier
+    url = keras.BASE_WEIGHTS_PATH + name
+    return str(tf.keras.utils.get_file(name, url, cache_subdir="models", file_hash=file_hash))
