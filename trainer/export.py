@@ -47,7 +47,7 @@ def make_serving_module(model: tf.keras.Model, config: Config) -> tf.Module:
         # empty then.
         count = tf.size(image_bytes, tf.int64)
         grey = (count[tf.newaxis], *(value[tf.newaxis] for value in _grey(image_size)))
-        with tf.device("CPU"):  # decoding has kernels of the CPU alone
+        with tf.device("CPU"):
             files = tf.data.Dataset.from_tensor_slices(image_bytes).enumerate()
             loaded = files.map(load, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
             loaded = loaded.concatenate(tf.data.Dataset.from_tensor_slices(grey)).batch(count + 1)
@@ -64,9 +64,7 @@ def make_serving_module(model: tf.keras.Model, config: Config) -> tf.Module:
             tf.TensorSpec([4], tf.float32),
             tf.TensorSpec([2], tf.int32),
         )
-        # The loop and its small arithmetic go to the CPU, instead of crossing to a GPU and back for every image. The
-        # batch then crosses as uint8, once.
-        with tf.device("CPU"):
+        with tf.device("CPU"):  # image by image; a GPU would wait at every one
             loaded = tf.map_fn(letterbox, images, fn_output_signature=signature)
         return without_invalid(detect(*loaded), tf.ones(tf.shape(images)[:1], tf.bool))
 
