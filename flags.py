@@ -27,6 +27,7 @@ from model.config import (
     BACKBONES,
     BOX_LOSSES,
     CLASS_LOSSES,
+    HEAD_NORMS,
     NECKS,
     NMS,
     NORMS,
@@ -209,8 +210,17 @@ _define(
     "The map that P6 is made of. auto: what the weights that the run starts from need, otherwise c5.",
     choices=P6_SOURCES,
 )
-_define(ModelConfig, "neck_filters", "Width of the neck and of the heads.", lower_bound=1)
-_define(ModelConfig, "head_convs", "Convolutions in each head.", lower_bound=0)
+_define(ModelConfig, "neck_filters", "Width of the neck.", lower_bound=1)
+_define(ModelConfig, "neck_repeats", "Repeats of the BiFPN.", lower_bound=1)
+_define(ModelConfig, "head_convs", "Hidden convolutions in each head.", lower_bound=0)
+_define(ModelConfig, "head_filters", "Width of the heads. 0: that of the neck.", lower_bound=0)
+_define(
+    ModelConfig,
+    "head_norm",
+    "Normalisation in the heads. group: group norm. batch: batch norm of each level alone, by --norm's statistics.",
+    choices=HEAD_NORMS,
+)
+_define(ModelConfig, "separable_convs", "Depthwise separable convolutions in the BiFPN and in the heads.")
 _define(ModelConfig, "prior_probability", "Foreground probability that a new class head predicts.")
 _define(ModelConfig, "batch_norm_momentum", "Momentum of batch norm's moving mean and variance.")
 _define(
@@ -220,7 +230,8 @@ _define(
     ModelConfig,
     "norm",
     "Normalisation. local: batch norm with each replica's statistics. sync: with those of all replicas. frozen: with "
-    "fixed statistics and scale. group: group norm. auto: sync for replicas of fewer than 8 images, otherwise local.",
+    "fixed statistics and scale (and group norm in a BiFPN). group: group norm. auto: sync for replicas of fewer than "
+    "8 images, otherwise local.",
     choices=NORMS,
 )
 _define(

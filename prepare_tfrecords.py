@@ -47,6 +47,12 @@ flags.DEFINE_float(
     _default.val_fraction,
     "Share of the images that becomes the split `val`, where there is no image set; the rest becomes `train`.",
 )
+flags.DEFINE_string(
+    "group_by",
+    _default.group_by,
+    "Regular expression for the names of images; those for which it gives the same text (its first group's, if it has "
+    "one) stay on one side of --val_fraction: one video, one patient.",
+)
 flags.DEFINE_string("labels", "", "File with the class names, one a line. Default: OUT/labels.txt, else all found.")
 flags.DEFINE_multi_string(
     "rename", [], "OLD=NEW: a new name for a class; may be repeated. Classes of one new name become one class."

@@ -206,7 +206,7 @@ def benchmark(voc_dir: str, scratch: pathlib.Path, num_images: int, num_workers:
     for name, count in (("voc", num_images), ("tenth", num_images // 10)):
         link_voc(pathlib.Path(voc_dir or scratch / "drawn"), scratch / name, count)
     config = ConvertConfig(output_dir="", voc_dirs=(str(scratch / "voc"),), labels_file=str(scratch / "labels.txt"))
-    (listed,) = listing.list_inputs(config).values()
+    (listed,) = listing.list_inputs(config, Workers(1)).values()
     sources = [item.source for item in listed.inputs]
     rates: dict[str, list[float]] = collections.defaultdict(list)
     with Workers(num_workers) as workers:

@@ -18,7 +18,7 @@ from input import boxes as box_ops
 from input import windows
 from input.config import AugmentConfig, InputConfig
 from input.random_numbers import RandomNumbers, strength
-from input.types import BACKGROUND, PAD_VALUE, Batch, Records
+from input.types import BACKGROUND, IGNORED, PAD_VALUE, Batch, Records
 from input.windows import Window
 
 # Pixels.
@@ -278,12 +278,14 @@ def load_and_crop(
     boxes = records.normalized_boxes * (sides * scales)[:, tf.newaxis] + offsets[:, tf.newaxis]
 
     boxes, keep = crop_boxes(boxes, window.resized, augment.min_visible)
+    is_region = records.classes == IGNORED  # what is seen of one is ignored, however little
+    keep |= is_region & (box_ops.area(boxes) > 0)
     per_image: tuple[Any, ...] = (records.images, window, tf.where(is_jpeg, ratio, 0))
     if augment.warps:
         matrices, moves = warp_matrices(random, augment, config.image_size)
         warped, still_kept = crop_boxes(warp_boxes(boxes, matrices), config.image_size, augment.min_visible)
         boxes = tf.where(moves[:, tf.newaxis, tf.newaxis], warped, boxes)
-        keep &= still_kept | ~moves[:, tf.newaxis]
+        keep &= still_kept | (is_region & (box_ops.area(boxes) > 0)) | ~moves[:, tf.newaxis]
         per_image += (matrices, moves)
 
     def load(
@@ -305,7 +307,7 @@ def load_and_crop(
     images = tf.data.Dataset.from_tensor_slices(per_image).map(load)
     images = images.padded_batch(batch_size, [height, width * 3], tf.constant(PAD_VALUE, tf.uint8))
     boxes, classes, difficult, num_dropped = keep_boxes(
-        boxes, records.classes, records.difficult, keep & (records.classes >= 0), config.max_boxes
+        boxes, records.classes, records.difficult, keep & (records.classes != BACKGROUND), config.max_boxes
     )
     return Batch(
         images=tf.reshape(images.get_single_element(), [batch_size, height, width, 3]),

@@ -1,7 +1,8 @@
 """Files of this machine and of other file systems.
 
-A `SCHEME://` path (gs://, hdfs://, ...) goes through `tf.io.gfile`; TensorFlow is imported for such paths only. Every
-error is an `OSError`, with the path in `filename` and the reason in `strerror`.
+A `SCHEME://` path (gs://, hdfs://, ...) goes through `tf.io.gfile`; TensorFlow is imported for such paths only. A path
+into a local zip or tar file is read in place, and never written; see archives.py. Every error is an `OSError`, with the
+path in `filename` and the reason in `strerror`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, cast
+
+from input import archives
 
 _MAX_REQUESTS = 64  # to a remote file system at one time
 
@@ -79,13 +82,15 @@ def create(path: str, partial: str = "") -> Iterator[BinaryIO]:
 
 
 def read(path: str) -> bytes:
+    if inside := archives.locate(path):
+        return inside[0].read(inside[1])
     with open(path) as file:
         return file.read()
 
 
 def read_regular(path: str) -> bytes:
     """As `read`, but raises an OSError for a pipe or a device, for whose end `read` could wait for ever."""
-    if is_remote(path):
+    if is_remote(path) or archives.locate(path):
         return read(path)
     with builtins.open(
         path, "rb", buffering=0, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)
@@ -96,10 +101,14 @@ def read_regular(path: str) -> bytes:
 
 
 def exists(path: str) -> bool:
+    if inside := archives.locate(path):
+        return inside[0].is_dir(inside[1]) or any(inside[0].stat(inside[1]))
     return _gfile("exists", path) if is_remote(path) else os.path.exists(path)
 
 
 def is_dir(path: str) -> bool:
+    if inside := archives.locate(path):
+        return inside[0].is_dir(inside[1])
     return _gfile("isdir", path) if is_remote(path) else os.path.isdir(path)
 
 
@@ -120,6 +129,8 @@ def _stat(path: str) -> tuple[int, int]:
         if is_remote(path):
             remote = _gfile("stat", path)
             return remote.length, remote.mtime_nsec
+        if inside := archives.locate(path):
+            return inside[0].stat(inside[1])
         local = os.stat(path)
         return local.st_size, local.st_mtime_ns
     except OSError:
@@ -128,6 +139,8 @@ def _stat(path: str) -> tuple[int, int]:
 
 def names(folder: str) -> list[str]:
     """The names of a folder's files and folders."""
+    if inside := archives.locate(folder):
+        return inside[0].names(inside[1])
     return [name.rstrip("/") for name in (_gfile("listdir", folder) if is_remote(folder) else os.listdir(folder))]
 
 

@@ -196,6 +196,7 @@ class Manifest:
     noted: Findings
     inputs: dict[str, str]  # image id -> a fingerprint of its files
     digests: dict[str, str]  # image id -> the first 16 hexadecimal digits of the stored image's SHA-256
+    looks: dict[str, str]  # image id -> 32 hexadecimal digits that hash how the image looks
 
     def findings(self, kind: str) -> Findings:
         """The findings of a kind: refused, dropped, repaired or noted."""
@@ -228,7 +229,7 @@ class Manifest:
                 fields.update(repaired=fields.pop("mended"), dropped={"counts": {}, "files": []}, digests={})
             if fields["version"] in (1, 2):
                 added = ("num_ignored", "num_resized", "source_pixels", "source_bytes")
-                fields = {**dict.fromkeys(added, 0), **fields}
+                fields = {**dict.fromkeys(added, 0), "looks": {}, **fields}
             fields["labels"] = tuple(fields["labels"])
             fields["shards"] = tuple(_checked(ShardInfo, shard) for shard in fields["shards"])
             for kind in _FINDINGS:

@@ -9,8 +9,8 @@ The rules of `--assignment=iou`, which are the same for both methods (those of a
   assigned to it, whatever the anchor's IoU with other boxes. Of several within 1e-6, `low_quality_ties` chooses the
   one with the lowest index, the nearest one (then the lowest index), or all. If several boxes have the same such
   anchor, the highest IoU decides, then the lowest box index; the other boxes get no other anchor.
-- Any other anchor is ignored if its IoU with some box, difficult or not, reaches `negative_iou`, and is background
-  otherwise.
+- Any other anchor is ignored if its IoU with some box, difficult or not, reaches `negative_iou`, or if half of it lies
+  in an ignored region (class -2; see regions.py), and is background otherwise.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from input import atss, low_quality
+from input import atss, low_quality, regions
 from input import boxes as box_ops
 from input.anchors import anchor_shapes, grid_offset, grid_sizes, grid_steps, make_anchors
 from input.config import InputConfig
@@ -42,16 +42,17 @@ def assign(batch: Batch, config: InputConfig, *, method: str) -> Targets:
     boxes = tf.cast(batch.boxes, tf.float32)
     areas = box_ops.area(boxes)
     takes_part = (batch.classes >= 0) & (areas > 0.0) & tf.math.is_finite(areas)
-    batch = batch._replace(boxes=tf.where(takes_part[..., tf.newaxis], boxes, 0.0))  # an empty box overlaps nothing
+    objects = batch._replace(boxes=tf.where(takes_part[..., tf.newaxis], boxes, 0.0))  # an empty box overlaps nothing
     if method not in ("dense", "sparse"):
         raise ValueError(f"method={method!r}: choose dense or sparse.")
+    anchors = make_anchors(config.anchor, config.image_size)
     if config.match.assignment == "iou" and method == "sparse":
-        targets = _assign_sparse(batch, config)
+        targets = _assign_sparse(objects, config)
     else:
-        anchors = make_anchors(config.anchor, config.image_size)
         match = atss.match if config.match.assignment == "atss" else _match_dense
-        targets = _make_targets(batch, anchors, *match(batch, anchors, config))
-    return targets._replace(class_targets=tf.where(batch.valid[:, tf.newaxis], targets.class_targets, IGNORED))
+        targets = _make_targets(objects, anchors, *match(objects, anchors, config))
+    class_targets = regions.ignore_inside(targets.class_targets, batch, tf.constant(anchors), method=method)
+    return targets._replace(class_targets=tf.where(batch.valid[:, tf.newaxis], class_targets, IGNORED))
 
 
 def _match_dense(batch: Batch, anchors: np.ndarray, config: InputConfig) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

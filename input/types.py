@@ -26,7 +26,7 @@ class Batch(NamedTuple):
 
     images: tf.Tensor  # u8 [b, h, w, 3]
     boxes: tf.Tensor  # f32 [b, m, 4] px
-    classes: tf.Tensor  # i32 [b, m], -1 pads
+    classes: tf.Tensor  # i32 [b, m], -1 pads, -2 for an ignored region
     difficult: tf.Tensor  # bool [b, m]
     box_weights: tf.Tensor  # f32 [b, m]
     original_sizes: tf.Tensor | None  # i32 [b, 2], height and width; None in a training step

@@ -71,7 +71,7 @@ class Conv2D(tf.keras.layers.Conv2D):
         super().__init__(filters, kernel_size, strides, padding="same", **kwargs)
 
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-        if self.strides == (1, 1):
+        if self.strides == (1, 1) or self.kernel_size == (1, 1):  # oneDNN's kernels take no explicit padding
             return super().convolution_op(inputs, kernel)
         half = self.kernel_size[0] // 2
         return tf.nn.conv2d(inputs, kernel, self.strides, [[0, 0], [half, half], [half, half], [0, 0]])

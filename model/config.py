@@ -8,11 +8,12 @@ BACKBONES = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     *("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"),
 )
-NECKS = ("fpn", "panet")
+NECKS = ("fpn", "panet", "bifpn")
 CLASS_LOSSES = ("focal", "quality_focal")
 BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 RESNET_STRIDES = ("auto", "1x1", "3x3")
 P6_SOURCES = ("auto", "c5", "p5")
+HEAD_NORMS = ("none", "batch", "group")
 PRE_NMS = ("flat", "per_level")
 NMS = ("per_class", "agnostic")
 NORMS = ("auto", "local", "sync", "frozen", "group")
@@ -29,8 +30,12 @@ class ModelConfig:
     freeze_stages: int = 0  # of the backbone, the stem being the first of five
     neck: str = "fpn"
     p6_from: str = "auto"  # the map that P6 is made of; auto: as the starting weights need; without any c5, the paper's
-    neck_filters: int = 256  # width of the neck and of the heads
-    head_convs: int = 4
+    neck_filters: int = 256  # width of the neck
+    neck_repeats: int = 3  # of a BiFPN
+    head_convs: int = 4  # hidden ones, in each head
+    head_filters: int = 0  # their width; 0: neck_filters
+    head_norm: str = "none"  # one of HEAD_NORMS, after each of them
+    separable_convs: bool = False  # those of 3x3 in a BiFPN and in the heads
     prior_probability: float = 0.01  # foreground probability that an untrained class head predicts
     batch_norm_momentum: float = 0.9
     batch_norm_epsilon: float = 1e-5
@@ -54,10 +59,16 @@ class ModelConfig:
                 f"--norm=group does not fit --backbone={self.backbone}, whose layers are too narrow for its 32 groups: "
                 "choose another --norm."
             )
-        if self.neck_filters < 1:
-            raise ValueError(f"--neck_filters must be at least 1; got {self.neck_filters}.")
-        if self.head_convs < 0:
-            raise ValueError(f"--head_convs must be at least 0; got {self.head_convs}.")
+        if self.head_norm not in HEAD_NORMS:
+            raise ValueError(f"--head_norm={self.head_norm}: choose one of {', '.join(HEAD_NORMS)}.")
+        if self.head_norm == "batch" and self.norm in ("frozen", "group"):
+            raise ValueError(
+                f"--head_norm=batch takes its statistics as --norm=local or sync says, but --norm={self.norm}: "
+                "use --head_norm=group."
+            )
+        for name, least in (("neck_filters", 1), ("neck_repeats", 1), ("head_convs", 0), ("head_filters", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} must be at least {least}; got {getattr(self, name)}.")
         if not 0 < self.prior_probability < 1:
             raise ValueError(f"--prior_probability must lie between 0 and 1; got {self.prior_probability}.")
         if not 0 <= self.batch_norm_momentum < 1:

@@ -7,16 +7,18 @@ from typing import Any
 
 import tensorflow as tf
 
-from model import backbone
+from model import backbone, norm
 from model.config import ModelConfig
+
+_EPSILON = 1e-4  # of fast normalised fusion (Tan et al. 2020, section 3.3)
 
 
 class FPN(tf.keras.layers.Layer):
     """Feature pyramid of Lin et al. 2017 (section 4 and footnote 2 of the RetinaNet paper).
 
-    (C3, C4, C5), each half as high and wide as the one before, to (P3, ..., P7) of `filters` channels. P6 is a strided
-    convolution of C5, or of P5 as in torchvision's first RetinaNet, and P7 of relu(P6); each is half as high and wide
-    as the map before, rounded up.
+    (C3, C4, C5), each half as high and wide as the one before, to (P3, ..., P7) of `neck_filters` channels. P6 is a
+    strided convolution of C5 or of P5 (`p6_from`), and P7 of relu(P6); each is half as high and wide as the map before,
+    rounded up.
     """
 
     def __init__(self, config: ModelConfig, name: str = "fpn"):
@@ -27,7 +29,7 @@ class FPN(tf.keras.layers.Layer):
         self.coarse6 = _conv(filters, 3, strides=2, name="coarse6")
         self.coarse7 = _conv(filters, 3, strides=2, name="coarse7")
 
-    def call(self, features: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
+    def call(self, features: Sequence[tf.Tensor], training: bool = False) -> tuple[tf.Tensor, ...]:
         c3, c4, c5 = features
         m5 = self.laterals[2](c5)
         m4 = self.laterals[1](c4) + _upsample(m5)
@@ -51,7 +53,7 @@ class PANet(tf.keras.layers.Layer):
         self.downs = [_conv(filters, 3, strides=2, activation="relu", name=f"down{level}") for level in (4, 5, 6, 7)]
         self.outputs = [_conv(filters, 3, activation="relu", name=f"output{level}") for level in (4, 5, 6, 7)]
 
-    def call(self, features: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
+    def call(self, features: Sequence[tf.Tensor], training: bool = False) -> tuple[tf.Tensor, ...]:
         p3, *coarser = self.fpn(features)
         maps = [p3]
         for down, output, p in zip(self.downs, self.outputs, coarser):
@@ -59,17 +61,122 @@ class PANet(tf.keras.layers.Layer):
         return tuple(maps)
 
 
+class BiFPN(tf.keras.layers.Layer):
+    """`neck_repeats` passes down and up the pyramid (Tan et al. 2020, EfficientDet, section 3).
+
+    A 1x1 convolution takes each of C3, C4 and C5 to `neck_filters` channels. P6 is a max pool of another one of C5, or
+    of P5 (`p6_from`), and P7 of P6. As in EfficientDet's code every convolution is normalised, and maps are resampled
+    by nearest neighbour and by a 3x3 max pool. Unlike there, the activation is ReLU, as everywhere in this network, and
+    C4 and C5 enter the first pass through one convolution each instead of two.
+    """
+
+    def __init__(self, config: ModelConfig, name: str = "bifpn"):
+        super().__init__(name=name)
+        names = ["lateral3", "lateral4", "lateral5", *([] if config.p6_from == "p5" else ["lateral6"])]
+        self.laterals = [_conv(config.neck_filters, 1, use_bias=False, name=name) for name in names]
+        self.norms = [_make_norm(config, name=f"{name}_norm") for name in names]
+        self.passes = [BiFPNPass(config, name=f"pass{i}") for i in range(config.neck_repeats)]
+
+    def call(self, features: Sequence[tf.Tensor], training: bool = False) -> tuple[tf.Tensor, ...]:
+        sources = [*features, features[-1]]  # zip drops the second C5 if P6 comes from P5
+        maps = [layer(conv(c), training=training) for conv, layer, c in zip(self.laterals, self.norms, sources)]
+        p3, p4, p5 = maps[:3]
+        p6 = _downsample(maps[-1])
+        outputs = (p3, p4, p5, p6, _downsample(p6))
+        for bifpn_pass in self.passes:
+            outputs = bifpn_pass(outputs, training=training)
+        return outputs
+
+
+class BiFPNPass(tf.keras.layers.Layer):
+    """One pass (Tan et al. 2020, figure 2d and section 3.3): (P3, ..., P7) to maps of the same shapes.
+
+    Down: D7 = P7, D(i) = fusion(P(i), up(D(i+1))). Up: N3 = D3, N(i) = fusion(P(i), D(i), down(N(i-1))), and
+    N7 = fusion(P7, down(N6)).
+    """
+
+    def __init__(self, config: ModelConfig, name: str):
+        super().__init__(name=name)
+        self.downs = [Fusion(2, config, name=f"down{level}") for level in (6, 5, 4, 3)]
+        self.ups = [Fusion(2 if level == 7 else 3, config, name=f"up{level}") for level in (4, 5, 6, 7)]
+
+    def call(self, maps: Sequence[tf.Tensor], training: bool = False) -> tuple[tf.Tensor, ...]:
+        *finer, p7 = maps
+        downs = [p7]  # D7, D6, ..., D3
+        for fusion, p in zip(self.downs, reversed(finer)):
+            downs.append(fusion([p, _upsample(downs[-1], like=p)], training=training))
+        outputs = [downs.pop()]
+        for fusion, p, d in zip(self.ups, maps[1:], reversed(downs)):
+            skips = [p] if p is p7 else [p, d]
+            outputs.append(fusion([*skips, _downsample(outputs[-1])], training=training))
+        return tuple(outputs)
+
+
+class Fusion(tf.keras.layers.Layer):
+    """norm(conv3x3(relu(sum of w(i) * input(i)))) of maps of one shape, with fast normalised fusion.
+
+    w(i) = relu(v(i)) / (1e-4 + sum of relu(v(j))), where the v are learnt and start at 1.
+    """
+
+    def __init__(self, num_inputs: int, config: ModelConfig, name: str):
+        super().__init__(name=name)
+        # In float32, whatever the precision. The name has "gamma" in it because it should not decay, like other scales.
+        self.gammas = self.add_weight(
+            "fusion_gammas", [num_inputs], initializer="ones", dtype=tf.float32, experimental_autocast=False
+        )
+        if config.separable_convs:
+            self.conv = tf.keras.layers.SeparableConv2D(
+                config.neck_filters,
+                3,
+                padding="same",
+                use_bias=False,
+                # Over 3x3 inputs this keeps the variance, as does the 1x1 convolution.
+                depthwise_initializer=tf.keras.initializers.RandomNormal(stddev=1 / 3),
+                pointwise_initializer=_initializer(),
+                name="conv",
+            )
+        else:
+            self.conv = _conv(config.neck_filters, 3, use_bias=False, name="conv")
+        self.norm = _make_norm(config, name="norm")
+
+    def call(self, inputs: Sequence[tf.Tensor], training: bool = False) -> tf.Tensor:
+        gammas = tf.nn.relu(self.gammas)
+        weights = gammas / (_EPSILON + tf.reduce_sum(gammas))
+        # A weight is repeated for each channel, so that in float16 its gradient is summed over one channel at most.
+        weights = tf.cast(weights[:, tf.newaxis] * tf.ones(inputs[0].shape[-1:]), inputs[0].dtype)
+        fused = tf.add_n([weight * x for weight, x in zip(tf.unstack(weights), inputs)])
+        return self.norm(self.conv(tf.nn.relu(fused)), training=training)
+
+
 def make_neck(config: ModelConfig) -> tf.keras.layers.Layer:
     """The neck that `config` names."""
-    return {"fpn": FPN, "panet": PANet}[config.neck](config)
+    return {"fpn": FPN, "panet": PANet, "bifpn": BiFPN}[config.neck](config)
+
+
+def _initializer() -> tf.keras.initializers.Initializer:
+    # Variance 1 / fan_in, uniform: the "Xavier fill" of the FPN authors' own system, Detectron.
+    return tf.keras.initializers.VarianceScaling(scale=1.0, mode="fan_in", distribution="uniform")
 
 
 def _conv(filters: int, kernel_size: int, **kwargs: Any) -> backbone.Conv2D:
-    # Variance 1 / fan_in, uniform: the "Xavier fill" of the FPN authors' own system, Detectron.
-    initializer = tf.keras.initializers.VarianceScaling(scale=1.0, mode="fan_in", distribution="uniform")
-    return backbone.Conv2D(filters, kernel_size, kernel_initializer=initializer, **kwargs)
+    return backbone.Conv2D(filters, kernel_size, kernel_initializer=_initializer(), **kwargs)
 
 
-def _upsample(x: tf.Tensor) -> tf.Tensor:
+def _make_norm(config: ModelConfig, *, name: str) -> tf.keras.layers.Layer:
+    # A new layer has no statistics that could be frozen.
+    return norm.make_norm(config, kind="group" if config.norm == "frozen" else config.norm, name=name)
+
+
+def _upsample(x: tf.Tensor, like: tf.Tensor | None = None) -> tf.Tensor:
+    """Twice as high and wide, or as `like`, whose sides are twice those of x or one less."""
     # Nearest neighbour. The gradient of tf.image.resize has no XLA kernel for it, and no deterministic one on a GPU.
-    return tf.repeat(tf.repeat(x, 2, axis=1), 2, axis=2)
+    x = tf.repeat(tf.repeat(x, 2, axis=1), 2, axis=2)
+    if like is None or x.shape[1:3] == like.shape[1:3]:
+        return x
+    return x[:, : like.shape[1], : like.shape[2]]
+
+
+def _downsample(x: tf.Tensor) -> tf.Tensor:
+    """Half as high and wide, rounded up: a 3x3 max pool, padded on every side like the strided convolutions."""
+    x = tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], constant_values=x.dtype.min)
+    return tf.nn.max_pool2d(x, 3, 2, "VALID")

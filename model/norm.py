@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import tensorflow as tf
 
 from model.config import ModelConfig
@@ -70,7 +72,15 @@ class SyncBatchNormalization(tf.keras.layers.BatchNormalization):
 
 
 class GroupNormalization(tf.keras.layers.GroupNormalization):
-    """Keras's for [b, h, w, c] with static h, w and c, without its mask of the inputs' size; statistics in float32."""
+    """Keras's for [b, h, w, c] with static h, w and c, without its mask of the inputs' size; statistics in float32.
+
+    Where 32 groups do not divide the channels into groups of at least two, there are fewer: a group of one channel
+    would erase what a map of a single cell says.
+    """
+
+    def build(self, input_shape: tf.TensorShape) -> None:
+        self.groups = max(math.gcd(2 * _GROUPS, input_shape[-1]) // 2, 1)
+        super().build(input_shape)
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         _, height, width, channels = inputs.shape
@@ -83,20 +93,23 @@ class GroupNormalization(tf.keras.layers.GroupNormalization):
         return tf.reshape(outputs, [-1, height, width, channels])
 
 
-def make_norm(config: ModelConfig, *, zero_gamma: bool, name: str) -> tf.keras.layers.Layer:
-    """The layer that `config.norm` names, with gamma starting at 0 or 1.
+def make_norm(
+    config: ModelConfig, *, name: str, kind: str | None = None, zero_gamma: bool = False
+) -> tf.keras.layers.Layer:
+    """The layer of the given kind, one of `NORMS` (default: `config.norm`), with gamma starting at 0 or 1.
 
     All but "group" have the same variables, so that their checkpoints are interchangeable. One replica keeps Keras's
     layer for "sync" too.
     """
+    kind = kind or config.norm
     settings = {
         "epsilon": config.batch_norm_epsilon,
         "gamma_initializer": "zeros" if zero_gamma else "ones",
         "name": name,
     }
-    if config.norm == "group":
+    if kind == "group":
         return GroupNormalization(_GROUPS, **settings)
     settings["momentum"] = config.batch_norm_momentum
-    if config.norm == "sync" and tf.distribute.get_strategy().num_replicas_in_sync > 1:
+    if kind == "sync" and tf.distribute.get_strategy().num_replicas_in_sync > 1:
         return SyncBatchNormalization(**settings)
-    return tf.keras.layers.BatchNormalization(trainable=config.norm != "frozen", **settings)
+    return tf.keras.layers.BatchNormalization(trainable=kind != "frozen", **settings)

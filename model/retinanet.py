@@ -42,8 +42,11 @@ class RetinaNet(tf.keras.Model):
         self.box_head = heads.make_box_head(config, anchors_per_location=anchors_per_location)
 
     def call(self, images: tf.Tensor, training: bool = False) -> Predictions:
-        features = self.neck(self.backbone(images, training=training))
-        return Predictions(class_logits=self.class_head(features), box_deltas=self.box_head(features))
+        features = self.neck(self.backbone(images, training=training), training=training)
+        return Predictions(
+            class_logits=self.class_head(features, training=training),
+            box_deltas=self.box_head(features, training=training),
+        )
 
 
 def make_model(

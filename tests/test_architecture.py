@@ -15,6 +15,7 @@ COMMANDS = {
     "prepare_tfrecords",
     "trainer.task",
     "trainer.evaluate",
+    "trainer.compare",
     "trainer.export",
     "trainer.predict",
     "trainer.preview",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,8 @@ from absl import flags as absl_flags
 
 import flags
 from trainer.config import Config
+
+RECIPES = pathlib.Path(__file__).resolve().parents[1] / "recipes"
 
 # Settings without a flag of their name, and what sets them.
 EXCEPTIONS = {
@@ -89,6 +92,13 @@ def test_a_flag_changes_its_setting(parse, name):
 def test_a_value_that_does_not_fit_is_refused(parse, argument, message):
     with pytest.raises(ValueError, match=message):
         parse(argument)
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.flags")), ids=lambda path: path.stem)
+def test_recipes_are_settings_that_fit_together(parse, recipe):
+    assert parse(f"--flagfile={recipe}") != Config()
+    text = recipe.read_text(encoding="utf-8")
+    assert ("has not been run yet" in text) != ("Result on the test images" in text)
 
 
 def test_lists_of_numbers(parse):

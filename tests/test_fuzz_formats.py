@@ -34,6 +34,7 @@ from input.conversion import findings, listing
 from input.conversion.config import ConversionError, ConvertConfig, ReadOptions
 from input.conversion.example import Example
 from input.conversion.source import Listing
+from input.conversion.workers import Workers
 
 DROPPING = {"drop_unknown_classes": True, "drop_invalid_objects": True}
 
@@ -53,7 +54,7 @@ class Folder:
         """The listing, or a word for why there is none."""
         try:
             with no_hang():
-                listings = listing.list_inputs(self.config)
+                listings = listing.list_inputs(self.config, Workers(1))
         except ConversionError as error:
             as_json(str(error))
             return "not listed"

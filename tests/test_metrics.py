@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from input.shards import GroundTruth
-from trainer import metrics
+from trainer import matching, metrics
 
 LABELS = ("cat", "dog", "eel")
 
@@ -23,7 +23,7 @@ def ground_truth(boxes, classes, difficult=None):
 
 
 def found(boxes, scores, classes):
-    return metrics.ImageDetections(
+    return matching.ImageDetections(
         np.array(boxes, np.float32).reshape(-1, 4), np.array(scores, np.float32), np.array(classes, np.int32)
     )
 
@@ -61,27 +61,52 @@ JUDGED = np.array([True, True, False, True, False, True])
 
 def test_voc07_by_hand():
     # Recalls 0, 0.1, 0.2 -> 1; 0.3 -> 3/4; 0.4 -> 2/3; 0.5 to 1 -> 0.
-    assert metrics.voc07_ap(JUDGED, 10) == pytest.approx((3 + 3 / 4 + 2 / 3) / 11)
+    assert metrics.average_precision("voc07", JUDGED, 10) == pytest.approx((3 + 3 / 4 + 2 / 3) / 11)
 
 
 def test_voc12_by_hand():
-    assert metrics.voc12_ap(JUDGED, 10) == pytest.approx(0.1 * 1 + 0.1 * 1 + 0.1 * 3 / 4 + 0.1 * 2 / 3)
+    assert metrics.average_precision("voc12", JUDGED, 10) == pytest.approx(
+        0.1 * 1 + 0.1 * 1 + 0.1 * 3 / 4 + 0.1 * 2 / 3
+    )
 
 
-@pytest.mark.parametrize("average_precision", [metrics.voc07_ap, metrics.voc12_ap])
-def test_average_precision_of_none_and_of_all(average_precision):
+def test_coco_by_hand():
+    # Of the recalls 0, 0.01 ... 1: 21 up to 0.2 -> 1; 10 up to 0.3 -> 3/4; 10 up to 0.4 -> 2/3.
+    expected = (21 + 10 * 3 / 4 + 10 * 2 / 3) / 101
+    assert metrics.average_precision("coco", JUDGED, 10) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kind", ["voc07", "voc12", "coco"])
+def test_average_precision_of_none_and_of_all(kind):
     nothing = np.zeros(0, bool)
-    assert average_precision(nothing, 0) is None
-    assert average_precision(np.array([False]), 0) is None
-    assert average_precision(nothing, 3) == 0.0
-    assert average_precision(np.array([True] * 3), 3) == 1.0
+    assert metrics.average_precision(kind, nothing, 0) is None
+    assert metrics.average_precision(kind, np.array([False]), 0) is None
+    assert metrics.average_precision(kind, nothing, 3) == 0.0
+    assert metrics.average_precision(kind, np.array([True] * 3), 3) == pytest.approx(1.0, abs=1e-15)
 
 
-def test_pairwise_iou_counts_pixels_as_the_devkit_does():
+def match_voc(truths, detections, iou=0.5):
+    objects, all_found = matching.join_images(truths, detections)
+    return matching.match_voc(all_found, objects, matching.find_pairs(all_found, objects, iou), [iou])
+
+
+def test_ious_count_pixels_as_the_devkit_does():
     # Pixels 1..10 and 6..15 of a row, VOC's way: 5 shared of 15, times one column. As edges: 0..10 and 5..15.
-    iou = metrics.pairwise_iou(np.array([[0, 0, 10, 1]]), np.array([[5, 0, 15, 1], [20, 0, 30, 1], [0, 0, 10, 1]]))
-    np.testing.assert_allclose(iou, [[5 / 15, 0, 1]])
-    assert metrics.pairwise_iou(np.zeros((1, 4)), np.zeros((1, 4))) == 0.0
+    truths = [ground_truth([[5, 0, 15, 1], [20, 0, 30, 1], [0, 0, 10, 1], [3, 0, 3, 1]], [0] * 4)]
+    objects, all_found = matching.join_images(truths, [found([[0, 0, 10, 1], [3, 0, 3, 1]], [0.9, 0.8], [0, 0])])
+    pairs = matching.find_pairs(all_found, objects, 1e-9)
+    assert (pairs.detections.tolist(), pairs.objects.tolist()) == ([0, 0], [0, 2])
+    np.testing.assert_allclose(pairs.ious, [5 / 15, 1])
+    np.testing.assert_allclose(pairs.covers, [5 / 10, 1])
+
+
+def test_pairs_are_the_same_in_parts(monkeypatch):
+    objects, all_found = matching.join_images(*random_case(3))
+    whole = matching.find_pairs(all_found, objects, 0.1)
+    assert len(whole.ious) > 100
+    monkeypatch.setattr(matching, "_PAIRS_AT_ONCE", 7)
+    for ours, theirs in zip(matching.find_pairs(all_found, objects, 0.1), whole):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_matching_by_hand():
@@ -97,25 +122,26 @@ def test_matching_by_hand():
         ),
         found([[0, 0, 10, 10]], [0.85], [0]),
     ]
-    matches = metrics.match_voc(truths, detections)
+    verdicts = match_voc(truths, detections)
     # In order of score: the object found; a detection in an image without objects; the duplicate, though it overlaps
     # better; two on the difficult object; one on an object of another class; IoU exactly 0.5, again a duplicate.
-    assert matches.true_positives.tolist() == [True, False, False, False, False, False, False]
-    assert matches.ignored.tolist() == [False, False, False, True, True, False, False]
+    assert verdicts.hits[0].tolist() == [True, False, False, False, False, False, False]
+    assert verdicts.counted[0].tolist() == [True, True, True, False, False, True, True]
+    assert verdicts.to_find[0].tolist() == [True, False, True]
 
 
 def test_an_iou_of_exactly_the_threshold_is_a_hit():
-    matches = metrics.match_voc([ground_truth([[0, 0, 10, 10]], [0])], [found([[0, 0, 10, 5]], [0.5], [0])])
-    assert matches.true_positives.tolist() == [True]
+    verdicts = match_voc([ground_truth([[0, 0, 10, 10]], [0])], [found([[0, 0, 10, 5]], [0.5], [0])])
+    assert verdicts.hits.tolist() == [[True]]
 
 
 def test_a_detection_is_matched_to_the_object_it_overlaps_most_even_if_that_has_a_match():
     truths = [ground_truth([[0, 0, 10, 10], [0, 2, 10, 12]], [0, 0])]
     detections = [found([[0, 0, 10, 10], [0, 0.5, 10, 10.5]], [0.9, 0.8], [0, 0])]
-    assert metrics.match_voc(truths, detections).true_positives.tolist() == [True, False]
+    assert match_voc(truths, detections).hits.tolist() == [[True, False]]
 
 
-def reference_voc(truths, detections, category):
+def reference_voc(truths, detections, category, threshold=0.5):
     """VOC 2007 and 2012 average precision from their definitions: loops, and fractions for the recalls."""
     rows = [
         (score, image, box)
@@ -138,11 +164,13 @@ def reference_voc(truths, detections, category):
             iou = height * width / (areas - height * width)
             if iou > best_iou:
                 best, best_iou = number, iou
-        if best_iou >= 0.5 and truths[image].difficult[best]:
+        if best_iou >= threshold and truths[image].difficult[best]:
             continue
-        judged.append(best_iou >= 0.5 and (image, best) not in taken)
+        judged.append(best_iou >= threshold and (image, best) not in taken)
         if judged[-1]:
             taken.add((image, best))
+    if not num_objects:
+        return None, None
     recalls = [Fraction(sum(judged[: n + 1]), num_objects) for n in range(len(judged))]
     precisions = [Fraction(sum(judged[: n + 1]), n + 1) for n in range(len(judged))]
 
@@ -203,20 +231,148 @@ def pycocotools_directly(truths, detections, tmp_path, **params):
     return evaluator
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_coco_equals_pycocotools(seed, tmp_path, capsys):
-    truths, detections = random_case(seed)
-    result = metrics.compute_metrics(truths, detections, LABELS)
+def tied_case(seed):
+    """Boxes and scores of few values: equal scores, equal IoUs, duplicates, crowds, images with nothing."""
+    rng = np.random.default_rng(seed)
+
+    def some_boxes(count):
+        corners = rng.integers(0, 4, (count, 2)) * 16
+        return np.concatenate([corners, corners + rng.integers(1, 5, (count, 2)) * 16], axis=1)
+
+    truths, detections = [], []
+    for _ in range(40):
+        count = rng.integers(0, 7)
+        truths.append(ground_truth(some_boxes(count), rng.integers(0, 2, count), rng.random(count) < 0.3))
+        count = rng.integers(0, 25)
+        detections.append(found(some_boxes(count), rng.integers(1, 5, count) / 4, rng.integers(0, 3, count)))
+    return truths, detections
+
+
+def crowded_case(seed):
+    """More detections of a class in an image than COCO counts."""
+    rng = np.random.default_rng(seed)
+    corners = rng.integers(0, 400, (150, 2))
+    boxes = np.concatenate([corners, corners + rng.integers(10, 120, (150, 2))], axis=1)
+    near = boxes + rng.normal(0, 4, boxes.shape)
+    return [ground_truth(boxes, [0] * 150)], [found(near, rng.random(150), [0] * 150)]
+
+
+CASES = {
+    **{f"random{seed}": random_case(seed) for seed in range(3)},
+    **{f"tied{seed}": tied_case(seed) for seed in range(4)},
+    "crowded": crowded_case(0),
+    "difficult": random_case(8, share_difficult=1.0),
+    "one_detection": (random_case(9)[0], [found([], [], [])] * 29 + [found([[0, 0, 9, 9]], [0.5], [2])]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_coco_equals_pycocotools(case, tmp_path, capsys):
+    truths, detections = CASES[case]
+    judgement = metrics.judge(truths, detections, LABELS)
+    result = metrics.summarize(judgement)
     assert capsys.readouterr().out == ""
     evaluator = pycocotools_directly(truths, detections, tmp_path)
     evaluator.summarize()
-    ours = [result[f"coco_ap{suffix}"] for suffix in ("", "50", "75", "_small", "_medium", "_large")]
-    theirs = [value if value > -1 else None for value in evaluator.stats[:6]]
-    assert ours == pytest.approx(theirs, abs=1e-12)
+    names = ["coco_ap", "coco_ap50", "coco_ap75", "coco_ap_small", "coco_ap_medium", "coco_ap_large"]
+    names += ["coco_ar1", "coco_ar10", "coco_ar100", "coco_ar_small", "coco_ar_medium", "coco_ar_large"]
+    theirs = [value if value > -1 else None for value in evaluator.stats]
+    assert [result[name] for name in names] == pytest.approx(theirs, abs=1e-12)
+    precision = evaluator.eval["precision"].mean(axis=1)[..., -1]  # [iou, class, area]
     for index, label in enumerate(LABELS):
-        precision = evaluator.eval["precision"][:, :, index, 0, -1]
-        assert result["per_class"][label]["coco_ap"] == pytest.approx(precision.mean())
-        assert result["per_class"][label]["coco_ap50"] == pytest.approx(precision[0].mean())
+        ours = [result["per_class"][label][name] for name in names[:6]]
+        rows = [precision[:, index, 0], precision[:1, index, 0], precision[5:6, index, 0], *precision[:, index, 1:].T]
+        theirs = [row.mean() if row.mean() > -1 else None for row in rows]
+        assert ours == pytest.approx(theirs, abs=1e-12)
+    # The verdicts themselves: equal numbers of hits for each class, area and IoU.
+    hits = judgement.coco.hits.reshape(4, 10, -1)
+    to_find = judgement.coco.to_find.reshape(4, 10, -1)[:, 0]
+    recall = evaluator.eval["recall"][..., -1]
+    for index in range(len(LABELS)):
+        number = to_find[:, judgement.objects.classes == index].sum(axis=-1)
+        ours = hits[:, :, judgement.found.classes == index].sum(axis=-1)
+        there = number > 0
+        np.testing.assert_array_equal(ours[there] / number[there, None], recall[:, index].T[there])
+        assert np.all(recall[:, index].T[~there] == -1)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_average_precision_at_any_iou(seed, tmp_path):
+    truths, detections = tied_case(seed)
+    ious = (0.3, 0.62, 1.0)
+    result = metrics.compute_metrics(truths, detections, LABELS, ious=ious)
+    plain = metrics.compute_metrics(truths, detections, LABELS)
+    assert {name: result[name] for name in plain if name.startswith(("coco", "voc"))} == {
+        name: value for name, value in plain.items() if name.startswith(("coco", "voc"))
+    }
+    evaluator = pycocotools_directly(truths, detections, tmp_path, iouThrs=np.array(ious))
+    precision = evaluator.eval["precision"][:, :, :2, 0, -1].mean(axis=1)  # no object has the third class
+    for row, iou in enumerate(ious):
+        assert result[f"coco_ap@{iou:g}"] == pytest.approx(precision[row].mean(), abs=1e-12)
+        for index, label in enumerate(LABELS[:2]):
+            voc07, voc12 = reference_voc(truths, detections, index, iou)
+            assert result["per_class"][label][f"voc07_ap@{iou:g}"] == pytest.approx(voc07, abs=1e-12)
+            assert result["per_class"][label][f"voc12_ap@{iou:g}"] == pytest.approx(voc12, abs=1e-12)
+    with pytest.raises(ValueError, match=r"above 0 and at most 1; got 1\.5"):
+        metrics.judge(truths, detections, LABELS, [0.5, 1.5])
+
+
+def test_a_weighted_image_counts_as_so_many_copies():
+    truths, detections = random_case(4, num_images=12)
+    weights = np.array([[0, 1, 3, 0, 1, 1, 2, 0, 1, 1, 2, 0], [2, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2]])
+    values = metrics.average_precisions(metrics.judge(truths, detections, LABELS), weights)
+    for sample, counts in enumerate(weights):
+        copies = np.repeat(np.arange(12), counts)
+        expected = metrics.compute_metrics([truths[i] for i in copies], [detections[i] for i in copies], LABELS)
+        for name, rows in values.items():
+            for index, label in enumerate(LABELS):
+                value = expected["per_class"][label][name]
+                assert rows[index, sample] == pytest.approx(np.nan if value is None else value, nan_ok=True)
+
+
+def test_intervals_hold_the_value_and_shrink_with_the_images():
+    widths = []
+    for num_images in (50, 800):
+        result = metrics.compute_metrics(*random_case(5, num_images=num_images), LABELS, resamples=200)
+        assert result["intervals"].keys() == {name for name in result if "_ap" in name}
+        for name, (low, high) in result["intervals"].items():
+            assert low <= result[name] <= high
+        assert result["per_class"]["dog"]["intervals"].keys() == result["intervals"].keys()
+        widths.append(np.diff(result["intervals"]["voc12_ap50"])[0])
+    assert 2.8 < widths[0] / widths[1] < 5.6  # the square root of 16 is 4
+
+
+def test_an_interval_is_as_wide_as_the_values_of_other_images_scatter():
+    """The standard deviation over 60 drawn splits is what the bootstrap predicts from one of them."""
+    values, widths = [], []
+    for seed in range(60):
+        judgement = metrics.judge(*random_case(100 + seed, num_images=60), LABELS)
+        values.append(metrics.average_precisions(judgement, np.ones((1, 60), int))["voc12_ap50"].mean())
+        if seed < 5:
+            widths.append(np.diff(metrics.summarize(judgement, resamples=200)["intervals"]["voc12_ap50"])[0])
+    assert np.mean(widths) == pytest.approx(2 * 1.96 * np.std(values), rel=0.3)
+
+
+def test_comparing_two_models_on_the_same_images():
+    truths, detections = random_case(6, num_images=60)
+    rng = np.random.default_rng(0)
+
+    def judged(spread):
+        moved = [found(d.boxes + rng.normal(0, spread, d.boxes.shape), d.scores, d.classes) for d in detections]
+        return metrics.judge(truths, moved, LABELS)
+
+    original, slightly, far = judged(0), judged(0.2), judged(8)
+    same = metrics.compare(original, original, 100)["voc12_ap50"]
+    assert (same["difference"], same["interval"], same["real"]) == (0, [0, 0], False)
+    assert not metrics.compare(original, slightly, 200)["voc12_ap50"]["real"]
+    worse = metrics.compare(original, far, 200)["voc12_ap50"]
+    assert worse["real"]
+    assert worse["interval"][0] <= worse["difference"] <= worse["interval"][1] < 0
+    assert worse["difference"] == pytest.approx(worse["second"] - worse["first"])
+    # Paired: the interval of the difference is narrower than that of either model.
+    (low, high) = metrics.summarize(original, resamples=200)["intervals"]["coco_ap"]
+    paired = metrics.compare(original, slightly, 200)["coco_ap"]["interval"]
+    assert paired[1] - paired[0] < (high - low) / 2
 
 
 def test_voc_equals_pycocotools_where_the_two_agree_on_matches(tmp_path):

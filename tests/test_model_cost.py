@@ -36,6 +36,14 @@ def test_flops_of_a_convolution_and_of_its_gradients():
     assert model_cost.count_flops(found) == 3 * 7 * 2160
 
 
+def test_flops_of_a_depthwise_convolution():
+    """A 3x3 filter for each of 4 channels, at 3x2 places: 2 * 3 * 3 * (4 * 3 * 2) operations an image."""
+    found = convolutions(
+        lambda images, kernel: tf.nn.depthwise_conv2d(images, kernel, [1, 2, 2, 1], "SAME"), (7, 6, 4, 4), (3, 3, 4, 1)
+    )
+    assert model_cost.count_flops(found) == 7 * 432
+
+
 def test_a_gradient_that_nothing_reads_is_not_counted():
     def by_kernel(images, kernel):
         with tf.GradientTape() as tape:

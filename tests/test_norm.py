@@ -129,3 +129,14 @@ def test_group_keeps_large_activations_finite_in_float16() -> None:
 def test_an_unknown_norm_is_refused() -> None:
     with pytest.raises(ValueError, match="--norm=layer: choose one of auto, local, sync, frozen, group"):
         ModelConfig(norm="layer")
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(256, 32), (64, 32), (160, 16), (88, 4), (32, 16), (16, 8), (3, 1), (1, 1)]
+)
+def test_groups_divide_the_channels_and_have_at_least_two(channels: int, groups: int) -> None:
+    layer = norm.make_norm(ModelConfig(norm="group"), name="norm")
+    outputs = layer(tf.random.stateless_normal([2, 4, 4, channels], seed=[0, 0], mean=3.0))
+    assert layer.groups == groups
+    expected = np.reshape(outputs, [2, 16, groups, -1]).std(axis=(1, 3))
+    np.testing.assert_allclose(expected, 1, rtol=1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import subprocess
@@ -12,10 +13,14 @@ from types import SimpleNamespace
 import numpy as np
 import painted
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
+from input import augment, shards
+from input.conversion import convert
+from input.conversion.config import ConvertConfig
+from input.conversion.workers import Workers
 from input.palette import class_colour
-from trainer import drawing, export, predict
+from trainer import drawing, export, inference, predict
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +29,11 @@ def export_dir(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("painted") / "export")
     export.export(painted.PaintFinder(), painted.CONFIG, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def detector(export_dir):
+    return predict.load_export(export_dir)
 
 
 @pytest.fixture
@@ -40,9 +50,9 @@ def paths_in(folder):
     return sorted(str(path) for path in folder.iterdir())
 
 
-def test_detections_are_listed_in_pixels_of_each_file(export_dir, pictures, tmp_path):
+def test_detections_are_listed_in_pixels_of_each_file(detector, pictures, tmp_path):
     output = tmp_path / "output"
-    results = predict.predict(export_dir, paths_in(pictures), str(output), batch_size=2)
+    results = predict.predict(detector, paths_in(pictures), str(output), batch_size=2)
     assert json.loads((output / "detections.json").read_text()) == results
     assert [result["path"] for result in results] == paths_in(pictures)
     for painting, result in zip(painted.PAINTINGS, results):
@@ -58,18 +68,18 @@ def test_detections_are_listed_in_pixels_of_each_file(export_dir, pictures, tmp_
             assert (np.asarray(drawn) == painting.pixels).all() == (painting.box is None)
 
 
-def test_weak_detections_are_left_out(export_dir, pictures, tmp_path):
-    results = predict.predict(export_dir, paths_in(pictures), str(tmp_path / "output"), score_threshold=0.96)
+def test_weak_detections_are_left_out(detector, pictures, tmp_path):
+    results = predict.predict(detector, paths_in(pictures), str(tmp_path / "output"), score_threshold=0.96)
     assert [result["detections"] for result in results] == [[]] * len(painted.PAINTINGS)
 
 
-def test_bad_files_are_named_and_skipped(export_dir, pictures, tmp_path, capsys):
+def test_bad_files_are_named_and_skipped(detector, pictures, tmp_path, capsys):
     (pictures / "not_a_picture.jpg").write_text("hello")
     (pictures / "empty.jpg").touch()
     (pictures / "folder.jpg").mkdir()
     whole = (pictures / "3.png").read_bytes()
     (pictures / "cut_off.png").write_bytes(whole[: len(whole) // 2])
-    results = predict.predict(export_dir, paths_in(pictures), str(tmp_path / "output"), batch_size=3)
+    results = predict.predict(detector, paths_in(pictures), str(tmp_path / "output"), batch_size=3)
     assert [os.path.basename(result["path"]) for result in results] == ["0.png", "1.png", "2.png", "3.png", "4.png"]
     skipped = capsys.readouterr().err.splitlines()
     reason = "not a whole JPEG, PNG, BMP or GIF picture"
@@ -86,7 +96,7 @@ def test_class_names_that_the_font_lacks_are_drawn_as_numbers(pictures, tmp_path
     labels = ("red", "黄色")
     export.export(painted.PaintFinder(), dataclasses.replace(painted.CONFIG, labels=labels), export_dir)
     path = str(pictures / f"{painted.PAINTINGS.index(painted.WIDE)}.png")
-    (result,) = predict.predict(export_dir, [path], str(output))
+    (result,) = predict.predict(predict.load_export(export_dir), [path], str(output))
     assert (output / "legend.txt").read_text(encoding="utf-8") == "#2 黄色\n"
     assert f"see {output}/legend.txt" in capsys.readouterr().out
     (detection,) = result["detections"]
@@ -109,44 +119,137 @@ def test_which_class_names_are_drawn_as_numbers(label):
     assert drawing.number_labels(["cat", label, "traffic light_2 (b)"]) == {label: "#2"}
 
 
-def test_pictures_are_drawn_as_stored_whatever_their_exif_orientation(export_dir, tmp_path):
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_exif_orientation_is_applied(orientation, tmp_path):
+    """Every corner of the stored picture has a colour of its own; Pillow's own function is the reference."""
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 6, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG", exif=exif)
+    upright = predict.make_upright("x.png", content.getvalue(), pixels)
+    with Image.open(content) as image:
+        np.testing.assert_array_equal(upright.pixels, np.asarray(ImageOps.exif_transpose(image)))
+    np.testing.assert_array_equal(augment.decode(upright.encoded), upright.pixels)
+
+
+def test_boxes_are_in_the_frame_that_viewers_show(detector, tmp_path):
     painting = painted.WIDE
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
+    exif[0x0112] = 6  # viewers turn it clockwise by a quarter
     path = tmp_path / "turned.jpg"
     Image.fromarray(painting.pixels).save(path, exif=exif, quality=95)
-    (result,) = predict.predict(export_dir, [str(path)], str(tmp_path / "output"))
-    assert (result["width"], result["height"]) == (painting.width, painting.height)
-    box = list(result["detections"][0]["box"].values())
-    assert box == pytest.approx(painting.box, abs=painting.tolerance + 2)
+    (result,) = predict.predict(detector, [str(path)], str(tmp_path / "output"))
+    assert (result["width"], result["height"]) == (painting.height, painting.width)
+    ymin, xmin, ymax, xmax = painting.box
+    expected = [xmin, painting.height - ymax, xmax, painting.height - ymin]
+    assert list(result["detections"][0]["box"].values()) == pytest.approx(expected, abs=painting.tolerance + 2)
     with Image.open(tmp_path / "output" / "turned.jpg") as drawn:
-        assert drawn.size == (painting.width, painting.height)
+        assert drawn.size == (painting.height, painting.width)
         assert 0x0112 not in drawn.getexif()
 
 
-def test_files_of_one_name_do_not_overwrite_each_other(export_dir, tmp_path):
+def test_annotations_are_read_back_by_the_converter(detector, pictures, tmp_path):
+    output = tmp_path / "output"
+    results = predict.predict(detector, paths_in(pictures), str(output), write=["voc", "coco", "yolo"])
+    assert not list(output.glob("*.png"))
+    settings = {"annotations_dir": str(output / "annotations"), "images_dir": str(pictures)}
+    with Workers(1) as pool:
+        convert.convert(ConvertConfig(output_dir=str(tmp_path / "records"), split="all", **settings), pool)
+    truths = {
+        t.image_id: t for t in shards.read_annotations(sorted(map(str, (tmp_path / "records").glob("*.tfrecord"))))
+    }
+    labels = shards.parse_labels(str(tmp_path / "records" / "labels.txt"))
+    rows = json.loads((output / "coco_results.json").read_text())
+    assert len(truths) == len(results) == 5
+    assert len(rows) == 4
+    for result in results:
+        stem = os.path.splitext(result["picture"])[0]
+        truth = truths[stem]
+        assert (truth.width, truth.height) == (result["width"], result["height"])
+        expected = [list(found["box"].values()) for found in result["detections"]]
+        np.testing.assert_allclose(truth.boxes, np.reshape(expected, (-1, 4)), atol=1.01)
+        assert [labels[index] for index in truth.classes] == [found["label"] for found in result["detections"]]
+        lines = (output / "labels" / f"{stem}.txt").read_text().splitlines()
+        assert len(lines) == len(expected)
+        for line, box in zip(lines, expected):
+            _, x, y, width, height = map(float, line.split())
+            edges = np.array([y - height / 2, x - width / 2, y + height / 2, x + width / 2])
+            sides = (truth.height, truth.width) * 2
+            np.testing.assert_allclose(edges * sides, box, atol=1e-3)
+        for row in (row for row in rows if row["image_id"] == stem):
+            ymin, xmin, ymax, xmax = expected[0]
+            assert row["bbox"] == pytest.approx([xmin, ymin, xmax - xmin, ymax - ymin])
+            assert row["category_id"] == painted.LABELS.index(result["detections"][0]["label"]) + 1
+    assert (output / "labels.txt").read_text() == "red\nyellow\n"
+
+
+def test_a_threshold_for_each_class(detector, pictures, tmp_path):
+    path = tmp_path / "test.json"
+    path.write_text(json.dumps({"per_class": {"red": {"best_f1_score": 0.99}, "yellow": {"best_f1_score": None}}}))
+    thresholds = predict.read_thresholds(str(path))
+    assert thresholds == {"red": 0.99}
+    results = predict.predict(
+        detector, paths_in(pictures), str(tmp_path / "output"), class_thresholds=thresholds, score_threshold=0.5
+    )
+    assert {found["label"] for result in results for found in result["detections"]} == {"yellow"}
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"test\.json is no evaluation"):
+        predict.read_thresholds(str(path))
+
+
+def test_a_folder_stands_for_its_pictures(tmp_path):
+    for name in ("a.JPG", "b.txt", "in/c.png", "in/d.gif"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    names = [os.path.relpath(path, tmp_path) for path in predict.find_pictures([str(tmp_path)], recursive=False)]
+    assert names == ["a.JPG"]
+    names = [os.path.relpath(path, tmp_path) for path in predict.find_pictures([str(tmp_path)], recursive=True)]
+    assert names == ["a.JPG", "in/c.png", "in/d.gif"]
+    assert predict.find_pictures([f"{tmp_path}/*.txt"], recursive=False) == [f"{tmp_path}/b.txt"]
+
+
+def test_a_run_finds_what_its_export_does(export_dir, detector, pictures, tmp_path, monkeypatch):
+    run = inference.TrainedRun(painted.CONFIG, painted.PaintFinder(), 1, "ckpt-1")
+    monkeypatch.setattr(inference, "load_for_inference", lambda *_: run)
+    from_export = predict.predict(detector, paths_in(pictures), str(tmp_path / "a"), write=[])
+    assert predict.predict(predict.load_run("RUN"), paths_in(pictures), str(tmp_path / "b"), write=[]) == from_export
+
+
+def test_a_large_picture_is_looked_at_in_tiles(detector, tmp_path):
+    """The box lies across two tiles; as a whole, the picture would be shrunk twenty times."""
+    painting = painted.Painting(1200, 2000, (300, 880, 380, 1010), 1)
+    path = tmp_path / "large.png"
+    Image.fromarray(painting.pixels).save(path)
+    (result,) = predict.predict(detector, [str(path)], str(tmp_path / "output"), tile=500, overlap=0.4, batch_size=3)
+    (found,) = result["detections"]
+    assert list(found["box"].values()) == pytest.approx(painting.box, abs=500 / 64)
+
+
+def test_files_of_one_name_do_not_overwrite_each_other(detector, tmp_path):
     paths = []
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         for name in ("x.png", "film.gif"):
             paths.append(str(tmp_path / folder / name))
             Image.fromarray(painted.TINY.pixels).save(paths[-1])
-    results = predict.predict(export_dir, paths, str(tmp_path / "output"))
+    results = predict.predict(detector, paths, str(tmp_path / "output"))
     names = ["x.png", "film.gif.jpg", "x-2.png", "film.gif-2.jpg"]
     assert [result["picture"] for result in results] == names
     assert sorted(os.listdir(tmp_path / "output")) == sorted([*names, "detections.json"])
 
 
-def test_input_pictures_are_never_overwritten(export_dir, pictures):
+def test_input_pictures_are_never_overwritten(detector, pictures):
     before = [path.read_bytes() for path in sorted(pictures.iterdir())]
     with pytest.raises(ValueError, match="choose another --output_dir"):
-        predict.predict(export_dir, paths_in(pictures), f"{pictures}/../{pictures.name}")
+        predict.predict(detector, paths_in(pictures), f"{pictures}/../{pictures.name}")
     assert [path.read_bytes() for path in sorted(pictures.iterdir())] == before
 
 
 def test_a_folder_without_an_export_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no export.*trainer\.export"):
-        predict.predict(str(tmp_path), ["x.jpg"], str(tmp_path / "output"))
+        predict.load_export(str(tmp_path))
 
 
 def test_the_command(export_dir, pictures, tmp_path):
@@ -164,7 +267,18 @@ def test_the_command(export_dir, pictures, tmp_path):
 def test_the_command_says_what_is_wrong(export_dir, tmp_path, monkeypatch):
     (tmp_path / "bad.jpg").write_text("hello")
     flags = SimpleNamespace(
-        export_dir=export_dir, images=["none*"], output_dir=str(tmp_path / "out"), score_threshold=0.3, batch_size=2
+        export_dir=export_dir,
+        model_dir=None,
+        checkpoint=None,
+        images=["none*"],
+        recursive=False,
+        output_dir=str(tmp_path / "out"),
+        score_threshold=0.3,
+        thresholds=None,
+        batch_size=2,
+        tile=0,
+        overlap=0.2,
+        write=["pictures"],
     )
     monkeypatch.setattr(predict.absl_flags, "FLAGS", flags)
     with pytest.raises(FileNotFoundError, match=r"^--images=none\* matches no file"):
@@ -174,4 +288,10 @@ def test_the_command_says_what_is_wrong(export_dir, tmp_path, monkeypatch):
         predict.main()
     flags.export_dir = str(tmp_path)
     with pytest.raises(FileNotFoundError, match="holds no export"):
+        predict.main()
+    flags.model_dir = "RUN"
+    with pytest.raises(ValueError, match="give either --export_dir or --model_dir"):
+        predict.main()
+    flags.model_dir, flags.write = None, ["pictures", "xml"]
+    with pytest.raises(ValueError, match="--write=xml: choose some of pictures, coco, voc, yolo"):
         predict.main()

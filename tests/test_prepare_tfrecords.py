@@ -12,6 +12,7 @@ import sys
 import time
 
 import numpy as np
+import other_formats
 import pytest
 import voc_tree
 from voc_tree import annotation_xml, encoded, object_xml, picture
@@ -82,6 +83,27 @@ def test_command(tree, tmp_path):
     assert "bad.xml: not_xml" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert [name for name in os.listdir(out) if name.startswith("all")] == []
+
+
+def test_flags_of_formats_and_classes(tree, tmp_path):
+    """One command with each of them; the last line is what the page says of classes."""
+    other_formats.write_coco(tree.root, tmp_path / "all.json")
+    other_formats.write_yolo(tree.root, tmp_path / "yolo")
+    classes = ["--rename=cat=lion", "--ignore_classes=dog", "--store_max_side=50", "--jpeg_quality=80"]
+    of_coco = [f"--coco_json={tmp_path}/all.json", f"--images_dir={tree.images}"]
+    of_yolo = [f"--yolo_dir={tmp_path}/yolo", "--val_fraction=0.25", "--group_by=^(img00)[0-4]"]
+    for name, arguments in (("coco", of_coco), ("yolo", of_yolo)):
+        done = command(*arguments, *classes, f"--output_dir={tmp_path}/{name}", "--num_workers=1")
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / name / "labels.txt").read_text() == "lion\n"
+        assert "20 images were made smaller" in done.stdout or name == "yolo"
+    assert (
+        "all: 20 images (5 without objects), 20 boxes, 10 ignored regions, 8 shards"
+        in command(*of_coco, *classes, f"--output_dir={tmp_path}/coco", "--num_workers=1").stdout
+    )
+    val = shards.read_manifest(f"{tmp_path}/yolo/val.manifest.json")
+    assert val.num_images == 5
+    assert len({image_id in val.inputs for image_id in ("img000", "img001", "img002", "img003", "img004")}) == 1
 
 
 @pytest.mark.parametrize(

@@ -77,3 +77,14 @@ def test_the_report_of_a_step(tmp_path, monkeypatch):
         log.read_text()
     )
     assert list((tmp_path / "events").iterdir())
+
+
+def test_the_report_of_an_evaluation(tmp_path):
+    handler = reporting.log_to(str(tmp_path))
+    reporter = reporting.Reporter(str(tmp_path), step=0, train_steps=10, batch_size=4)
+    reporter.evaluation(5, {"loss": 1.5, "coco_ap": 0.25, "coco_ar1": 0.5, "num_images": 3, "coco_ap_small": None})
+    reporter.close()
+    reporting.stop_logging(handler)
+    assert lines(tmp_path) == [{"step": 5, "eval/loss": 1.5, "eval/coco_ap": 0.25, "eval/coco_ar1": 0.5}]
+    (log,) = (tmp_path / "logs").iterdir()
+    assert log.read_text().endswith("step 5  evaluation: loss 1.5000  coco_ap 0.2500\n")

@@ -1,5 +1,7 @@
 """The assembled network: shapes, precisions, gradients, replicas, checkpoints and exports."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -58,6 +60,18 @@ def test_predicts_for_every_anchor(model, images):
 
 def test_every_variable_has_a_gradient(model, images):
     _, gradients = tf.function(loss_and_gradients)(model, images)
+    for variable, gradient in zip(model.trainable_variables, gradients):
+        assert np.any(gradient != 0), variable.name
+        assert np.all(np.isfinite(gradient)), variable.name
+
+
+@pytest.mark.parametrize("head_norm", ["batch", "group"])
+def test_every_variable_of_a_bifpn_and_of_normalised_heads_has_a_gradient(images, head_norm):
+    settings = {"neck": "bifpn", "neck_repeats": 1, "head_norm": head_norm, "separable_convs": head_norm == "batch"}
+    model = make_model(dataclasses.replace(CONFIG, **settings))
+    set_gammas(model)
+    loss, gradients = tf.function(loss_and_gradients)(model, images)
+    assert np.isfinite(loss)
     for variable, gradient in zip(model.trainable_variables, gradients):
         assert np.any(gradient != 0), variable.name
         assert np.all(np.isfinite(gradient)), variable.name

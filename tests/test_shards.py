@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+from typing import Any
 
 import pytest
 import toy_shards
@@ -36,8 +37,12 @@ MANIFEST = Manifest(
     noted=Findings(counts={}, files=()),
     inputs={"a": "01", "b": "02", "c": "03"},
     digests={"a": "0123456789abcdef", "b": "1", "c": "2"},
+    looks={"a": "00", "b": "11"},
 )
-ADDED = dict.fromkeys(("num_ignored", "num_resized", "source_pixels", "source_bytes"), 0)  # with version 3
+ADDED: dict[str, Any] = dict.fromkeys(
+    ("num_ignored", "num_resized", "source_pixels", "source_bytes"), 0
+)  # with version 3
+ADDED["looks"] = {}
 FIELDS = json.loads(MANIFEST.to_json())
 
 

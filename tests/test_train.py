@@ -24,7 +24,7 @@ from trainer import checkpoints, evaluate, inference, reporting, train
 from trainer.config import OptimizerConfig
 
 CHECKOUT = pathlib.Path(__file__).parent.parent
-RATES = ("images_per_s", "data_wait")
+RATES = ("images_per_s", "data_wait", "eval/evaluation_s")
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +70,11 @@ def test_the_files_that_a_run_writes(uninterrupted):
     assert 0 <= result.metrics["coco_ap"] <= 1
     assert checkpoints.read_config(str(model_dir)) == tiny.CONFIG
     lines = metrics_of(model_dir)
-    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert [line["step"] for line in lines] == [2, 4, 4, 6, 6]
+    assert ["eval/loss" in line for line in lines] == [False, False, True, False, True]
+    assert lines[-1]["eval/coco_ap"] == result.metrics["coco_ap"]
     for line in lines:
+        line = {name.replace("eval/", ""): value for name, value in line.items()}
         assert line["loss"] == pytest.approx(line["class_loss"] + line["box_loss"], rel=1e-5)
     assert json.loads((model_dir / "best" / "metrics.json").read_text())["step"] in (4, 6)
     assert {path.stem for path in (model_dir / "checkpoints").glob("*.index")} == {"ckpt-4", "ckpt-6"}
@@ -195,7 +198,7 @@ def test_a_damaged_shard_is_named(tmp_path):
             ),
             0,
         ),
-        **{key: {} for key in ("boxes_per_class", "images_per_class", "settings", "inputs", "digests")},
+        **{key: {} for key in ("boxes_per_class", "images_per_class", "settings", "inputs", "digests", "looks")},
         **dict.fromkeys(("refused", "dropped", "repaired", "noted"), nothing),
     )
     (tmp_path / "records" / "train.manifest.json").write_text(manifest.to_json())

@@ -273,6 +273,7 @@ ELSEWHERE = {
     ),
     *("similar_classes", "maybe_zero_based"),
     *("no_such_image", "no_label_file"),  # of COCO and YOLO
+    *("near_duplicate", "near_duplicate_elsewhere"),  # in test_looks.py
 }
 
 

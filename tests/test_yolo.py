@@ -271,7 +271,7 @@ NAMES = "names: [cat, dog]\n"
 def test_folders_are_found(tmp_path, yaml, paths, expected):
     root = make(tmp_path / "set", *paths)
     (root / "data.yaml").write_text(NAMES + yaml)
-    found = listing.list_inputs(config(root))
+    found = listing.list_inputs(config(root), Workers(1))
     assert {
         split: [(item.image_id, item.annotation_name) for item in listed.inputs] for split, listed in found.items()
     } == expected

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, logging
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[..., Any], arguments: Sequence[str] = ()) -> None:
     """Parses the flags, calls `main` and ends the process.
 
-    An argument that is no flag is an error. An error that tells the user what to do (ValueError, OSError,
-    FloatingPointError) ends the process as one line, `error: ...`, since a traceback would bury it.
+    `main` is given the arguments that are no flags, as one list, where `arguments` names them; otherwise there must be
+    none. An error that tells the user what to do (ValueError, OSError, FloatingPointError) ends the process as one
+    line, `error: ...`, since a traceback would bury it.
     """
 
     def checked_main(argv: list[str]) -> None:
-        if len(argv) > 1:
+        if arguments and len(argv) != 1 + len(arguments):
+            sys.exit(f"error: give {' and '.join(arguments)}, and flags written --name=value.")
+        if not arguments and len(argv) > 1:
             sys.exit(f"error: unexpected arguments: {' '.join(argv[1:])}; flags are written --name=value.")
         try:
-            main()
+            main(*([argv[1:]] if arguments else []))
         except (ValueError, OSError, FloatingPointError) as error:
             sys.exit(f"error: {error}")
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from input import anchors, batch_augment, boxes
 from model import postprocess
-from model.types import Detections
+from model.types import Detections, Predictions
 from trainer import checkpoints
 from trainer.config import Config
 
@@ -77,14 +77,33 @@ def make_detector(model: tf.keras.Model, config: Config) -> Callable[..., Detect
     """The whole way from letterboxed pixels to detections in the original images.
 
     Returns:
-      `detect(images u8 [b, h, w, 3], transforms f32 [b, 4], original_sizes i32 [b, 2]) -> Detections`, whose boxes are
-      in pixels of the original images and clipped to them. Detections that lie in the padding alone are dropped.
+      `detect(images u8 [b, h, w, 3], transforms f32 [b, 4], original_sizes i32 [b, 2]) -> Detections`, as
+      `make_decoder` describes them.
+    """
+    decode = make_decoder(config)
+
+    def detect(images: tf.Tensor, transforms: tf.Tensor, original_sizes: tf.Tensor) -> Detections:
+        return decode(predict(model, images, config), transforms, original_sizes)
+
+    return detect
+
+
+def predict(model: tf.keras.Model, images: tf.Tensor, config: Config) -> Predictions:
+    """What the network predicts for u8 [b, h, w, 3] at its own size."""
+    return model(batch_augment.normalize(images, config.input.preprocessing), training=False)
+
+
+def make_decoder(config: Config) -> Callable[..., Detections]:
+    """From predictions to detections in the original images.
+
+    Returns:
+      `decode(predictions, transforms f32 [b, 4], original_sizes i32 [b, 2]) -> Detections`, whose boxes are in pixels
+      of the original images and clipped to them. Detections that lie in the padding alone are dropped.
     """
     all_anchors = anchors.make_anchors(config.input.anchor, config.input.image_size)
     by_level = anchors.num_anchors_by_level(config.input.anchor, config.input.image_size)
 
-    def detect(images: tf.Tensor, transforms: tf.Tensor, original_sizes: tf.Tensor) -> Detections:
-        predictions = model(batch_augment.normalize(images, config.input.preprocessing), training=False)
+    def decode(predictions: Predictions, transforms: tf.Tensor, original_sizes: tf.Tensor) -> Detections:
         found = postprocess.detect(
             predictions, all_anchors, config.detect, config.input.image_size, num_anchors_by_level=by_level
         )
@@ -98,4 +117,4 @@ def make_detector(model: tf.keras.Model, config: Config) -> Callable[..., Detect
             num_detections=tf.reduce_sum(tf.cast(kept, tf.int32), axis=-1),
         )
 
-    return detect
+    return decode

@@ -1,4 +1,4 @@
-"""Average precision of VOC 2007, of VOC 2010 and later, and of COCO.
+"""Average precision of VOC 2007, of VOC 2010 and later, and of COCO; COCO's recall; and how certain they are.
 
 Everything here is NumPy, in float64. Boxes are [ymin, xmin, ymax, xmax] in pixels of the original image, edges of a
 continuous plane: a VOC object whose first and last pixels are 1 and 10 spans 0..10. The width of that span, 10, is what
@@ -11,227 +11,303 @@ them are ignored.
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from input.shards import GroundTruth
+from trainer import matching
+from trainer.matching import COCO_AREAS, Found, ImageDetections, Objects, Verdicts
+
+COCO_IOUS = np.linspace(0.5, 0.95, 10)
+_COCO_RECALLS = np.linspace(0.0, 1.0, 101)
+_VOC_AP, _COCO_AP = ("voc07", "voc12"), ("coco",)
+
+# How much of the recall axis, 0 to 1, lies below a recall: the average precision is the best precision from each recall
+# on, weighted with the step that this makes there. Arguments: the number of objects found, and of those to find.
+# VOC 2007 counts the recalls 0, 0.1 ... 1 that are reached, in whole numbers: 3 of 10 objects reach 0.3, but rounding
+# could make 3 / 10 miss it (Everingham et al. 2010, section 4.2). VOC 2012 takes every recall (development kit, section
+# 3.4.1). COCO counts 0, 0.01 ... 1, compared in float64 as pycocotools does.
+_REACHED: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "voc07": lambda found, to_find: (10 * found // to_find + 1) / 11,
+    "voc12": lambda found, to_find: found / to_find,
+    "coco": lambda found, to_find: np.searchsorted(_COCO_RECALLS, found / to_find, "right") / len(_COCO_RECALLS),
+}
 
 
-class ImageDetections(NamedTuple):
-    """The detections of one image, without padding."""
+class Judgement(NamedTuple):
+    """The detections and objects of a split, and the verdicts from which every metric follows."""
 
-    boxes: np.ndarray  # f32 [d, 4] ymin xmin ymax xmax, px of the original image
-    scores: np.ndarray  # f32 [d]
-    classes: np.ndarray  # i32 [d], 0-based
-
-
-class Matches(NamedTuple):
-    """The detections of all images, best score first, each with its verdict."""
-
-    classes: np.ndarray  # int [d]
-    true_positives: np.ndarray  # bool [d]
-    ignored: np.ndarray  # bool [d], detections of difficult objects, which do not count
+    objects: Objects
+    found: Found
+    voc: Verdicts  # a row for IoU 0.5, then one for each further IoU
+    coco: Verdicts  # for each of COCO_AREAS a row for each of COCO_IOUS, then one for each further IoU
+    num_images: int
+    labels: Sequence[str]
+    ious: Sequence[float]  # the further IoUs
 
 
-def compute_metrics(
-    ground_truths: Sequence[GroundTruth], detections: Sequence[ImageDetections], labels: Sequence[str]
-) -> dict[str, Any]:
-    """Every metric of one evaluation, ready for JSON.
+def judge(
+    ground_truths: Sequence[GroundTruth],
+    detections: Sequence[ImageDetections],
+    labels: Sequence[str],
+    ious: Sequence[float] = (),
+) -> Judgement:
+    """Matches the detections of each image with its objects, by both rules.
 
     Args:
       ground_truths: one for each image; `boxes` [n, 4], `classes` int [n], `difficult` bool [n].
       detections: one for each image, in the same order.
       labels: the class names; a class is an index into them.
+      ious: IoUs, above 0 and at most 1, at which average precision is wanted besides the usual ones.
+
+    Raises:
+      ValueError: the two sequences differ in length, or an IoU is out of range.
+    """
+    if wrong := [iou for iou in ious if not 0 < iou <= 1]:
+        raise ValueError(f"an IoU must be above 0 and at most 1; got {wrong[0]:g}.")
+    objects, found = matching.join_images(ground_truths, detections)
+    pairs = matching.find_pairs(found, objects, min([0.5, *ious]))
+    return Judgement(
+        objects=objects,
+        found=found,
+        voc=matching.match_voc(found, objects, pairs, [0.5, *ious]),
+        coco=matching.match_coco(found, objects, pairs, [*COCO_IOUS, *ious]),
+        num_images=len(ground_truths),
+        labels=labels,
+        ious=ious,
+    )
+
+
+def compute_metrics(
+    ground_truths: Sequence[GroundTruth],
+    detections: Sequence[ImageDetections],
+    labels: Sequence[str],
+    *,
+    ious: Sequence[float] = (),
+    resamples: int = 0,
+) -> dict[str, Any]:
+    """Every metric of one evaluation, ready for JSON.
+
+    Args:
+      ground_truths, detections, labels, ious: as `judge` takes them.
+      resamples: the number of bootstrap samples of the images from which intervals are computed; 0: no intervals.
 
     Returns:
       `voc07_ap50`, `voc12_ap50`, `coco_ap`, `coco_ap50`, `coco_ap75`, `coco_ap_small`, `coco_ap_medium`,
-      `coco_ap_large` (means over the classes that have objects), `num_images`, and `per_class`: for each label the
-      first four and `num_objects` (without the difficult ones), `num_difficult`, `num_detections`.
-      An average precision without any object to find is None.
+      `coco_ap_large`; `coco_ar1`, `coco_ar10`, `coco_ar100` (recall with so many detections of a class in an image),
+      `coco_ar_small`, `coco_ar_medium`, `coco_ar_large`; for each of `ious`, such as 0.3, `voc07_ap@0.3`,
+      `voc12_ap@0.3` and `coco_ap@0.3`. These are means over the classes that have objects. Further `num_images`, and
+      `per_class`: for each label the same and `num_objects` (without the difficult ones), `num_difficult`,
+      `num_detections`. A value without any object to find is None.
+      With `resamples` there and for each class `intervals`: for each average precision [low, high], between which it
+      lies with 95% confidence, as far as the choice of images goes.
 
     Raises:
-      ValueError: if the two sequences differ in length.
+      ValueError: as `judge`.
     """
-    if len(ground_truths) != len(detections):
-        raise ValueError(f"{len(ground_truths)} images have ground truth but {len(detections)} have detections.")
-    truth_classes = np.concatenate([np.zeros(0, np.int64), *(truth.classes for truth in ground_truths)])
-    difficult = np.concatenate([np.zeros(0, bool), *(truth.difficult for truth in ground_truths)])
-    matches = match_voc(ground_truths, detections)
-    coco, coco_per_class = coco_metrics(ground_truths, detections, len(labels))
+    return summarize(judge(ground_truths, detections, labels, ious), resamples=resamples)
 
-    per_class: dict[str, dict[str, Any]] = {}
-    for index, label in enumerate(labels):
-        num_objects = int(np.sum((truth_classes == index) & ~difficult))
-        judged = matches.true_positives[(matches.classes == index) & ~matches.ignored]
-        per_class[label] = {
-            "voc07_ap50": voc07_ap(judged, num_objects),
-            "voc12_ap50": voc12_ap(judged, num_objects),
-            **coco_per_class[index],
-            "num_objects": num_objects,
-            "num_difficult": int(np.sum((truth_classes == index) & difficult)),
-            "num_detections": int(np.sum(matches.classes == index)),
-        }
-    voc = {
-        key: _mean([values[key] for values in per_class.values() if values[key] is not None])
-        for key in ("voc07_ap50", "voc12_ap50")
+
+def summarize(judgement: Judgement, *, resamples: int = 0) -> dict[str, Any]:
+    """The metrics, as `compute_metrics` returns them."""
+    objects, found, labels = judgement.objects, judgement.found, judgement.labels
+    everything = np.ones((1, judgement.num_images), np.int32)
+    values = {name: rows[:, 0] for name, rows in average_precisions(judgement, everything).items()}
+    values.update(_recalls(judgement))
+    counts = {
+        "num_objects": np.bincount(objects.classes[~objects.difficult], minlength=len(labels)),
+        "num_difficult": np.bincount(objects.classes[objects.difficult], minlength=len(labels)),
+        "num_detections": np.bincount(found.classes, minlength=len(labels)),
     }
-    return {**voc, **coco, "num_images": len(ground_truths), "per_class": per_class}
+    result: dict[str, Any] = {name: _or_none(_mean(rows)) for name, rows in values.items()}
+    result["num_images"] = judgement.num_images
+    per_class: dict[str, dict[str, Any]] = {
+        label: {
+            **{name: _or_none(rows[index]) for name, rows in values.items()},
+            **{name: int(rows[index]) for name, rows in counts.items()},
+        }
+        for index, label in enumerate(labels)
+    }
+    if resamples:
+        samples = average_precisions(judgement, draw_samples(judgement.num_images, resamples))
+        result["intervals"] = {name: interval(_mean(rows)) for name, rows in samples.items()}
+        for index, label in enumerate(labels):
+            per_class[label]["intervals"] = {name: interval(rows[index]) for name, rows in samples.items()}
+    return {**result, "per_class": per_class}
 
 
-def match_voc(
-    ground_truths: Sequence[GroundTruth], detections: Sequence[ImageDetections], iou_threshold: float = 0.5
-) -> Matches:
-    """Judges detections as the VOC devkit does (`VOCevaldet.m`).
-
-    A detection is matched to the object of its class and image that it overlaps most, difficult or not, and to no
-    other. Below the threshold it is false. At or above it, it is ignored if the object is difficult, true if its score
-    is the best of those matched to the object, and false (a duplicate) otherwise.
-    """
-    scores, classes, objects, ignored = [np.zeros(0)], [np.zeros(0, int)], [np.zeros(0, int)], [np.zeros(0, bool)]
-    first_object = 0  # objects are numbered over all images
-    for truth, found in zip(ground_truths, detections):
-        num_found, num_objects = len(found.classes), len(truth.classes)
-        iou = np.where(found.classes[:, None] == truth.classes[None], pairwise_iou(found.boxes, truth.boxes), -1.0)
-        iou = np.concatenate([iou, np.full((num_found, 1), -1.0)], axis=1)  # argmax needs at least one column
-        best = np.argmax(iou, axis=1)
-        hit = iou[np.arange(num_found), best] >= iou_threshold
-        scores.append(found.scores)
-        classes.append(found.classes)
-        objects.append(np.where(hit, first_object + best, -1))
-        ignored.append(hit & np.append(truth.difficult, False)[best])
-        first_object += num_objects
-
-    order = np.argsort(-np.concatenate(scores), kind="stable")
-    matched = np.concatenate(objects)[order]
-    is_ignored = np.concatenate(ignored)[order]
-    is_first = np.zeros(len(matched), bool)
-    is_first[np.unique(matched, return_index=True)[1]] = True
-    return Matches(
-        classes=np.concatenate(classes)[order],
-        true_positives=is_first & (matched >= 0) & ~is_ignored,
-        ignored=is_ignored,
-    )
-
-
-def pairwise_iou(boxes: np.ndarray, other_boxes: np.ndarray) -> np.ndarray:
-    """IoU of [n, 4] and [m, 4] boxes as f64 [n, m]; 0 where both are empty."""
-    boxes, other_boxes = boxes.astype(np.float64)[:, None], other_boxes.astype(np.float64)[None]
-    top_left = np.maximum(boxes[..., :2], other_boxes[..., :2])
-    bottom_right = np.minimum(boxes[..., 2:], other_boxes[..., 2:])
-    intersection = np.prod(np.maximum(bottom_right - top_left, 0.0), axis=-1)
-    areas = np.prod(boxes[..., 2:] - boxes[..., :2], axis=-1)
-    union = areas + np.prod(other_boxes[..., 2:] - other_boxes[..., :2], axis=-1) - intersection
-    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
-
-
-def voc07_ap(true_positives: np.ndarray, num_objects: int) -> float | None:
-    """Average precision of VOC 2007: the mean over the recalls 0, 0.1 ... 1 of the best precision from there on.
-
-    Recalls are compared in whole numbers: 3 of 10 objects reach the recall 0.3, but rounding could make 3 / 10 miss it.
+def average_precisions(judgement: Judgement, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Every average precision of each class, where each image counts several times or not at all.
 
     Args:
-      true_positives: bool [d], the detections of one class, best score first, without the ignored ones.
+      judgement: of the whole split.
+      weights: int [s, images], how often each image counts in each of s samples.
+
+    Returns:
+      For each name f64 [k, s]; NaN where there is nothing to find.
+    """
+    ious, num_ious = judgement.ious, len(COCO_IOUS) + len(judgement.ious)
+    voc = _class_averages(judgement, judgement.voc, _VOC_AP, weights)
+    coco = _class_averages(judgement, judgement.coco, _COCO_AP, weights)["coco"]
+    by_area = coco.reshape(len(COCO_AREAS), num_ious, *coco.shape[1:])
+    averages = {
+        "voc07_ap50": voc["voc07"][0],
+        "voc12_ap50": voc["voc12"][0],
+        "coco_ap": by_area[0, : len(COCO_IOUS)].mean(axis=0),
+        "coco_ap50": by_area[0, 0],
+        "coco_ap75": by_area[0, 5],
+    }
+    for area, suffix in list(enumerate(COCO_AREAS))[1:]:
+        averages[f"coco_ap{suffix}"] = by_area[area, : len(COCO_IOUS)].mean(axis=0)
+    for row, iou in enumerate(ious):
+        averages[f"voc07_ap@{iou:g}"] = voc["voc07"][1 + row]
+        averages[f"voc12_ap@{iou:g}"] = voc["voc12"][1 + row]
+        averages[f"coco_ap@{iou:g}"] = by_area[0, len(COCO_IOUS) + row]
+    return averages
+
+
+def _class_averages(
+    judgement: Judgement, verdicts: Verdicts, kinds: Sequence[str], weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Average precision of each kind, f64 [r, k, s], for the r rows of the verdicts."""
+    num_classes = len(judgement.labels)
+    averages = {kind: np.full((len(verdicts.hits), num_classes, len(weights)), np.nan) for kind in kinds}
+    for index in range(num_classes):
+        rows = np.flatnonzero(judgement.found.classes == index)
+        members = np.flatnonzero(judgement.objects.classes == index)
+        if not len(members):
+            continue
+        hits, counted, to_find = verdicts.hits[:, rows], verdicts.counted[:, rows], verdicts.to_find[:, members]
+        images, object_images = judgement.found.images[rows], judgement.objects.images[members]
+        step = max(1, 4_000_000 // (len(rows) + 1))  # bounds the memory
+        for start in range(0, len(weights), step):
+            part = slice(start, start + step)
+            num_to_find = weights[part, object_images] @ to_find.T  # [s, r]
+            weighted = weights[part, images]
+            for row in range(len(hits)):
+                results = _average_precision(hits[row], counted[row], num_to_find[:, row], weighted, kinds)
+                for kind, result in zip(kinds, results):
+                    averages[kind][row, index, part] = result
+    return averages
+
+
+def average_precision(kind: str, hits: np.ndarray, num_objects: int) -> float | None:
+    """Average precision of one class.
+
+    Args:
+      kind: voc07, the mean over the recalls 0, 0.1 ... 1 of the best precision from there on; voc12, the area under the
+        precision made monotone, at every recall; or coco, as voc07 but for the recalls 0, 0.01 ... 1.
+      hits: bool [d], the detections of the class, best score first, without the ignored ones.
       num_objects: how many objects there are to find, without the difficult ones.
 
     Returns:
-      A number in 0..1, or None if there is nothing to find. Source: Everingham et al. 2010, section 4.2.
+      A number in 0..1, or None if there is nothing to find.
     """
-    if num_objects == 0:
-        return None
-    found, precision = _precision_envelope(true_positives)
-    return sum(precision[10 * found >= tenths * num_objects].max(initial=0.0) for tenths in range(11)) / 11
+    weights = np.ones((1, len(hits)), np.int32)
+    return _or_none(_average_precision(hits, np.ones_like(hits), np.array([num_objects]), weights, [kind])[0][0])
 
 
-def voc12_ap(true_positives: np.ndarray, num_objects: int) -> float | None:
-    """Average precision of VOC 2010 to 2012: the area under the precision made monotone, at every recall.
+def _average_precision(
+    hits: np.ndarray, counted: np.ndarray, num_to_find: np.ndarray, weights: np.ndarray, kinds: Sequence[str]
+) -> list[np.ndarray]:
+    """For each kind f64 [s]; NaN where nothing is to be found.
 
-    Arguments and result are those of `voc07_ap`. Source: VOC 2012 development kit, section 3.4.1.
+    Args:
+      hits, counted: bool [d], one row of `Verdicts` for the detections of a class, best first.
+      num_to_find: int [s].
+      weights: int [s, d], how often each detection counts in each sample. Copies share a score and count at once.
+      kinds: keys of `_REACHED`.
     """
-    if num_objects == 0:
-        return None
-    _, precision = _precision_envelope(true_positives)
-    return float(precision[true_positives].sum() / num_objects)  # recall changes only where an object is found
+    places = np.flatnonzero(hits)  # what comes after the last hit changes nothing
+    none = np.where(num_to_find > 0, 0.0, np.nan)
+    if not len(places):
+        return [none] * len(kinds)
+    before = weights[:, : places[-1] + 1] * counted[: places[-1] + 1]
+    num_counted = np.cumsum(before, axis=1, dtype=np.int32)[:, places]
+    num_found = np.cumsum(weights[:, places], axis=1, dtype=np.int32)
+    precision = num_found / np.maximum(num_counted, 1)
+    best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    to_find = np.maximum(num_to_find, 1)[:, np.newaxis]
+    steps = (np.diff(_REACHED[kind](num_found, to_find), axis=1, prepend=0.0) for kind in kinds)
+    return [np.sum(best * step, axis=1) + none for step in steps]
 
 
-def _precision_envelope(true_positives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """After each detection, the number of objects found, i64 [d], and the best precision from there on, f64 [d]."""
-    found = np.cumsum(true_positives)
-    precision = found / np.arange(1, len(found) + 1)
-    return found, np.maximum.accumulate(precision[::-1])[::-1]
+def _recalls(judgement: Judgement) -> dict[str, np.ndarray]:
+    """COCO's average recall of each class, f64 [k]; NaN where there is nothing to find."""
+    num_classes, found, objects = len(judgement.labels), judgement.found, judgement.objects
+    num_ious = len(COCO_IOUS) + len(judgement.ious)
+
+    def recall(area: int, max_detections: int) -> np.ndarray:
+        rows = slice(area * num_ious, area * num_ious + len(COCO_IOUS))
+        num_hits = np.sum(judgement.coco.hits[rows] & (found.ranks < max_detections), axis=0)
+        hits = np.bincount(found.classes, num_hits, minlength=num_classes)
+        to_find = np.bincount(objects.classes, judgement.coco.to_find[rows.start], minlength=num_classes)
+        return np.divide(hits / len(COCO_IOUS), to_find, out=np.full(num_classes, np.nan), where=to_find > 0)
+
+    recalls = {f"coco_ar{number}": recall(0, number) for number in (1, 10, matching.COCO_MAX_DETECTIONS)}
+    for area, suffix in list(enumerate(COCO_AREAS))[1:]:
+        recalls[f"coco_ar{suffix}"] = recall(area, matching.COCO_MAX_DETECTIONS)
+    return recalls
 
 
-def coco_metrics(
-    ground_truths: Sequence[GroundTruth], detections: Sequence[ImageDetections], num_classes: int
-) -> tuple[dict[str, float | None], list[dict[str, float | None]]]:
-    """COCO average precision by pycocotools: over all classes, and for each class `coco_ap` and `coco_ap50`.
+def draw_samples(num_images: int, resamples: int) -> np.ndarray:
+    """How often each image is in each bootstrap sample, i32 [resamples, images]; the same at each call.
 
-    As in COCO, at most 100 detections of a class count in an image, and objects are small up to an area of 32**2 and
-    medium up to 96**2 pixels of the original image. A value is None where there is nothing to find.
+    A sample is as many images as there are, drawn with replacement (Efron and Tibshirani 1993, chapter 13).
     """
-    truths = (
-        (image, box.tolist(), category, {"iscrowd": int(difficult)})
-        for image, truth in enumerate(ground_truths)
-        for box, category, difficult in zip(truth.boxes, truth.classes, truth.difficult)
+    random = np.random.default_rng(0)
+    return (
+        np.stack(
+            [
+                np.bincount(random.integers(num_images, size=num_images), minlength=num_images).astype(np.int32)
+                for _ in range(resamples)
+            ]
+        )
+        if num_images
+        else np.zeros((resamples, 0), np.int32)
     )
-    results = (
-        (image, box.tolist(), category, {"iscrowd": 0, "score": float(score)})
-        for image, found in enumerate(detections)
-        for box, category, score in zip(found.boxes, found.classes, found.scores)
-    )
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        indexes = (_coco_index(len(ground_truths), num_classes, rows) for rows in (truths, results))
-        evaluator = COCOeval(*indexes, iouType="bbox")
-        evaluator.evaluate()
-        evaluator.accumulate()
-    precision = evaluator.eval["precision"][..., -1]  # [iou, recall, class, area]; -1: nothing to find
-
-    def average(precision: np.ndarray) -> float | None:
-        return _mean(precision[precision > -1])
-
-    overall = {
-        "coco_ap": average(precision[:, :, :, 0]),
-        "coco_ap50": average(precision[0, :, :, 0]),
-        "coco_ap75": average(precision[5, :, :, 0]),
-        "coco_ap_small": average(precision[:, :, :, 1]),
-        "coco_ap_medium": average(precision[:, :, :, 2]),
-        "coco_ap_large": average(precision[:, :, :, 3]),
-    }
-    per_class = [
-        {"coco_ap": average(precision[:, :, index, 0]), "coco_ap50": average(precision[0, :, index, 0])}
-        for index in range(num_classes)
-    ]
-    return overall, per_class
 
 
-def _coco_index(
-    num_images: int, num_classes: int, rows: Iterable[tuple[int, list[float], int, dict[str, Any]]]
-) -> COCO:
-    """pycocotools' index of annotations, each given as image, box, class and further entries."""
-    index = COCO()
-    index.dataset = {
-        "images": [{"id": image} for image in range(num_images)],
-        "categories": [{"id": category} for category in range(num_classes)],
-        "annotations": [
-            {
-                "id": number,  # from 1, since pycocotools takes 0 for "no match"
-                "image_id": image,
-                "category_id": int(category),
-                "bbox": [xmin, ymin, xmax - xmin, ymax - ymin],
-                "area": (xmax - xmin) * (ymax - ymin),
-                **extra,
-            }
-            for number, (image, (ymin, xmin, ymax, xmax), category, extra) in enumerate(rows, 1)
-        ],
-    }
-    index.createIndex()
-    return index
+def compare(first: Judgement, second: Judgement, resamples: int) -> dict[str, dict[str, Any]]:
+    """How far two models differ on the same images, by a paired bootstrap: both are measured on the same samples.
+
+    Returns:
+      For each average precision `first`, `second`, `difference` (second - first), `interval` of the difference with 95%
+      confidence, and `real`: whether 0 lies outside the interval. None where there is nothing to find.
+    """
+    everything = np.ones((1, first.num_images), np.int32)
+    samples = draw_samples(first.num_images, resamples)
+    values = [average_precisions(judgement, everything) for judgement in (first, second)]
+    drawn = [average_precisions(judgement, samples) for judgement in (first, second)]
+    result = {}
+    for name in values[0]:
+        one, other = (float(_mean(rows[name][:, 0])) for rows in values)
+        bounds = interval(_mean(drawn[1][name]) - _mean(drawn[0][name]))
+        result[name] = {
+            "first": _or_none(one),
+            "second": _or_none(other),
+            "difference": _or_none(other - one),
+            "interval": bounds,
+            "real": bounds is not None and not bounds[0] <= 0 <= bounds[1],
+        }
+    return result
 
 
-def _mean(values: Sequence[float] | np.ndarray) -> float | None:
-    return float(np.mean(values)) if len(values) else None
+def interval(samples: np.ndarray) -> list[float] | None:
+    """The 2.5th and the 97.5th percentile of f64 [s] without NaN; None if nothing is left."""
+    known = samples[~np.isnan(samples)]
+    return [float(bound) for bound in np.percentile(known, [2.5, 97.5])] if len(known) else None
+
+
+def _mean(rows: np.ndarray) -> np.ndarray:
+    """The mean over the classes, the first axis, that have a value; NaN where none has."""
+    known = ~np.isnan(rows)
+    count = known.sum(axis=0)
+    total = np.where(known, rows, 0.0).sum(axis=0)
+    return np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)
+
+
+def _or_none(value: Any) -> float | None:
+    return None if np.isnan(value) else float(value)

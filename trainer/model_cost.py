@@ -72,7 +72,7 @@ def measure(config: Config) -> ModelCost:
         parameters[_stage_of(variable.name, model)] += variable.shape.num_elements()
     flops: collections.Counter[str] = collections.Counter()
     for operation in graph.get_operations():
-        if operation.type == "Conv2D":
+        if operation.name.startswith(f"{model.name}/"):
             flops[_stage_of(operation.name, model)] += count_flops([operation])
     kept = [_kept_bytes(traced[precision]) for precision in _PRECISIONS]
     return ModelCost(
@@ -82,7 +82,7 @@ def measure(config: Config) -> ModelCost:
                 flops=flops[name] // _BATCH_SIZES[0],
                 kept_bytes=tuple(by_stage[name] / _BATCH_SIZES[0] for by_stage in kept),
             )
-            for name in _stage_names(model)
+            for name in dict.fromkeys(_parts(model).values())
         },
         step_flops=count_flops(graph.get_operations()) // _BATCH_SIZES[0],
         memory={precision: _memory(traced[precision]) for precision in _PRECISIONS},
@@ -97,29 +97,36 @@ def count_flops(operations: Iterable[tf.Operation]) -> int:
     """
     total = 0
     for operation in operations:
-        if operation.type == "Conv2D":
+        if operation.type in ("Conv2D", "DepthwiseConv2dNative"):
             kernel, outputs = operation.inputs[1], operation.outputs[0]
-        elif operation.type == "Conv2DBackpropInput":
+        elif not operation.outputs or not operation.outputs[0].consumers():
+            continue  # such as the gradient by the images, which TensorFlow drops
+        elif operation.type in ("Conv2DBackpropInput", "DepthwiseConv2dNativeBackpropInput"):
             kernel, outputs = operation.inputs[1:]
-        elif operation.type == "Conv2DBackpropFilter":
+        elif operation.type in ("Conv2DBackpropFilter", "DepthwiseConv2dNativeBackpropFilter"):
             kernel, outputs = operation.outputs[0], operation.inputs[2]
         else:
             continue
-        if operation.type != "Conv2D" and not operation.outputs[0].consumers():
-            continue  # the gradient by the images, which TensorFlow drops
-        total += 2 * outputs.shape.num_elements() * kernel.shape[:3].num_elements()
+        weights = kernel.shape[:2] if operation.type.startswith("Depthwise") else kernel.shape[:3]
+        total += 2 * outputs.shape.num_elements() * weights.num_elements()
     return total
 
 
 def _trace(config: Config, precision: str) -> _Traced:
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
+    # One of the passes that --accumulation_steps makes.
+    config = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, precision=precision, accumulation_steps=1)
+    )
     policy, level = tf.keras.mixed_precision.global_policy(), tf.get_logger().level
     tf.get_logger().setLevel(logging.ERROR)  # Keras would warn that float16 is slow without a GPU
     try:
         tf.keras.mixed_precision.set_global_policy(precision)
         model = checkpoints.make_model(config)
         optimizer = optimizers.make_optimizer(
-            config.train.optimizer, train_steps=1, loss_scaling=precision == "mixed_float16"
+            config.train.optimizer,
+            train_steps=1,
+            loss_scaling=precision == "mixed_float16",
+            backbone=model.backbone.name,
         )
         optimizer.build(model.trainable_variables)
         train_step = step.make_train_step(
@@ -131,6 +138,8 @@ def _trace(config: Config, precision: str) -> _Traced:
         tf.keras.mixed_precision.set_global_policy(policy)
         tf.get_logger().setLevel(level)
     variables = [*model.variables, *optimizer.variables()]
+    if config.train.ema_decay:
+        variables += model.variables
     return _Traced(functions, model, sum(variable.shape.num_elements() * variable.dtype.size for variable in variables))
 
 
@@ -169,17 +178,23 @@ def _kept_bytes(traced: _Traced) -> collections.Counter[str]:
     return kept
 
 
-def _stage_names(model: tf.keras.Model) -> list[str]:
-    return [*(f"conv{stage}" for stage in range(1, 6)), model.neck.name, "class_head", "box_head"]
+def _parts(model: tf.keras.Model) -> dict[str, str]:
+    """By the name of a layer, the stage that it belongs to, in the order of the forward pass."""
+    backbone = {
+        layer.name: f"stage {number}" for number, stage in enumerate(model.backbone.stages, 1) for layer in stage
+    }
+    return {model.backbone.stem.name: "stem", **backbone, **{name: name for name in _after_backbone(model)}}
+
+
+def _after_backbone(model: tf.keras.Model) -> list[str]:
+    return [layer.name for layer in (model.neck, model.class_head, model.box_head)]
 
 
 def _stage_of(name: str, model: tf.keras.Model) -> str:
-    """The stage of an op, a tensor or a variable called retinanet/PART/..."""
-    _, part, *rest = name.split("/")
-    if part in _stage_names(model):
-        return part
-    # What lies between the convolutions of the backbone belongs to its start: the cast of the images, ReLU, the pool.
-    return rest[0][:5] if rest and rest[0].startswith("conv") else "conv1"
+    """The stage of an op, a tensor or a variable called retinanet/LAYER/... or retinanet/BACKBONE/LAYER/..."""
+    _, *layers = name.split("/")
+    parts = _parts(model)
+    return next((parts[layer] for layer in layers[:2] if layer in parts), "stem")  # the stem: the cast of the images
 
 
 def describe(config: Config, num_replicas: int) -> str:
@@ -197,7 +212,8 @@ def describe(config: Config, num_replicas: int) -> str:
         flops=sum(stage.flops for stage in cost.stages.values()),
         kept_bytes=tuple(map(sum, zip(*(stage.kept_bytes for stage in cost.stages.values())))),
     )
-    per_replica = config.input.batch_size // num_replicas
+    passes = config.train.accumulation_steps
+    per_pass = config.input.batch_size // num_replicas // passes
     memory = list(cost.memory.values())
     stages = [
         ["stage", "parameters", "GFLOP", "kept, float32", "kept, float16"],
@@ -216,12 +232,12 @@ def describe(config: Config, num_replicas: int) -> str:
         ["weights and optimizer", *(f"{part.variables / 1e9:.2f} GB" for part in memory)],
         ["each image", *(f"{part.image / 1e9:.2f} GB" for part in memory)],
         ["the rest", *(f"{part.rest / 1e9:.2f} GB" for part in memory)],
-        [f"peak with {per_replica} images", *(f"{part.peak(per_replica) / 1e9:.2f} GB" for part in memory)],
+        [f"peak with {per_pass} images", *(f"{part.peak(per_pass) / 1e9:.2f} GB" for part in memory)],
     ]
     fitting = [
         ["largest --batch_size", "float32", "float16"],
         *(
-            [f"{num_replicas} x {size} GB", *(f"{part.most_images(size) * num_replicas}" for part in memory)]
+            [f"{num_replicas} x {size} GB", *(f"{part.most_images(size) * num_replicas * passes}" for part in memory)]
             for size in GPU_SIZES
         ),
     ]

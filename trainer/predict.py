@@ -1,137 +1,304 @@
-"""Runs an exported model on picture files: draws what it finds on them, and lists it in `detections.json`.
+"""Runs a model on picture files: draws what it finds on them, and lists it in `detections.json`.
 
-`python -m trainer.predict --export_dir=EXPORT --images='DIR/*.jpg' --output_dir=PRED [--score_threshold=0.3]`
+`python -m trainer.predict --export_dir=EXPORT --images=DIR --output_dir=PRED [--score_threshold=0.3]`, or with
+`--model_dir=RUN` in place of the export.
 
-`PRED/detections.json` is a list with, for each file, `path`, `width`, `height`, `picture` (the file in PRED) and
-`detections`, best first: `label`, `score`, and `box` with `ymin`, `xmin`, `ymax`, `xmax` in pixels of the file.
-Class names that the font cannot write are drawn as numbers, which `PRED/legend.txt` explains.
+`PRED/detections.json` is a list with, for each file, `path`, `width`, `height`, `picture` (its name in PRED) and
+`detections`, best first: `label`, `score`, and `box` with `ymin`, `xmin`, `ymax`, `xmax` in pixels. `--write` says what
+else is written:
 
-Pictures and boxes are in the pixels as stored, which is what the network saw: an EXIF orientation is not applied.
+- `pictures`: `PRED/PICTURE`, the pictures with their boxes. Class names that the font cannot write are drawn as
+  numbers, which `PRED/legend.txt` explains.
+- `coco`: `PRED/coco_results.json`, COCO's format of results; `image_id` is `picture` without its ending.
+- `voc`: `PRED/annotations/NAME.xml`, annotations that labelling tools and `prepare_tfrecords.py` read.
+- `yolo`: `PRED/labels/NAME.txt`, with `PRED/labels.txt`.
+
+An EXIF orientation is applied first, as viewers do: boxes and pictures are in the frame that one sees.
 """
 
 from __future__ import annotations
 
 import glob
+import io
 import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from absl import flags as absl_flags
 from PIL import Image
+from tqdm import tqdm
 
 from input import augment
 from input.palette import Colour, class_colour
-from trainer import checkpoints, command, drawing
+from trainer import checkpoints, command, drawing, export, formats, inference, tiles
+from trainer.matching import ImageDetections
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")  # pictures of other files are written as JPEG
+_READ_SUFFIXES = (*PICTURE_SUFFIXES, ".gif")
+OUTPUTS = ("pictures", "coco", "voc", "yolo")
+_ORIENTATION = 0x0112
+_TURN = {  # what makes an image of this EXIF orientation upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class Found(NamedTuple):
-    """One detection, in pixels of its file."""
+    """One detection, in pixels of its picture."""
 
     label: str
     score: float
     box: tuple[float, float, float, float]  # ymin xmin ymax xmax
 
 
-def predict(
-    export_dir: str, paths: Sequence[str], output_dir: str, *, score_threshold: float = 0.3, batch_size: int = 8
-) -> list[dict[str, Any]]:
-    """Runs an export on picture files; writes the pictures with boxes and `detections.json` to `output_dir`.
+class Picture(NamedTuple):
+    """A file that could be read."""
 
-    If class names are drawn as numbers (`drawing.number_labels`), `legend.txt` there has a line for each of them.
+    path: str
+    encoded: bytes  # upright
+    pixels: np.ndarray  # u8 [h, w, 3], upright
+
+
+class Detector(NamedTuple):
+    """A model that is ready to run; the functions return what the signatures of an export do."""
+
+    labels: Sequence[str]
+    detect_bytes: Callable[[tf.Tensor], Mapping[str, tf.Tensor]]  # string [b], encoded images
+    detect_images: Callable[[tf.Tensor], Mapping[str, tf.Tensor]]  # u8 [b, h, w, 3]
+
+
+def load_export(export_dir: str) -> Detector:
+    """The model in a folder that `trainer.export` wrote.
+
+    Raises:
+      FileNotFoundError: `export_dir` holds no export.
+    """
+    if not os.path.exists(os.path.join(export_dir, "saved_model.pb")):
+        raise FileNotFoundError(f"{export_dir} holds no export: make one with python -m trainer.export.")
+    with open(os.path.join(export_dir, "labels.txt"), encoding="utf-8") as file:
+        labels = file.read().splitlines()
+    exported = tf.saved_model.load(export_dir)
+    detect_bytes, detect_images = (exported.signatures[name] for name in ("serving_default", "serving_images"))
+    return Detector(
+        labels=labels,
+        detect_bytes=lambda image_bytes: detect_bytes(image_bytes=image_bytes),
+        detect_images=lambda images: detect_images(images=images),
+    )
+
+
+def load_run(model_dir: str, checkpoint: str | None = None) -> Detector:
+    """The model of a run: that of the checkpoint, else the best, else the latest."""
+    run = inference.load_for_inference(model_dir, checkpoint)
+    module = export.make_serving_module(run.model, run.config)
+    return Detector(run.config.labels, module.serve_bytes, module.serve_images)
+
+
+def predict(
+    detector: Detector,
+    paths: Sequence[str],
+    output_dir: str,
+    *,
+    score_threshold: float = 0.3,
+    class_thresholds: Mapping[str, float] | None = None,
+    batch_size: int = 8,
+    tile: int = 0,
+    overlap: float = 0.2,
+    write: Collection[str] = ("pictures",),
+) -> list[dict[str, Any]]:
+    """Runs a model on picture files and writes `detections.json` and what else is asked for to `output_dir`.
 
     A file that is no picture, or is damaged, is named on stderr and left out.
 
     Args:
-      export_dir: EXPORT, as `trainer.export` writes it.
+      detector: the model.
       paths: JPEG, PNG, BMP or GIF files.
       output_dir: PRED; made if need be.
-      score_threshold: detections below it are neither drawn nor listed. (The export has a threshold of its own.)
-      batch_size: the number of pictures at a time.
+      score_threshold: detections below it are left out. (The model has a threshold of its own.)
+      class_thresholds: for some class names another threshold.
+      batch_size: the number of pictures, or of tiles, at a time.
+      tile: side in px of the tiles in which larger pictures are looked at; 0: every picture as a whole.
+      overlap: least share of a tile that adjacent tiles have in common.
+      write: some of OUTPUTS.
 
     Returns:
       The content of `detections.json`.
 
     Raises:
-      FileNotFoundError: `export_dir` holds no export.
       ValueError: `output_dir` is the folder of a picture, which would be overwritten.
     """
-    if not os.path.exists(os.path.join(export_dir, "saved_model.pb")):
-        raise FileNotFoundError(f"{export_dir} holds no export: make one with python -m trainer.export.")
     if os.path.realpath(output_dir) in {os.path.realpath(os.path.dirname(path)) for path in paths}:
         raise ValueError(f"{output_dir} holds the pictures themselves: choose another --output_dir.")
-    with open(os.path.join(export_dir, "labels.txt"), encoding="utf-8") as file:
-        labels = file.read().splitlines()
-    exported = tf.saved_model.load(export_dir)
-    detect = exported.signatures["serving_default"]
     os.makedirs(output_dir, exist_ok=True)
-
-    colours = {label: class_colour(index) for index, label in enumerate(labels)}
-    numbers = drawing.number_labels(labels)
+    thresholds = np.array([(class_thresholds or {}).get(label, score_threshold) for label in detector.labels])
+    numbers = drawing.number_labels(detector.labels) if "pictures" in write else {}
     if numbers:
         legend = os.path.join(output_dir, "legend.txt")
         checkpoints.write_file(legend, "".join(f"{number} {label}\n" for label, number in numbers.items()))
         print(f"Some class names are drawn as numbers, since the font lacks their letters: see {legend}")
     results: list[dict[str, Any]] = []
     names: set[str] = set()
-    readable = _readable(paths)
-    while batch := list(itertools.islice(readable, batch_size)):
-        batch_paths, contents, pictures = zip(*batch)
-        found = {key: value.numpy() for key, value in detect(image_bytes=tf.constant(contents)).items()}
-        for row, (path, picture) in enumerate(zip(batch_paths, pictures)):
-            kept = found["scores"][row, : found["num_detections"][row]] >= score_threshold
-            columns = (found[key][row, : len(kept)][kept].tolist() for key in ("classes", "scores", "boxes"))
-            detections = [Found(labels[index], score, tuple(box)) for index, score, box in zip(*columns)]
-            name = _picture_name(path, names)
-            image = Image.fromarray(picture)
-            draw_detections(image, detections, colours, numbers)
-            image.save(os.path.join(output_dir, name), quality=95)
-            results.append(
-                {
-                    "path": path,
-                    "width": image.width,
-                    "height": image.height,
-                    "picture": name,
-                    "detections": [
-                        {"label": label, "score": score, "box": dict(zip(("ymin", "xmin", "ymax", "xmax"), box))}
-                        for label, score, box in detections
-                    ],
-                }
-            )
+    with tqdm(total=len(paths), unit=" pictures", disable=None) as progress:
+        readable = _readable(paths, batch_size, progress)
+        while batch := list(itertools.islice(readable, batch_size)):
+            for picture, found in zip(batch, _detect(detector, batch, tile, overlap, batch_size)):
+                kept = found.scores >= thresholds[found.classes]
+                columns = (column[kept].tolist() for column in (found.classes, found.scores, found.boxes))
+                detections = [Found(detector.labels[index], score, tuple(box)) for index, score, box in zip(*columns)]
+                name = _picture_name(picture.path, names)
+                _write_picture(picture, detections, detector.labels, numbers, output_dir, name, write)
+                height, width = picture.pixels.shape[:2]
+                rows = [
+                    {"label": label, "score": score, "box": dict(zip(("ymin", "xmin", "ymax", "xmax"), box))}
+                    for label, score, box in detections
+                ]
+                results.append(
+                    {"path": picture.path, "width": width, "height": height, "picture": name, "detections": rows}
+                )
     text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
     checkpoints.write_file(os.path.join(output_dir, "detections.json"), text)
+    if "coco" in write:
+        text = json.dumps(_coco_results(results, detector.labels), ensure_ascii=False) + "\n"
+        checkpoints.write_file(os.path.join(output_dir, "coco_results.json"), text)
+    if "yolo" in write:
+        checkpoints.write_file(
+            os.path.join(output_dir, "labels.txt"), "".join(f"{label}\n" for label in detector.labels)
+        )
     return results
 
 
-def _readable(paths: Iterable[str]) -> Iterator[tuple[str, bytes, np.ndarray]]:
-    """(path, content, pixels u8 [h, w, 3]) of each file that decodes, by the decoder that the export uses."""
-    for path in paths:
+def _detect(
+    detector: Detector, batch: Sequence[Picture], tile: int, overlap: float, batch_size: int
+) -> list[ImageDetections]:
+    """The detections of each picture, small pictures together and large ones in tiles."""
+
+    def in_images(images: np.ndarray) -> list[ImageDetections]:
+        return _without_padding(detector.detect_images(tf.constant(images)))
+
+    is_large = [bool(tile) and max(picture.pixels.shape) > tile for picture in batch]
+    small = [picture.encoded for picture, large in zip(batch, is_large) if not large]
+    found = iter(_without_padding(detector.detect_bytes(tf.constant(small))) if small else [])
+    return [
+        tiles.detect_in_tiles(in_images, picture.pixels, tile=tile, overlap=overlap, batch_size=batch_size)
+        if large
+        else next(found)
+        for picture, large in zip(batch, is_large)
+    ]
+
+
+def _without_padding(outputs: Mapping[str, tf.Tensor]) -> list[ImageDetections]:
+    boxes, scores, classes, counts = (
+        outputs[name].numpy() for name in ("boxes", "scores", "classes", "num_detections")
+    )
+    return [
+        ImageDetections(boxes[row, :count], scores[row, :count], classes[row, :count])
+        for row, count in enumerate(counts)
+    ]
+
+
+def _readable(paths: Sequence[str], ahead: int, progress: tqdm) -> Iterator[Picture]:
+    """The pictures that decode, by the decoder that the model uses; the next ones are read while the model runs."""
+
+    def read(path: str) -> Picture | str:
         try:
             with open(path, "rb") as file:
                 content = file.read()
-            yield path, content, augment.decode(content).numpy()
+            return make_upright(path, content, augment.decode(content).numpy())
         except (OSError, tf.errors.InvalidArgumentError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not a whole JPEG, PNG, BMP or GIF picture"
-            print(f"skipped {path}: {reason}", file=sys.stderr)
+            return f"skipped {path}: {reason}"
+
+    with futures.ThreadPoolExecutor(max_workers=2) as pool:
+        waiting = [pool.submit(read, path) for path in paths[:ahead]]
+        for number in range(len(paths)):
+            picture = waiting.pop(0).result()
+            if number + ahead < len(paths):
+                waiting.append(pool.submit(read, paths[number + ahead]))
+            progress.update()
+            if isinstance(picture, str):
+                tqdm.write(picture, file=sys.stderr)
+            else:
+                yield picture
+
+
+def make_upright(path: str, content: bytes, pixels: np.ndarray) -> Picture:
+    """The picture as viewers show it: turned as its EXIF orientation says."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            turn = _TURN.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # Pillow raises almost any exception on a damaged header, which TensorFlow may ignore
+        turn = None
+    if turn is None:
+        return Picture(path, content, pixels)
+    pixels = np.asarray(Image.fromarray(pixels).transpose(turn))
+    return Picture(path, tf.io.encode_png(pixels).numpy(), pixels)
+
+
+def _write_picture(
+    picture: Picture,
+    detections: Sequence[Found],
+    labels: Sequence[str],
+    numbers: Mapping[str, str],
+    output_dir: str,
+    name: str,
+    write: Collection[str],
+) -> None:
+    """Writes what `write` asks for of one picture."""
+    height, width = picture.pixels.shape[:2]
+    objects = [formats.LabelledBox(found.label, found.box) for found in detections]
+    texts = {
+        "voc": ("annotations", ".xml", lambda: formats.voc_xml(os.path.basename(picture.path), width, height, objects)),
+        "yolo": ("labels", ".txt", lambda: formats.yolo_txt(width, height, objects, labels)),
+    }
+    for kind, (folder, suffix, make) in texts.items():
+        if kind in write:
+            path = os.path.join(output_dir, folder, os.path.splitext(name)[0] + suffix)
+            checkpoints.write_file(path, make())
+    if "pictures" in write:
+        image = Image.fromarray(picture.pixels)
+        colours = {label: class_colour(index) for index, label in enumerate(labels)}
+        draw_detections(image, detections, colours, numbers)
+        image.save(os.path.join(output_dir, name), quality=95)
+
+
+def _coco_results(results: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """The detections in COCO's format of results."""
+    rows = []
+    for result in results:
+        for found in result["detections"]:
+            ymin, xmin, ymax, xmax = found["box"].values()
+            rows.append(
+                {
+                    "image_id": os.path.splitext(result["picture"])[0],
+                    "category_id": labels.index(found["label"]) + 1,
+                    "bbox": [xmin, ymin, xmax - xmin, ymax - ymin],
+                    "score": found["score"],
+                }
+            )
+    return rows
 
 
 def _picture_name(path: str, taken: set[str]) -> str:
-    """The file's own name, with a number if it is in `taken` (from another folder); adds it to `taken`."""
+    """The file's own name, with a number if its stem is in `taken` (from another folder); adds the stem to `taken`."""
     stem, suffix = os.path.splitext(os.path.basename(path))
     if suffix.lower() not in PICTURE_SUFFIXES:
         stem, suffix = stem + suffix, ".jpg"
-    name, number = stem + suffix, 1
-    while name in taken:
+    unique, number = stem, 1
+    while unique in taken:
         number += 1
-        name = f"{stem}-{number}{suffix}"
-    taken.add(name)
-    return name
+        unique = f"{stem}-{number}"
+    taken.add(unique)
+    return unique + suffix
 
 
 def draw_detections(
@@ -149,14 +316,59 @@ def draw_detections(
         drawing.draw_label(image, found.box, text, colours[found.label], font_size=max(10.0, side / 40))
 
 
+def find_pictures(patterns: Iterable[str], recursive: bool) -> list[str]:
+    """The files that the patterns match, sorted; a folder stands for the pictures in it.
+
+    Raises:
+      FileNotFoundError: nothing matches.
+    """
+    patterns = list(patterns)
+    paths: set[str] = set()
+    for pattern in patterns:
+        if not os.path.isdir(pattern):
+            paths.update(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+            continue
+        for folder, folders, names in os.walk(pattern):
+            paths.update(os.path.join(folder, name) for name in names if name.lower().endswith(_READ_SUFFIXES))
+            if not recursive:
+                folders.clear()
+    if not paths:
+        raise FileNotFoundError(f"--images={','.join(patterns)} matches no file: check the pattern.")
+    return sorted(paths)
+
+
+def read_thresholds(path: str) -> dict[str, float]:
+    """The score of the best F1 of each class that has one, from `RUN/eval/SPLIT.json`.
+
+    Raises:
+      ValueError: the file is no evaluation.
+    """
+    with open(path, encoding="utf-8") as file:
+        try:
+            per_class = json.load(file)["per_class"]
+            scores = {label: values["best_f1_score"] for label, values in per_class.items()}
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{path} is no evaluation: run python -m trainer.evaluate, which writes it.") from None
+    return {label: score for label, score in scores.items() if score is not None}
+
+
 def main() -> None:
     flags = absl_flags.FLAGS
-    matches = {path for pattern in flags.images for path in glob.glob(pattern, recursive=True)}
-    paths = sorted(path for path in matches if os.path.isfile(path))
-    if not paths:
-        raise FileNotFoundError(f"--images={','.join(flags.images)} matches no file: check the pattern.")
+    if bool(flags.export_dir) == bool(flags.model_dir):
+        raise ValueError("give either --export_dir or --model_dir.")
+    if wrong := [name for name in flags.write if name not in OUTPUTS]:
+        raise ValueError(f"--write={wrong[0]}: choose some of {', '.join(OUTPUTS)}.")
+    paths = find_pictures(flags.images, flags.recursive)
     results = predict(
-        flags.export_dir, paths, flags.output_dir, score_threshold=flags.score_threshold, batch_size=flags.batch_size
+        load_export(flags.export_dir) if flags.export_dir else load_run(flags.model_dir, flags.checkpoint),
+        paths,
+        flags.output_dir,
+        score_threshold=flags.score_threshold,
+        class_thresholds=read_thresholds(flags.thresholds) if flags.thresholds else None,
+        batch_size=flags.batch_size,
+        tile=flags.tile,
+        overlap=flags.overlap,
+        write=flags.write,
     )
     print(f"{len(results)} of {len(paths)} pictures, with detections.json, in {flags.output_dir}")
     if not results:
@@ -164,11 +376,22 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    absl_flags.DEFINE_string("export_dir", None, "Folder that trainer.export wrote.", required=True)
+    absl_flags.DEFINE_string("export_dir", None, "Folder that trainer.export wrote.")
+    absl_flags.DEFINE_string("model_dir", None, "The run's folder, in place of an export.")
+    absl_flags.DEFINE_string("checkpoint", None, "The run's checkpoint; default: the best, else the latest.")
     absl_flags.DEFINE_multi_string(
-        "images", None, "Pattern of picture files, such as 'DIR/*.jpg'; may be repeated.", required=True
+        "images", None, "A picture, a folder or a pattern such as 'DIR/*.jpg'; may be repeated.", required=True
     )
-    absl_flags.DEFINE_string("output_dir", None, "Folder for the pictures and detections.json.", required=True)
+    absl_flags.DEFINE_bool("recursive", False, "Look into the folders inside a folder too.")
+    absl_flags.DEFINE_string("output_dir", None, "Folder for what is written.", required=True)
     absl_flags.DEFINE_float("score_threshold", 0.3, "Score below which detections are left out.", lower_bound=0.0)
-    absl_flags.DEFINE_integer("batch_size", 8, "Number of pictures at a time.", lower_bound=1)
+    absl_flags.DEFINE_string(
+        "thresholds", None, "RUN/eval/SPLIT.json: take each class's score threshold from its best F1 there."
+    )
+    absl_flags.DEFINE_integer("batch_size", 8, "Number of pictures or tiles at a time.", lower_bound=1)
+    absl_flags.DEFINE_integer("tile", 0, "Side in pixels of the tiles of larger pictures. 0: no tiles.", lower_bound=0)
+    absl_flags.DEFINE_float(
+        "overlap", 0.2, "Least share of a tile that adjacent tiles have in common.", lower_bound=0.0, upper_bound=0.9
+    )
+    absl_flags.DEFINE_list("write", ["pictures"], f"What to write besides detections.json: {', '.join(OUTPUTS)}.")
     command.run(main)

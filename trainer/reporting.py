@@ -129,9 +129,12 @@ class Reporter:
         self._summaries("train", step, line)
 
     def evaluation(self, step: int, metrics: dict[str, Any]) -> None:
-        """Reports an evaluation. Its time does not count as training time."""
+        """Reports an evaluation, in `metrics.jsonl` as `eval/NAME`. Its time does not count as training time."""
         numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
-        log.info("step %d  evaluation: %s", step, "  ".join(f"{name} {value:.4f}" for name, value in numbers.items()))
+        shown = (f"{name} {value:.4f}" for name, value in numbers.items() if "_ar" not in name)
+        log.info("step %d  evaluation: %s", step, "  ".join(shown))
+        if self._metrics:
+            self._metrics.write({"step": step, **{f"eval/{name}": value for name, value in numbers.items()}})
         self._summaries("eval", step, numbers)
         self._time = time.monotonic()
 

@@ -6,6 +6,7 @@ import collections
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from input.conversion.frame import parse_size
 from input.conversion.layout import list_folder, split_of
 from input.conversion.objects import find_kind, read_finite
 from input.conversion.source import Input, Labels, Listing, Object, Source, clean_text, name_key
+from input.conversion.workers import Advance
 from input.shards import Finding
 from input.tfrecord import Box
 
@@ -70,6 +72,16 @@ def _read_box(class_name: str, corners: list | None, points: list | None, note: 
         return min(numbers[1::2]), min(numbers[::2]), max(numbers[1::2]), max(numbers[::2])
     x, y, width, height = numbers
     return y, x, y + height, x + width
+
+
+def classes_of(inputs: Sequence[Input], advance: Advance) -> dict[str, set[str]]:
+    """By image id, the classes that the file names for each image."""
+    found = {}
+    for item in inputs:
+        *_, objects = json.loads(item.document)
+        found[item.image_id] = {name for name, *_ in objects if name}
+        advance(1)
+    return found
 
 
 # Which images there are.

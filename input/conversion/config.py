@@ -28,6 +28,7 @@ class ConvertConfig:
     image_set: str = ""
     image_set_file: str = ""
     val_fraction: float = 0.0
+    group_by: str = ""  # a regular expression: images for whose id it gives the same text stay in one split
     labels_file: str = ""
     on_error: str = "fail"  # or "skip"
     strict: bool = False
@@ -49,6 +50,9 @@ class ConvertConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        for path in (*self.voc_dirs, self.coco_json, self.yolo_dir, self.annotations_dir, self.images_dir):
+            if path.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".rar", ".7z")):
+                raise ConversionError(f"{path} is not read in place: unpack it, or pack it as .zip or .tar.")
         given = [self.voc_dirs, self.coco_json, self.yolo_dir]
         if not any(given) and not (self.annotations_dir and self.images_dir):
             raise ConversionError(
@@ -73,6 +77,12 @@ class ConvertConfig:
             raise ConversionError(f"--split={self.split} names files: use letters, digits, '-', '_' and '.'.")
         if not 0 <= self.val_fraction < 1:
             raise ConversionError(f"--val_fraction={self.val_fraction} must be at least 0 and below 1.")
+        if self.group_by and not self.val_fraction:
+            raise ConversionError("--group_by goes with --val_fraction: other splits are as the data set has them.")
+        try:
+            re.compile(self.group_by)
+        except re.error as error:
+            raise ConversionError(f"--group_by={self.group_by} is not a regular expression: {error}.") from None
         if self.on_error not in ("fail", "skip"):
             raise ConversionError(f"--on_error={self.on_error} is unknown: choose fail or skip.")
         if bad := [text for text in self.rename if not all(part.strip() for part in text.partition("="))]:
@@ -104,7 +114,7 @@ class ConvertConfig:
         names = """
             on_error strict zero_based drop_empty rename ignore_classes drop_unknown_classes dropped_classes_as
             drop_invalid_objects exif verify max_pixels store_max_side jpeg_quality num_shards shard_bytes seed
-            val_fraction
+            val_fraction group_by
         """
         values = {name: getattr(self, name) for name in names.split()}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

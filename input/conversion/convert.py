@@ -18,14 +18,14 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from input import files, shards
-from input.conversion import voc_xml
+from input.conversion import looks, voc
 from input.conversion.beam import SCRATCH
 from input.conversion.config import IGNORE, ConversionError, ConvertConfig
 from input.conversion.findings import KINDS
 from input.conversion.listing import list_inputs
 from input.conversion.source import Input, Listing, name_key
 from input.conversion.staging import ShardResult, stage, staging_dir
-from input.conversion.workers import Advance, Workers
+from input.conversion.workers import Workers
 from input.shards import Finding, Findings, Manifest, ShardInfo
 
 _MANY_ZEROS = 5  # boxes with a coordinate of 0
@@ -75,7 +75,7 @@ def locked(directory: str) -> Iterator[None]:
 
 
 def _convert(config: ConvertConfig, workers: Workers) -> list[Manifest]:
-    splits = list_inputs(config)
+    splits = list_inputs(config, workers)
     labels = _choose_labels(splits, config, workers)
     finished: dict[str, Manifest] = {}
     made: dict[str, Manifest] = {}
@@ -90,6 +90,7 @@ def _convert(config: ConvertConfig, workers: Workers) -> list[Manifest]:
         manifest = _make_split(split, listing, labels, config, workers)
         known = [*finished.values(), *made.values(), *_other_manifests(splits, config.output_dir)]
         made[split] = _with_findings(manifest, [*_similar_classes(labels), *_same_images(manifest, known, listing)])
+        made[split] = _with_findings(made[split], _similar_images(made[split], known, listing))
         problems += _problems(made[split], config)
     if problems:
         remedy = "Correct the files (shards without them are not made again), or leave them out with --on_error=skip."
@@ -162,20 +163,13 @@ def _kept_classes(found: Sequence[str], config: ConvertConfig) -> tuple[str, ...
 
 
 def find_classes(inputs: Sequence[Input], workers: Workers) -> tuple[str, ...]:
-    """All class names in UTF-8, sorted."""
+    """All class names in UTF-8, sorted; of XML files."""
     chunks = [inputs[start : start + 256] for start in range(0, len(inputs), 256)]
-    names = set().union(*workers.map(_class_names, chunks, len(inputs), "finding classes"))
+    found = workers.map(voc.classes_of, chunks, len(inputs), "finding classes")
+    names = set().union(*(of_image for part in found for of_image in part.values()))
     if not names:
         raise ConversionError("no annotation names a class: check --voc_dir, or give --labels.")
     return tuple(sorted(name for name in names if "\ufffd" not in name))  # the files with the others are refused
-
-
-def _class_names(inputs: Sequence[Input], advance: Advance) -> set[str]:
-    names = set()
-    for item in inputs:
-        names |= voc_xml.class_names(item.source.annotation_path)
-        advance(1)
-    return names
 
 
 def _write_labels(labels: tuple[str, ...], output_dir: str) -> None:
@@ -241,6 +235,7 @@ def _make_manifest(
         ),
         inputs={item.image_id: item.fingerprint for item in listing.inputs},
         digests=dict(sorted(item for result in results for item in result.digests.items())),
+        looks=dict(sorted(item for result in results for item in result.looks.items())),
         **{kind: _of_kind(kind, findings) for kind in KINDS},
     )
 
@@ -290,6 +285,30 @@ def _same_images(manifest: Manifest, others: Iterable[Manifest], listing: Listin
         for reason, found in (("same_image", same), ("same_image_elsewhere", elsewhere)):
             if item.image_id in found:
                 yield Finding(item.image_id, name_key(item.image_name), reason, f"as {found[item.image_id]}")
+
+
+def _similar_images(manifest: Manifest, others: Iterable[Manifest], listing: Listing) -> list[Finding]:
+    """The images that look like an earlier one, in this split or in another, but have other bytes."""
+    names = {item.image_id: name_key(item.image_name) for item in listing.inputs}
+    ids, own = list(manifest.looks), list(manifest.looks.values())
+    similar: dict[tuple[str, str], tuple[int, str]] = {}  # by image id and reason: the number of bits, and which image
+
+    def keep_nearest(image_id: str, reason: str, bits: int, what: str) -> None:
+        similar[image_id, reason] = min((bits, what), similar.get((image_id, reason), (bits, what)))
+
+    for index, earlier, bits in looks.find_pairs(own):
+        if manifest.digests[ids[index]] != manifest.digests[ids[earlier]]:
+            keep_nearest(ids[index], "near_duplicate", bits, ids[earlier])
+    for other in others:
+        other_ids = list(other.looks)
+        for index, theirs, bits in looks.find_pairs(own, list(other.looks.values())) if other_ids else ():
+            if manifest.digests[ids[index]] != other.digests[other_ids[theirs]]:
+                what = f"{other_ids[theirs]} of {other.split}"
+                keep_nearest(ids[index], "near_duplicate_elsewhere", bits, what)
+    return [
+        Finding(image_id, names[image_id], reason, f"as {what}: {bits} of {looks.NUM_BITS} bits differ")
+        for (image_id, reason), (bits, what) in similar.items()
+    ]
 
 
 def _problems(manifest: Manifest, config: ConvertConfig) -> list[str]:

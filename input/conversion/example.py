@@ -28,6 +28,7 @@ class Example(NamedTuple):
     findings: list[Finding]
     source_size: Size  # of the image before it was made smaller, if it was
     source_bytes: int  # of the image's file
+    look: str  # the image's hash by looks.py; may be empty
 
 
 def read_example(source: Source, options: ReadOptions) -> Example:
@@ -76,7 +77,7 @@ def read_example(source: Source, options: ReadOptions) -> Example:
         poses=[item.pose for item in objects],
         regions=[_make_region(item, options) for item in placed if item.ignored],
     )
-    return Example(annotation, image.jpeg, findings, image.source_size, image.source_bytes)
+    return Example(annotation, image.jpeg, findings, image.source_size, image.source_bytes, image.look)
 
 
 def _make_region(item: Object, options: ReadOptions) -> Region:

@@ -38,7 +38,7 @@ DROPPED = {
     "duplicate_box": "an object repeats another's class and box; it was dropped",
     "no_such_image": "annotations belong to images that the file does not list; they were dropped",
     "same_stem": "a file has the name of another, but for the extension; it was left out",
-    "in_subfolder": "an XML file is in a subfolder, and those are not searched; it was left out",
+    "in_subfolder": "an XML file is in a subfolder, and no image in one of the same name; it was left out",
 }
 REPAIRED = {
     "encoding": "bytes that are not UTF-8, outside of names, were replaced",
@@ -73,12 +73,15 @@ NOTED = {
     "maybe_zero_based": "many coordinates are 0 and none is the image's width or height: see --zero_based",
     "same_image": "the image has the same bytes as another; both were kept",
     "same_image_elsewhere": "an image of another split has the same bytes; it was kept in both",
+    "near_duplicate": "the image looks like another, perhaps encoded anew, resized or cropped a little; both were kept",
+    "near_duplicate_elsewhere": "an image of another split looks like it; it was kept in both",
     "no_objects": "the image has no objects; it was kept as a negative",
     "dropped_empty": "the image has no objects; it was left out, as --drop_empty says",
     "folder": "<folder> names another folder; <folder> is never used",
 }
 # What is noted not of one image alone, and therefore named in the short report too.
-NAMED_NOTES = {"no_annotation", "similar_classes", "maybe_zero_based", "same_image", "same_image_elsewhere"}
+DUPLICATES = {"same_image", "same_image_elsewhere", "near_duplicate", "near_duplicate_elsewhere"}
+NAMED_NOTES = {"no_annotation", "similar_classes", "maybe_zero_based", *DUPLICATES}
 # The reasons for which an object is dropped that nobody asked to drop, and of which nothing is kept.
 INVALID_OBJECTS = {
     *("bad_number", "missing_corner", "missing_name", "degenerate_box", "swapped_outside", "outside_box"),

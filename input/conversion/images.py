@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from input import files
-from input.conversion import jpeg
+from input.conversion import jpeg, looks
 from input.conversion.config import ReadOptions
 from input.conversion.findings import Note, Refused
 from input.conversion.frame import Frame, Size, is_turned
@@ -42,6 +42,7 @@ class StoredImage(NamedTuple):
     width: int
     source_size: Size  # of the file's image, in the same frame; larger where the image was made smaller
     source_bytes: int  # of the file
+    look: str = ""  # its hash by looks.py; empty where the image was not decoded
     swappable: bool = False  # its EXIF orientation swaps height and width, whether or not that was done
 
     @property
@@ -163,7 +164,7 @@ def _store(
         jpeg.check_scan(data)
         if image.mode == "L":
             note("grayscale", "JPEG L")
-        return StoredImage(data, height, width, size, len(data), turn.swaps)
+        return StoredImage(data, height, width, size, len(data), looks.look_of(image), turn.swaps)
     if actual == expected:
         note("reencoded", f"{actual} {image.mode}")
     if actual == "TIFF" and turn.orientation > 1:
@@ -202,4 +203,5 @@ def _encode(image: Image.Image, source_size: Size, data: bytes, turn: _Turn, opt
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     image.save(out, "JPEG", quality=options.jpeg_quality)
-    return StoredImage(out.getvalue(), image.height, image.width, source_size, len(data), turn.swaps)
+    look = looks.look_of(image)
+    return StoredImage(out.getvalue(), image.height, image.width, source_size, len(data), look, turn.swaps)

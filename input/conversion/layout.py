@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
-from input import files
+from input import archives, files
 from input.conversion.config import ConversionError
 from input.conversion.images import IMAGE_EXTENSIONS
 from input.conversion.source import name_key
@@ -32,7 +32,8 @@ def find_folders(voc_dir: str, annotations_dir: str = "", images_dir: str = "") 
 
     Pascal VOC's own, `Annotations` and `JPEGImages`, come first. Otherwise those count that hold XML files or images,
     `voc_dir` itself included (XML beside the images); of several, one with a usual name. Where there is none, folders
-    called train, valid (or val) and test are searched in the same way: one split each.
+    called train, valid (or val) and test are searched in the same way: one split each. Where several folders hold XML
+    files with their images, all of them do.
 
     Args:
       voc_dir: the data set's folder; may be empty where both others are given.
@@ -41,6 +42,7 @@ def find_folders(voc_dir: str, annotations_dir: str = "", images_dir: str = "") 
     Raises:
       ConversionError: nothing was found, or several folders fit.
     """
+    voc_dir = unwrap(voc_dir)
     annotations = annotations_dir or _existing(voc_dir, "Annotations")
     images = images_dir or _existing(voc_dir, "JPEGImages")
     if annotations and images:
@@ -58,6 +60,8 @@ def find_folders(voc_dir: str, annotations_dir: str = "", images_dir: str = "") 
         raise ConversionError(
             f"{voc_dir}: neither it nor a folder in it holds an XML file; name the folder with --annotations_dir."
         )
+    if not annotations and not images and len(with_xml) > 1 and _paired(with_xml):
+        return [Folders("", voc_dir, voc_dir)]
     annotations = annotations or _choose(with_xml, _ANNOTATION_NAMES, "XML files", "--annotations_dir")
     if not images:
         with_images = [path for path in candidates if _holds(path, IMAGE_EXTENSIONS)]
@@ -67,6 +71,16 @@ def find_folders(voc_dir: str, annotations_dir: str = "", images_dir: str = "") 
             )
         images = _choose(with_images, _IMAGE_NAMES, "images", "--images_dir")
     return [Folders("", annotations, images)]
+
+
+def unwrap(folder: str) -> str:
+    """The folder that alone is in an archive, where people often pack a folder rather than what is in it."""
+    while archives.locate(folder):
+        inside = [name for name in files.names(folder) if not name.startswith((".", "__"))]
+        if len(inside) != 1 or not files.is_dir(os.path.join(folder, inside[0])):
+            break
+        folder = os.path.join(folder, inside[0])
+    return folder
 
 
 def _folders_of_split(folder: str) -> Folders:
@@ -79,6 +93,11 @@ def _folders_of_split(folder: str) -> Folders:
 def _existing(folder: str, name: str) -> str:
     path = os.path.join(folder, name)
     return path if files.is_dir(path) else ""
+
+
+def _paired(folders: Sequence[str]) -> bool:
+    """Whether each folder holds images beside its XML files, as where there is a folder for each class or day."""
+    return all(_holds(path, IMAGE_EXTENSIONS) for path in folders)
 
 
 def _holds(folder: str, extensions: Collection[str]) -> bool:

@@ -6,15 +6,20 @@ import hashlib
 from collections.abc import Iterable, Sequence
 
 from input import files
-from input.conversion import coco, voc, yolo
+from input.conversion import coco, division, voc, yolo
 from input.conversion.config import ConversionError, ConvertConfig
 from input.conversion.source import Input, Listing
+from input.conversion.workers import Workers
 
 _READERS = {"voc": voc, "coco": coco, "yolo": yolo}
 
 
-def list_inputs(config: ConvertConfig) -> dict[str, Listing]:
+def list_inputs(config: ConvertConfig, workers: Workers) -> dict[str, Listing]:
     """The inputs of each split, in order of their ids.
+
+    Args:
+      config: what to convert.
+      workers: processes that read annotations, where --val_fraction needs their classes.
 
     Raises:
       ConversionError: a folder, image set or file of annotations is missing or empty.
@@ -28,12 +33,12 @@ def list_inputs(config: ConvertConfig) -> dict[str, Listing]:
     if len(listings) > 1:
         raise ConversionError(f"--val_fraction divides a folder without splits, but there are {', '.join(listings)}.")
     (listed,) = listings.values()
-    num_val = round(config.val_fraction * len(listed.inputs))
-    if not 0 < num_val < len(listed.inputs):
-        raise ConversionError(
-            f"--val_fraction={config.val_fraction} of {len(listed.inputs)} images leaves a split empty."
-        )
-    val_ids = {item.image_id for item in shuffled(listed.inputs, config.seed, "val")[:num_val]}
+    reader = _READERS[config.format]
+    chunks = [listed.inputs[start : start + 256] for start in range(0, len(listed.inputs), 256)]
+    found = workers.map(reader.classes_of, chunks, len(listed.inputs), "finding classes")
+    classes = {image_id: names for part in found for image_id, names in part.items()}
+    order = shuffled(listed.inputs, config.seed, "val")
+    val_ids = division.choose_val(order, classes, config.val_fraction, config.group_by)
     return {
         name: listed._replace(
             inputs=[item for item in listed.inputs if (item.image_id in val_ids) == (name == "val")],

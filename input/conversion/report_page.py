@@ -17,12 +17,13 @@ from PIL import Image
 
 from input import palette, tfrecord
 from input.conversion import report_words, survey
-from input.conversion.findings import KINDS
+from input.conversion.findings import DUPLICATES, KINDS
 from input.conversion.report_words import Report
 from input.shards import Manifest
 
 NUM_SAMPLES = 24  # random pictures
 MAX_REPAIRED = 100  # pictures of images with repairs or dropped objects
+MAX_DUPLICATES = 40  # pictures of duplicates
 _MAX_FILES = 200  # files named for each kind of finding
 _PICTURE_SIDE = 400  # px of the longer side of a picture
 _MATCHED, _UNMATCHED, _SUGGESTED = "#4c78a8", "#d64545", "#2e8b57"
@@ -209,6 +210,7 @@ def _sheets(report: Report) -> Iterator[str]:
     yield '<div class="sheet">\n'
     yield from (_figure(report, index, []) for index in samples)
     yield "</div>\n"
+    yield from _duplicates(report)
     remarks: dict[str, list[str]] = {}
     for finding in report_words.changed_files(report.manifest):
         remarks.setdefault(finding.image_id, []).append(report_words.describe_finding(finding))
@@ -218,6 +220,25 @@ def _sheets(report: Report) -> Iterator[str]:
         yield f'<h2>{len(repaired):,} images with repairs or dropped objects{only}</h2>\n<div class="sheet">\n'
         yield from (_figure(report, index, remarks[image_id]) for image_id, index in repaired[:MAX_REPAIRED])
         yield "</div>\n"
+
+
+def _duplicates(report: Report) -> Iterator[str]:
+    """The images that equal others or look like them, each after the one it is like, if that is in this split."""
+    found = [finding for finding in report.manifest.noted.files if finding.reason in DUPLICATES]
+    if not found:
+        return
+    only = f", the first {MAX_DUPLICATES} of them" if len(found) > MAX_DUPLICATES else ""
+    yield f"<h2>{len(found):,} images that equal others or look like them{only}</h2>\n"
+    yield "<p>Where one is in another split, an evaluation there measures memory.</p>\n"
+    yield '<div class="sheet">\n'
+    index_of = {image_id: index for index, image_id in enumerate(report.data.image_ids.tolist())}
+    for finding in found[:MAX_DUPLICATES]:
+        other = finding.detail[len("as ") :].rpartition(":")[0] or finding.detail[len("as ") :]
+        if other in index_of:
+            yield _figure(report, index_of[other], [])
+        if finding.image_id in index_of:
+            yield _figure(report, index_of[finding.image_id], [report_words.describe_finding(finding)])
+    yield "</div>\n"
 
 
 def choose_samples(image_ids: np.ndarray, seed: int) -> list[int]:

@@ -58,6 +58,7 @@ class ShardResult:
     boxes_per_class: dict[str, int]
     images_per_class: dict[str, int]
     digests: dict[str, str]  # image id -> the start of the stored image's SHA-256
+    looks: dict[str, str]  # image id -> the hash of how the image looks, where it was decoded
     left_out: Sequence[str]  # image ids
     findings: Sequence[Finding]
 
@@ -153,7 +154,7 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
     )
     boxes_per_class: collections.Counter[str] = collections.Counter()
     images_per_class: collections.Counter[str] = collections.Counter()
-    left_out, findings, digests = [], [], {}
+    left_out, findings, digests, looks = [], [], {}, {}
     digest = hashlib.sha256()
     with files.create(task.path + ".shard") as shard:
         for count, item in enumerate(task.inputs, 1):
@@ -163,6 +164,8 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
                 annotation = example.annotation
                 sha256 = hashlib.sha256(example.jpeg).hexdigest()
                 digests[item.image_id] = sha256[:16]
+                if example.look:
+                    looks[item.image_id] = example.look
                 record = tfrecord.frame_record(tfrecord.encode_example(annotation, example.jpeg, sha256))
                 shard.write(record)
                 digest.update(record)
@@ -191,6 +194,7 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
         boxes_per_class=dict(boxes_per_class),
         images_per_class=dict(images_per_class),
         digests=digests,
+        looks=looks,
         left_out=left_out,
         findings=findings,
         **counts,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PureWindowsPath
 
 from input import files
@@ -16,9 +16,10 @@ from input.conversion import images, voc_xml
 from input.conversion.config import ConversionError, ConvertConfig, ReadOptions
 from input.conversion.findings import Note, Refused
 from input.conversion.frame import parse_size
-from input.conversion.layout import Folders, find_folders, list_folder, walk
+from input.conversion.layout import Folders, find_folders, list_folder
 from input.conversion.objects import read_objects
 from input.conversion.source import Input, Labels, Listing, Source, name_key
+from input.conversion.workers import Advance
 from input.shards import Finding
 
 
@@ -53,9 +54,9 @@ def _check_names(source: Source, document: voc_xml.Document, note: Note) -> None
     folder = PureWindowsPath(document.folder).name  # takes both kinds of slashes
     if folder and folder not in os.path.abspath(image_dir).split(os.sep)[-2:]:
         note("folder", f"{document.folder}, but the image is in {os.path.basename(image_dir)}")
-    stem = os.path.splitext(image_name)[0]
-    if stem != source.image_id:
-        note("image_name", f"{image_name} for {source.image_id}")
+    stem, own_stem = os.path.splitext(image_name)[0], os.path.basename(source.image_id)
+    if stem != own_stem:
+        note("image_name", f"{image_name} for {own_stem}")
     filename = document.filename
     if filename == image_name:
         return
@@ -63,9 +64,18 @@ def _check_names(source: Source, document: voc_xml.Document, note: Note) -> None
     if name != filename:
         note("path_in_filename", filename)
     name = name_key(name)
-    if stem == source.image_id and name not in ("", image_name):
+    if stem == own_stem and name not in ("", image_name):
         same_stem = stem in (name, os.path.splitext(name)[0])
         note("extension" if same_stem else "filename", f"{filename}, but the image is {image_name}")
+
+
+def classes_of(inputs: Sequence[Input], advance: Advance) -> dict[str, set[str]]:
+    """By image id, the classes that each annotation names."""
+    found = {}
+    for item in inputs:
+        found[item.image_id] = voc_xml.class_names(item.source.annotation_path)
+        advance(1)
+    return found
 
 
 # Which files there are.
@@ -123,8 +133,10 @@ def _list_data_set(
 ) -> None:
     """Adds what one data set holds to `inputs`, by image id, and what is wrong with its lists to `findings`."""
     xml_dir, image_dir = os.path.join(folders.annotations, ""), os.path.join(folders.images, "")
-    xml_files, other_xml = list_folder(os.path.dirname(xml_dir), (".xml",))
-    image_files, other_images = list_folder(os.path.dirname(image_dir), images.IMAGE_EXTENSIONS)
+    every_xml, other_xml = list_folder(os.path.dirname(xml_dir), (".xml",), below=True)
+    image_files, other_images = list_folder(os.path.dirname(image_dir), images.IMAGE_EXTENSIONS, below=True)
+    # An XML file in a subfolder counts if its image is in the subfolder of the same name: others are often old copies.
+    xml_files = {stem: name for stem, name in every_xml.items() if not os.path.dirname(stem) or stem in image_files}
     used = set()
     set_file = config.image_set_file
     if not set_file and config.image_set:
@@ -153,12 +165,13 @@ def _list_data_set(
             image_name=image_name,
         )
     if not set_file:
+        of_inputs = {"", *map(os.path.dirname, used)}
         for stem, name in image_files.items():
-            if name not in used:
+            if name not in used and os.path.dirname(name) in of_inputs:
                 findings.append(Finding(stem, name_key(name), "no_annotation", ""))
-        for name in filter(os.path.dirname, walk(os.path.dirname(xml_dir), (".xml",))):
-            stem = os.path.splitext(os.path.basename(name))[0]
-            findings.append(Finding(name_key(stem), name_key(name), "in_subfolder", ""))
+        for stem, name in every_xml.items():
+            if stem not in xml_files:
+                findings.append(Finding(os.path.basename(stem), name_key(name), "in_subfolder", ""))
 
 
 def _read_image_set(path: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -13,9 +14,10 @@ from input import files
 from input.conversion import images
 from input.conversion.config import ConversionError, ConvertConfig, ReadOptions
 from input.conversion.findings import Note, Refused
-from input.conversion.layout import SPLIT_NAMES, list_folder
+from input.conversion.layout import SPLIT_NAMES, list_folder, unwrap
 from input.conversion.objects import find_kind, read_finite
 from input.conversion.source import Input, Labels, Listing, Object, Source, clean_text
+from input.conversion.workers import Advance
 from input.shards import Finding
 from input.tfrecord import Box
 
@@ -72,6 +74,20 @@ def _read_box(name: str, values: list[str], options: ReadOptions, note: Note) ->
     return y - height / 2, x - width / 2, y + height / 2, x + width / 2
 
 
+def classes_of(inputs: Sequence[Input], advance: Advance) -> dict[str, set[str]]:
+    """By image id, the indexes of the classes in each text file, as they are written."""
+    found = {}
+    for item in inputs:
+        try:
+            text = files.read_regular(item.source.annotation_path) if item.annotation_name else b""
+        except OSError:
+            text = b""  # the conversion itself reports it
+        lines = text.decode("utf-8-sig", "replace").splitlines()
+        found[item.image_id] = {line.split()[0] for line in lines if line.split()}
+        advance(1)
+    return found
+
+
 # Which files there are.
 
 
@@ -89,19 +105,21 @@ def list_splits(config: ConvertConfig) -> dict[str, Listing]:
     Raises:
       ConversionError: the classes or the images were not found.
     """
-    settings = _read_settings(config.yolo_dir)
-    classes = _read_classes(config.yolo_dir, settings)
+    root = unwrap(config.yolo_dir)
+    settings = _read_settings(root)
+    classes = _read_classes(root, settings)
     return {
         folders.split or config.split or "all": _list_split(folders, classes, "kpt_shape" in settings)
-        for folders in _find_folders(config, settings)
+        for folders in _find_folders(root, config, settings)
     }
 
 
 def describe(config: ConvertConfig) -> list[str]:
     """Where the files were found, a line for each split."""
+    root = unwrap(config.yolo_dir)
     return [
         f"{folders.split or config.split or 'all'}: images from {folders.images}, labels from {folders.labels}"
-        for folders in _find_folders(config, _read_settings(config.yolo_dir))
+        for folders in _find_folders(root, config, _read_settings(root))
     ]
 
 
@@ -182,9 +200,8 @@ def _read_class_list(folder: str) -> list[str]:
     return []
 
 
-def _find_folders(config: ConvertConfig, settings: dict[str, Any]) -> list[_Folders]:
+def _find_folders(root: str, config: ConvertConfig, settings: dict[str, Any]) -> list[_Folders]:
     """The folders that data.yaml names, or else those that are there."""
-    root = config.yolo_dir
     found = []
     for key, split in SPLIT_NAMES.items():
         value = settings.get(key)

@@ -1,0 +1,56 @@
+"""The benchmarks of the training step run whole and print what they promise, on a tiny network."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+import tiny
+
+from benchmarks import synthetic
+
+CHECKOUT = pathlib.Path(__file__).parent.parent
+TINY = ("--backbone=resnet18", "--image_size=64", "--steps=1", "--rounds=2")
+
+
+def test_a_batch_of_noise_trains():
+    """What a benchmark measures has objects to find: positives, and losses that are numbers."""
+    batch = synthetic.make_batch(tiny.CONFIG, 2)
+    height, width = tiny.CONFIG.input.image_size
+    assert batch.images.shape == (2, height, width, 3)
+    assert bool(tf.reduce_all(batch.valid))
+    trainer = synthetic.Trainer(tiny.CONFIG, tf.distribute.OneDeviceStrategy("/cpu:0"))
+    results = []
+    cost = synthetic.measure(lambda: results.append(trainer.run(2)))
+    assert cost.cpu > 0 < cost.wall
+    assert int(results[0].num_steps) == 2
+    assert results[0].num_positives > 0
+    assert 0 < float(results[0].losses.loss) < 100
+
+
+def last_line(*arguments):
+    done = subprocess.run([sys.executable, *arguments], cwd=CHECKOUT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("xla", [(), ("--xla",)], ids=["plain", "xla"])
+def test_train_step(xla):
+    result = last_line(
+        "benchmarks/train_step.py", *TINY, *xla, "--peer_command=echo peer 1.00 images/s 12.5 cpu_ms/image"
+    )
+    assert result["images_per_s"] > 0
+    assert 0 < result["share_of_conv_peak"] < 2
+    assert result["peer_cpu_ms_per_image"] == 12.5
+    # Of two turns the median is the mean, and 12.5 / mean lies below the mean of the ratios.
+    assert result["ratio_to_peer"] == pytest.approx(12.5 / result["cpu_ms_per_image"], rel=0.5)
+
+
+@pytest.mark.slow
+def test_replicas():
+    result = last_line("benchmarks/replicas.py", *TINY)
+    assert result["overhead"] > 0 < result["overhead_sync"]
+    assert result["sync_loss_difference"] < 1e-3
