@@ -100,7 +100,7 @@ def random_tensors(shapes: Iterator[tuple[str, tuple[int, ...]]]) -> dict[str, n
 
 def print_lite0() -> None:
     import torch
-    from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
+    from efficientnet_lite_pytorch import EfficientNet
 
     network = EfficientNet.from_name("efficientnet-lite0").eval()
     tensors = random_tensors(lite0_shapes())

@@ -17,6 +17,7 @@ COMMANDS = {
     "trainer.evaluate",
     "trainer.compare",
     "trainer.export",
+    "trainer.import_weights",
     "trainer.predict",
     "trainer.preview",
     "trainer.demo",
