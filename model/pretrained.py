@@ -7,7 +7,6 @@ metadata entry "retinanet_tf" describes them in JSON, as `Origin` does.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -211,7 +210,11 @@ def _find_backbone(family: type[Backbone], arrays: Mapping[str, np.ndarray], sou
     shapes = {name: array.shape for name, array in arrays.items()}
     num_kernels = sum(name.endswith("kernel") for name in shapes)
     for name in BACKBONES:
-        if retinanet.BACKBONE_FAMILIES[retinanet.family_of(name)] is family and shapes == _shapes_of(name):
+        if retinanet.BACKBONE_FAMILIES[retinanet.family_of(name)] is not family:
+            continue
+        layer = retinanet.make_backbone(ModelConfig(backbone=name))
+        # The number of convolutions is known before any weight is made.
+        if len(layer.conv_norms) == num_kernels and shapes == _shapes_of(layer):
             return name
     raise ValueError(
         f"{source}: the {num_kernels} convolutions in it, with their normalisation, are not those of any backbone that "
@@ -219,13 +222,10 @@ def _find_backbone(family: type[Backbone], arrays: Mapping[str, np.ndarray], sou
     )
 
 
-@functools.cache
-def _shapes_of(backbone: str) -> dict[str, tuple[int, ...]]:
+def _shapes_of(backbone: Backbone) -> dict[str, tuple[int, ...]]:
     """The shape of each variable of a backbone."""
-    with tf.Graph().as_default():  # makes no random numbers
-        layer = retinanet.make_backbone(ModelConfig(backbone=backbone))
-        layer(tf.keras.Input((64, 64, 3)))
-        return {v.name.removesuffix(":0").split("/", 1)[1]: tuple(v.shape) for v in layer.variables}
+    backbone(tf.keras.Input((64, 64, 3)))
+    return {v.name.removesuffix(":0").split("/", 1)[1]: tuple(v.shape) for v in backbone.variables}
 
 
 def _translate_detector(tensors: Mapping[str, np.ndarray], source: str) -> tuple[dict[str, np.ndarray], set[str], str]:

@@ -59,28 +59,6 @@ def detector_shapes(
         yield f"{name}.bias", (out,)
 
 
-def lite0_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
-    """efficientnet-lite-pytorch's `efficientnet-lite0`, without its classifier."""
-
-    def conv_bn(conv: str, bn: str, *shape: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-        yield f"{conv}.weight", shape
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            yield f"{bn}.{name}", shape[:1]
-        yield f"{bn}.num_batches_tracked", ()
-
-    yield from conv_bn("_conv_stem", "_bn0", 32, 3, 3, 3)
-    into, number = 32, 0
-    stages = ((1, 3, 16), (2, 3, 24), (2, 5, 40), (3, 3, 80), (3, 5, 112), (4, 5, 192), (1, 3, 320))
-    for blocks, size, out in stages:
-        for _ in range(blocks):
-            name, width = f"_blocks.{number}.", into * 6 if number else into
-            if number:
-                yield from conv_bn(f"{name}_expand_conv", f"{name}_bn0", width, into, 1, 1)
-            yield from conv_bn(f"{name}_depthwise_conv", f"{name}_bn1", width, 1, size, size)
-            yield from conv_bn(f"{name}_project_conv", f"{name}_bn2", out, width, 1, 1)
-            into, number = out, number + 1
-
-
 def random_tensors(shapes: Iterator[tuple[str, tuple[int, ...]]]) -> dict[str, np.ndarray]:
     """Values that keep activations near 1 and are not those of an untrained network."""
     rng = np.random.default_rng(0)
@@ -96,27 +74,6 @@ def random_tensors(shapes: Iterator[tuple[str, tuple[int, ...]]]) -> dict[str, n
             value = rng.uniform(-0.3, 0.3, shape)
         tensors[name] = value if value.ndim == 0 else value.astype(np.float32)
     return tensors
-
-
-def print_lite0() -> None:
-    import torch
-    from efficientnet_lite_pytorch import EfficientNet
-
-    network = EfficientNet.from_name("efficientnet-lite0").eval()
-    tensors = random_tensors(lite0_shapes())
-    rest = {name: value for name, value in network.state_dict().items() if name not in tensors}
-    assert all(name.startswith(("_conv_head", "_bn1", "_fc")) for name in rest), rest.keys()
-    network.load_state_dict({**{name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}, **rest})
-    values = torch.from_numpy(IMAGES.transpose(0, 3, 1, 2).copy())
-    with torch.no_grad():
-        values = network._swish(network._bn0(network._conv_stem(values)))
-        for index, block in enumerate(network._blocks):
-            values = block(values)
-            if index in (4, 10, 15):
-                print("lite0", tuple(values.shape), np.round(values[0, ::20, -1, -1].double().numpy(), 5).tolist())
-    for name in ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"):
-        network = EfficientNet.from_name(name)
-        print(name, sum(value.numel() for value in network.parameters()), len(network._blocks))
 
 
 def main() -> None:
@@ -140,5 +97,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    print_lite0()
     main()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import pathlib
+import struct
+import zlib
 
 import numpy as np
 import painted
@@ -23,7 +25,7 @@ ALL_DETECTIONS = dataclasses.replace(
     detect=DetectConfig(score_threshold=0.0, max_detections=10),
     train=TrainConfig(precision="mixed_float16"),
 )
-OUTPUTS = {"boxes", "scores", "classes", "num_detections"}
+OUTPUTS = {"boxes", "scores", "classes", "num_detections", "valid"}
 
 
 def encode(pixels, image_format, **options):
@@ -109,13 +111,16 @@ def test_what_is_done_to_each_image_stays_on_the_cpu(painted_export, name):
             for called in [value.func.name for value in values if value.HasField("func")]:
                 yield from called_from(functions[called].node_def)
 
+    # A loop over pixels; a data set of files, of which one that is damaged can be left out.
     nodes = list(called_from(graph.node))
-    loops = [node for node in nodes if node.op in ("While", "StatelessWhile")]
-    assert len(loops) == 1
-    inside = list(called_from(functions[loops[0].attr["body"].func.name].node_def))
-    assert any(node.op.startswith("Resize") for node in inside)
-    assert {node.device for node in [*loops, *inside]} == {"/device:CPU:0"}
-    assert any(not node.device for node in nodes if node.op == "Sigmoid" or node.op.startswith("NonMax"))
+    kinds = {"serving_images": ("While", "StatelessWhile"), "serving_default": ("ParallelMapDatasetV2",)}
+    function = {"serving_images": "body", "serving_default": "f"}[name]
+    starts = [node for node in nodes if node.op in kinds[name] and "CPU" in node.device]
+    inside = [list(called_from(functions[start.attr[function].func.name].node_def)) for start in starts]
+    (inside,) = [within for within in inside if any("Resize" in node.op or "Scale" in node.op for node in within)]
+    if name == "serving_images":  # what a data set maps runs on the CPU in any case
+        assert {node.device for node in inside if node.op != "NoOp"} == {"/device:CPU:*"}
+    assert [node for node in nodes if node.op == "Sigmoid" and not node.device]  # the network may run on a GPU
 
 
 def test_the_files_of_an_export(half_precision_export):
@@ -207,3 +212,52 @@ def test_an_empty_batch(painted_export):
         "classes": (0, 10),
         "num_detections": (0,),
     }
+
+
+def huge_jpeg():
+    """A small JPEG whose header claims 65,000 pixels a side."""
+    content = bytearray(encode(painted.WIDE.pixels, "JPEG"))
+    start = content.index(b"\xff\xc0") + 5
+    content[start : start + 4] = struct.pack(">HH", 65000, 65000)
+    return bytes(content)
+
+
+def huge_png():
+    """A small PNG whose header, with a right checksum, claims 60,000 pixels a side."""
+    content = bytearray(encode(painted.WIDE.pixels, "PNG"))
+    content[16:24] = struct.pack(">II", 60000, 60000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    return bytes(content)
+
+
+def test_a_damaged_or_oversized_file_does_not_affect_the_others(painted_export):
+    detect = painted_export.signatures["serving_default"]
+    good, other = encode(painted.WIDE.pixels, "PNG"), encode(painted.TALL.pixels, "JPEG", quality=95)
+    files = [b"", good, huge_jpeg(), b"hello", other, good[: len(good) // 2], huge_png(), b"\xff\xd8\xff"]
+    found = detect(image_bytes=tf.constant(files))
+    assert found["valid"].numpy().tolist() == [False, True, False, False, True, False, False, False]
+    alone = detect(image_bytes=tf.constant([good, other]))
+    for name in OUTPUTS:
+        np.testing.assert_array_equal(found[name].numpy()[[1, 4]], alone[name])
+    assert alone["num_detections"].numpy().tolist() == [1, 1]
+    for row in (0, 2, 3, 5, 6, 7):
+        assert not np.any(found["boxes"][row])
+        assert not np.any(found["scores"][row])
+        assert np.all(found["classes"][row].numpy() == -1)
+        assert found["num_detections"][row] == 0
+    nothing = detect(image_bytes=tf.constant([b"hello"]))
+    assert (nothing["valid"].numpy().tolist(), nothing["num_detections"].numpy().tolist()) == ([False], [0])
+
+
+@pytest.mark.parametrize(
+    ("content", "pixels"),
+    [
+        (huge_jpeg(), 65000**2),
+        (huge_png(), 60000**2),
+        (encode(painted.WIDE.pixels, "PNG"), 60 * 400),
+        (encode(painted.WIDE.pixels, "BMP"), 0),
+    ],
+    ids=["jpeg", "png", "small png", "bmp"],
+)
+def test_the_pixels_that_a_header_claims(content, pixels):
+    assert export.num_pixels(tf.constant(content)).numpy() == pixels

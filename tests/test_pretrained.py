@@ -35,9 +35,6 @@ def detector():
 def smallest_resnet18(monkeypatch):
     """One block a stage instead of two."""
     monkeypatch.setitem(resnet.LAYOUTS, "resnet18", (False, (1, 1, 1, 1)))
-    pretrained._shapes_of.cache_clear()
-    yield
-    pretrained._shapes_of.cache_clear()
 
 
 def in_torchvisions_order(values):

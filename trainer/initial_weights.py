@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from model import pretrained, weight_files
+from model import efficientnet_lite, pretrained, weight_files
 from model.config import BACKBONES
 from model.pretrained import Origin, Weights
 from trainer import checkpoints, inference
@@ -166,7 +166,7 @@ def _fill_in(config: Config, needed: dict[str, str], source: str) -> Config:
 def _read(config: Config) -> Weights | None:
     """The weights that the config names."""
     if config.train.backbone_weights == "imagenet":
-        return _from_file(_keras_file(config.model.backbone))
+        return _from_file(_imagenet_file(config.model.backbone))
     if config.train.backbone_weights:
         return _from_file(config.train.backbone_weights)
     path = config.train.init_checkpoint.rstrip("/")
@@ -203,8 +203,10 @@ def _from_run(model_dir: str, checkpoint: str | None) -> Weights:
     return Weights(origin, {name: v.numpy() for name, v in pretrained.variables_by_name(run.model).items()})
 
 
-def _keras_file(backbone: str) -> str:
-    """Keras's ImageNet weights of a backbone, from its cache or downloaded and checked against its hash."""
+def _imagenet_file(backbone: str) -> str:
+    """ImageNet weights: of an installed package, or Keras's, from its cache or downloaded and checked by their hash."""
+    if backbone.startswith("efficientnet_lite"):
+        return efficientnet_lite.packaged_weights(backbone)
     keras: Any = inspect.getmodule(tf.keras.applications.ResNet50)
     if backbone not in keras.WEIGHTS_HASHES:
         known = ", ".join(name for name in keras.WEIGHTS_HASHES if name in BACKBONES)
