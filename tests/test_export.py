@@ -111,16 +111,22 @@ def test_what_is_done_to_each_image_stays_on_the_cpu(painted_export, name):
             for called in [value.func.name for value in values if value.HasField("func")]:
                 yield from called_from(functions[called].node_def)
 
-    # A loop over pixels; a data set of files, of which one that is damaged can be left out.
     nodes = list(called_from(graph.node))
-    kinds = {"serving_images": ("While", "StatelessWhile"), "serving_default": ("ParallelMapDatasetV2",)}
-    function = {"serving_images": "body", "serving_default": "f"}[name]
-    starts = [node for node in nodes if node.op in kinds[name] and "CPU" in node.device]
-    inside = [list(called_from(functions[start.attr[function].func.name].node_def)) for start in starts]
-    (inside,) = [within for within in inside if any("Resize" in node.op or "Scale" in node.op for node in within)]
-    if name == "serving_images":  # what a data set maps runs on the CPU in any case
-        assert {node.device for node in inside if node.op != "NoOp"} == {"/device:CPU:*"}
-    assert [node for node in nodes if node.op == "Sigmoid" and not node.device]  # the network may run on a GPU
+    # Files go through a map of tf.data, whose functions run on the device of the dataset; images through a loop.
+    kinds, attribute, devices = {
+        "serving_default": (("ParallelMapDatasetV2",), "f", {"/device:CPU:*", ""}),
+        "serving_images": (("While", "StatelessWhile"), "body", {"/device:CPU:*"}),
+    }[name]
+    stages = [
+        (node, list(called_from(functions[node.attr[attribute].func.name].node_def)))
+        for node in nodes
+        if node.op in kinds
+    ]
+    # Non-maximum suppression is a loop too.
+    ((stage, inside),) = [(node, body) for node, body in stages if any(inner.op.startswith("Resize") for inner in body)]
+    assert stage.device == "/device:CPU:*"
+    assert {node.device for node in inside} <= devices
+    assert any(not node.device for node in nodes if node.op == "Sigmoid" or node.op.startswith("NonMax"))
 
 
 def test_the_files_of_an_export(half_precision_export):
@@ -211,6 +217,7 @@ def test_an_empty_batch(painted_export):
         "scores": (0, 10),
         "classes": (0, 10),
         "num_detections": (0,),
+        "valid": (0,),
     }
 
 
