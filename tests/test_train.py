@@ -51,6 +51,11 @@ def metrics_of(model_dir):
     return [{name: value for name, value in line.items() if name not in RATES} for line in lines]
 
 
+def training_metrics_of(model_dir):
+    """The lines without those of evaluations."""
+    return [line for line in metrics_of(model_dir) if "loss" in line]
+
+
 def weights_of(model_dir):
     path = tf.train.latest_checkpoint(str(model_dir / "checkpoints"))
     branches = ("model/", "optimizer/", "averaged/")
@@ -183,7 +188,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(records, t
     config = tiny.config(train={"optimizer": settings, "steps_per_loop": 6, "eval_every": 6})
     with pytest.raises(
         FloatingPointError,
-        match=r"between steps \d and 6.*images image-\d \(record \d of [^,]*\), image-\d \(.*\)\. Look at",
+        match=r"between steps \d and \d.*images image-\d \(record \d of [^,]*\), image-\d \(.*\)\. Look at",
     ):
         run(records, tmp_path, config)
     assert not list((tmp_path / "checkpoints").glob("*.index"))
@@ -210,7 +215,7 @@ def test_damaged_images_and_images_with_dropped_boxes_are_reported(tmp_path):
     # Those of the first loop. The odd images hold two boxes each; one of the four is damaged.
     assert re.search(r" W [123] images", dropped)
     assert [line for line in lines if "left out of the evaluation" in line]
-    (metrics,) = metrics_of(tmp_path / "run")
+    (metrics,) = training_metrics_of(tmp_path / "run")
     assert (metrics["damaged_images"], metrics["images_with_dropped_boxes"]) == (1, 3)
     assert np.isfinite(metrics["loss"])
 
@@ -323,7 +328,7 @@ def test_two_logical_cpus_train_as_one_device(records, uninterrupted, tmp_path):
     result = task(records, tmp_path, "--logical_cpus=2")
     assert "batch 2 on 2 x CPU" in result.stderr
     model_dir, _ = uninterrupted
-    for ours, theirs in zip(metrics_of(tmp_path), metrics_of(model_dir)):
+    for ours, theirs in zip(training_metrics_of(tmp_path), training_metrics_of(model_dir)):
         assert ours["positives"] == theirs["positives"]
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-3)
 
@@ -353,7 +358,7 @@ def test_missing_flags_are_named():
 def test_other_ways_to_train_agree(records, uninterrupted, tmp_path, flag):
     task(records, tmp_path, flag)
     model_dir, _ = uninterrupted
-    ours, theirs = metrics_of(tmp_path)[0], metrics_of(model_dir)[0]
+    ours, theirs = training_metrics_of(tmp_path)[0], training_metrics_of(model_dir)[0]
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.05 if "mixed" in flag else 1e-3)
 
 
@@ -379,6 +384,6 @@ def test_two_workers(records, uninterrupted, tmp_path):
         )
     outputs = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    assert [line["step"] for line in metrics_of(tmp_path)] == [2, 4, 6]
+    assert [line["step"] for line in training_metrics_of(tmp_path)] == [2, 4, 6]
     assert not list(tmp_path.glob("worker-*"))
     assert inference.find_checkpoint(str(tmp_path)).endswith("ckpt-6")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from absl import flags as absl_flags
 
@@ -18,12 +19,16 @@ absl_flags.DEFINE_bool(
     "Print the network's parameters and FLOPs, and which batch fits into which GPU, instead of training. This needs no "
     "GPU and no --train_records (without them, 80 classes); --num_gpus is the number of replicas to plan for.",
 )
-for _name in ("train_records", "model_dir"):
-    absl_flags.register_multi_flags_validator(
-        [_name, "print_model"],
-        lambda values, name=_name: values["print_model"] or values[name] is not None,
-        message=f"Flag --{_name} must have a value other than None.",
-    )
+
+
+@absl_flags.multi_flags_validator(["train_records", "model_dir", "print_model"])
+def _paths_are_given(values: dict[str, Any]) -> bool:
+    missing = [name for name in ("train_records", "model_dir") if values[name] is None]
+    if missing and not values["print_model"]:
+        raise absl_flags.ValidationError(
+            " ".join(f"Flag --{name} must have a value other than None." for name in missing)
+        )
+    return True
 
 
 def print_model() -> None:

@@ -146,7 +146,7 @@ def _run(
 
     if current < last:
         replicas = strategy.num_replicas_in_sync
-        log.info("compiling the step for %d replicas; on a CPU this takes up to a minute, on a GPU a few", replicas)
+        log.info("compiling the step (replicas: %d); on a CPU this takes up to a minute, on a GPU a few", replicas)
         started: float | None = time.monotonic()
     else:
         log.info("nothing is left to train; for more, raise --train_steps or --epochs")
@@ -161,7 +161,7 @@ def _run(
             result = train_loop(iterator, tf.constant(target - current))
         if started is not None:
             steps, seconds = int(result.num_steps), time.monotonic() - started
-            log.info("compiled, and the first %d steps done, after %.0f s", steps, seconds)
+            log.info("compiled, and the first steps done (%d), after %.0f s", steps, seconds)
             started = None
         else:
             loop_steps = steps_within(
