@@ -21,9 +21,7 @@ from trainer.config import Config
 def smallest_resnet18(monkeypatch):
     """One block a stage instead of two."""
     monkeypatch.setitem(resnet.LAYOUTS, "resnet18", (False, (1, 1, 1, 1)))
-    pretrained._shapes_of.cache_clear()
-    yield
-    pretrained._shapes_of.cache_clear()
+    return
 
 
 def imported(path, shapes, **settings):
@@ -152,7 +150,7 @@ def test_imagenet_is_kerass_file_with_its_hash(monkeypatch):
     monkeypatch.setattr(
         tf.keras.utils, "get_file", lambda name, url, **settings: asked.update(settings, url=url) or name
     )
-    assert initial_weights._keras_file("resnet50") == "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    assert initial_weights._imagenet_file("resnet50") == "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
     assert asked["url"].endswith("/resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5")
     assert len(asked["file_hash"]) == 32
 
