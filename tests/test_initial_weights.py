@@ -21,7 +21,6 @@ from trainer.config import Config
 def smallest_resnet18(monkeypatch):
     """One block a stage instead of two."""
     monkeypatch.setitem(resnet.LAYOUTS, "resnet18", (False, (1, 1, 1, 1)))
-    return
 
 
 def imported(path, shapes, **settings):
