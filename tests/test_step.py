@@ -123,7 +123,7 @@ def test_host_assignment_gives_the_same_step(paths, on_one_device, compile_stage
     assert_same_step(on_one_device, host, atol=2e-5)
 
 
-@pytest.mark.parametrize("compile_stages", [False, True])
+@pytest.mark.parametrize("compile_stages", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_accumulated_gradients_equal_those_of_the_whole_batch(paths, two_replicas, compile_stages):
     """Without batch norm, whose statistics would be those of the parts."""
     one_device = tf.distribute.OneDeviceStrategy("/cpu:0")
