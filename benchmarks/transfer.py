@@ -28,7 +28,7 @@ flags.DEFINE_string("output_dir", None, "Folder for the shards and the runs.", r
 flags.DEFINE_string("weights", "imagenet", "Weights of the backbone, as --backbone_weights takes them.")
 flags.DEFINE_string("backbone", "efficientnet_lite0", "The backbone.")
 flags.DEFINE_list("num_images", ["50", "100", "0"], "Numbers of training images; 0 stands for all.")
-flags.DEFINE_integer("train_steps", 240, "Steps of each run, of 8 images each.", lower_bound=20)
+flags.DEFINE_integer("train_steps", 160, "Steps of each run, of 8 images each.", lower_bound=20)
 flags.DEFINE_integer("seeds", 3, "Runs with the first of --num_images; the others have one.", lower_bound=1)
 
 SETTINGS = (
