@@ -356,6 +356,11 @@ _define(
     "Keep an exponential moving average of the weights with this decay, such as 0.9998, and evaluate it. 0: none.",
     lower_bound=0.0,
 )
+flags.DEFINE_multi_string(
+    "hooks",
+    [],
+    "MODULE:CLASS of a trainer.events.Hook, which is told of the run's start, logs, evaluations, checkpoints and end",
+)
 _define(TrainConfig, "xla", "Compile the step with XLA; for one replica only.")
 _define(
     TrainConfig,
@@ -419,5 +424,9 @@ def config_from_flags(labels: tuple[str, ...] = (), group_sizes: Sequence[int] =
         model=_take(ModelConfig),
         loss=_take(LossConfig),
         detect=_take(DetectConfig),
-        train=_take(TrainConfig, optimizer=_take(OptimizerConfig, lr_steps=_numbers("lr_steps"))),
+        train=_take(
+            TrainConfig,
+            hooks=tuple(FLAGS.hooks),
+            optimizer=_take(OptimizerConfig, lr_steps=_numbers("lr_steps")),
+        ),
     )

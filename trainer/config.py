@@ -90,6 +90,7 @@ class TrainConfig:
     init_checkpoint: str = ""  # a run, a checkpoint of one, or an imported detector; where the whole network starts
     ema_decay: float = 0.0  # of the averaged weights; 0: none are kept
     override_config: bool = False  # resume with other settings
+    hooks: tuple[str, ...] = ()  # MODULE:CLASS of classes that are told what happens in the run
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self) -> None:

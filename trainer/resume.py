@@ -24,7 +24,7 @@ MAY_CHANGE = (
     *("train.epochs", "train.train_steps", "train.steps_per_loop"),
     *("train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints", "train.best_metric"),
     *("train.distribution", "train.communication", "train.num_gpus", "train.logical_cpus"),
-    *("train.xla", "train.compile_stages", "train.eager", "train.override_config"),
+    *("train.xla", "train.compile_stages", "train.eager", "train.override_config", "train.hooks"),
     *("train.backbone_weights", "train.init_checkpoint"),  # read at the start of a run alone
 )
 # With other values the checkpoint does not fit.
