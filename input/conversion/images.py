@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ from input.conversion import jpeg, looks
 from input.conversion.config import ReadOptions
 from input.conversion.findings import Note, Refused
 from input.conversion.frame import Frame, Size, is_turned
+from input.conversion.source import Input
+from input.conversion.workers import Advance
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 _FORMATS = dict(zip(_EXTENSIONS, ("JPEG", "JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "TIFF")))
@@ -90,6 +93,24 @@ def read_image(path: str, frame: Frame, options: ReadOptions, note: Note) -> Sto
         raise Refused(path, "not_an_image", detail) from error
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         raise Refused(path, "damaged_image", f"{type(error).__name__}: {error}") from error
+
+
+def looks_of(inputs: Sequence[Input], advance: Advance, max_pixels: int) -> dict[str, str]:
+    """By image id, the hash by looks.py of every image file that can be decoded; a JPEG is decoded at an eighth."""
+    found = {}
+    for item in inputs:
+        try:
+            data = files.read_regular(item.source.image_path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                with Image.open(io.BytesIO(data), formats=tuple(_FORMATS.values())) as image:
+                    if image.height * image.width <= max_pixels:
+                        image.draft(None, (max(image.width // 8, 1), max(image.height // 8, 1)))
+                        found[item.image_id] = looks.look_of(image)
+        except Exception:  # as in `read_image`; the conversion itself reports it
+            continue
+    advance(len(inputs))
+    return found
 
 
 def _check_pixels(path: str, height: int, width: int, options: ReadOptions) -> None:
