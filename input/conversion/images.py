@@ -1,4 +1,4 @@
-"""An image file -> the JPEG that is stored."""
+"""An image file -> the JPEG that is stored, or that is cut into tiles."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is the limit, and is checked befor
 
 
 class StoredImage(NamedTuple):
-    jpeg: bytes
+    encoded: bytes  # a JPEG, or a BMP of an image that had to be decoded and is to be cut into tiles
     height: int
     width: int
     source_size: Size  # of the file's image, in the same frame; larger where the image was made smaller
@@ -74,7 +74,7 @@ def read_image(path: str, frame: Frame, options: ReadOptions, note: Note) -> Sto
     if shape and options.verify == "header" and expected == "JPEG" and jpeg.END_OF_IMAGE in data[-64:]:
         height, width, channels = shape
         _check_pixels(path, height, width, options)
-        if not _is_too_large((height, width), options):
+        if not (_is_too_large((height, width), options) or is_cut((height, width), options)):
             if channels == 1:
                 note("grayscale", "JPEG L")
             return StoredImage(data, height, width, (height, width), len(data))
@@ -205,6 +205,11 @@ def _is_too_large(size: Size, options: ReadOptions) -> bool:
     return 0 < options.store_max_side < max(size)
 
 
+def is_cut(size: Size, options: ReadOptions) -> bool:
+    """Whether an image of this size, as stored, is cut into tiles."""
+    return 0 < options.tile < max(size)
+
+
 def _fit(size: Size, max_side: float) -> Size:
     """The size of an image whose longer side was made `max_side`; never a larger one."""
     scale = min(max_side / max(size), 1.0)
@@ -223,6 +228,9 @@ def _encode(image: Image.Image, source_size: Size, data: bytes, turn: _Turn, opt
         height, width = _fit(source_size, options.store_max_side)
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     out = io.BytesIO()
-    image.save(out, "JPEG", quality=options.jpeg_quality)
+    if is_cut((image.height, image.width), options):
+        image.save(out, "BMP")  # which loses nothing; the tiles are encoded
+    else:
+        image.save(out, "JPEG", quality=options.jpeg_quality)
     look = looks.look_of(image)
     return StoredImage(out.getvalue(), image.height, image.width, source_size, len(data), look, turn.swaps)
