@@ -100,6 +100,14 @@ flags.DEFINE_integer(
     "Largest side, in pixels, at which images are stored; larger ones are made smaller. 0: at their own size.",
     lower_bound=0,
 )
+flags.DEFINE_integer(
+    "tile",
+    _default.tile,
+    "Side, in pixels, of the tiles that larger images are cut into, each a record. 0: images are not cut.",
+    lower_bound=0,
+)
+flags.DEFINE_float("overlap", _default.overlap, "Share of a tile that the next one shows too, at least.")
+flags.DEFINE_float("tile_negatives", _default.tile_negatives, "Share of the tiles without objects that is kept.")
 flags.DEFINE_integer("jpeg_quality", _default.jpeg_quality, "Quality of JPEGs that are encoded anew.", 1, 100)
 flags.DEFINE_integer("num_shards", _default.num_shards, "Number of shards of a split; 0: by --shard_mb.", lower_bound=0)
 flags.DEFINE_integer("shard_mb", _default.shard_bytes >> 20, "Target size of a shard, in MiB.", lower_bound=1)

@@ -25,7 +25,8 @@ from trainer.metrics import Judgement
 MAX_PICTURES = 12  # of each kind of mistake
 MAX_SUSPECTS = 48
 _PICTURE_SIDE = 400  # px of the longer side of a picture
-_OBJECT, _DETECTION = "#2e8b57", "#d64545"
+_OBJECT, _DETECTION, _REGION = "#2e8b57", "#d64545", "#888"
+_REGION_CLASS = "ignore"  # the class of an object by which the converter knows an ignored region
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _STYLE = """
 :root { color-scheme: light; }
@@ -185,7 +186,8 @@ def _suspects(evaluation: Evaluation, suspects: Sequence[Suspect], read: Callabl
     counts = [f"{sum(suspect.kind == kind for suspect in suspects):,} {kind}" for kind in diagnosis.KINDS]
     only = f" The first {MAX_SUSPECTS} are shown." if len(suspects) > MAX_SUSPECTS else ""
     yield f"<p>Labels that a confident model contradicts, the most suspicious first: {', '.join(counts)}.{only} "
-    yield "Green: the labels; red, dashed: what the model sees. The XML file has all corrections of an image.</p>\n"
+    yield "Green: the labels; red, dashed: what the model sees; grey: ignored regions. "
+    yield "The XML file has all corrections of an image.</p>\n"
     by_image: dict[int, list[Suspect]] = {}
     for suspect in suspects:
         by_image.setdefault(suspect.image, []).append(suspect)
@@ -223,6 +225,7 @@ def corrected_objects(evaluation: Evaluation, image: int, suspects: Sequence[Sus
         for index, box, difficult in zip(truth.classes.tolist(), truth.boxes.tolist(), truth.difficult.tolist())
     ]
     first = int(np.searchsorted(judgement.objects.images, image))  # objects lie image by image
+    objects += [formats.LabelledBox(_REGION_CLASS, box) for box in truth.regions.tolist()]
     for suspect in suspects:
         here = suspect.item - first
         seen = formats.LabelledBox("", ())
@@ -251,7 +254,8 @@ def _mistakes(evaluation: Evaluation, curves: Sequence[diagnosis.Curve], read: C
     missed[pairs.objects[own_class & shown[pairs.detections]]] = False
     areas = np.prod(objects.boxes[:, 2:] - objects.boxes[:, :2], axis=1)
     largest = sorted(np.flatnonzero(missed).tolist(), key=lambda row: -areas[row])[:MAX_PICTURES]
-    hits = np.flatnonzero(own_class & verdicts.hits[0][pairs.detections] & shown[pairs.detections])
+    of_object = own_class & ~objects.difficult[pairs.objects]
+    hits = np.flatnonzero(of_object & verdicts.hits[0][pairs.detections] & shown[pairs.detections])
     loose = hits[np.argsort(pairs.ious[hits], kind="stable")][:MAX_PICTURES]
     loose_rows = zip(pairs.objects[loose].tolist(), pairs.detections[loose].tolist(), pairs.ious[loose].tolist())
     sheets = {
@@ -310,6 +314,8 @@ def _figure(
             f'height="{max(ymax - ymin, 0):.1f}"><title>{_escape(title)}</title></rect>'
         )
 
+    for box in truth.regions.tolist():
+        rectangle(box, f'class="seen" stroke="{_REGION}"', "ignored region")
     first = int(np.searchsorted(judgement.objects.images, image))
     for number, (box, category) in enumerate(zip(truth.boxes.tolist(), truth.classes.tolist()), first):
         thick = ' style="stroke-width:4px"' if number == item else ' opacity="0.7"'

@@ -56,6 +56,7 @@ REPAIRED = {
 NOTED = {
     "extension": "the annotation names the image with no or another extension",
     "reencoded": "the image was encoded anew as 8-bit RGB JPEG",
+    "tiled": "the image was cut into tiles, each a record",
     "grayscale": "the image has one channel; it was kept, and readers repeat the channel three times",
     "path_in_filename": "the annotation names a folder of the image; only the last part was used",
     "exif_ignored": "the EXIF orientation was not applied: the boxes are in the frame of the stored pixels",

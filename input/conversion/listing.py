@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 
 from input import files
-from input.conversion import coco, division, voc, yolo
+from input.conversion import coco, division, images, voc, yolo
 from input.conversion.config import ConversionError, ConvertConfig
 from input.conversion.source import Input, Listing
 from input.conversion.workers import Workers
@@ -37,8 +38,13 @@ def list_inputs(config: ConvertConfig, workers: Workers) -> dict[str, Listing]:
     chunks = [listed.inputs[start : start + 256] for start in range(0, len(listed.inputs), 256)]
     found = workers.map(reader.classes_of, chunks, len(listed.inputs), "finding classes")
     classes = {image_id: names for part in found for image_id, names in part.items()}
+    hashes: dict[str, str] = {}
+    if config.verify == "decode":  # otherwise no image is decoded
+        find_looks = functools.partial(images.looks_of, max_pixels=config.max_pixels)
+        for part in workers.map(find_looks, chunks, len(listed.inputs), "finding near duplicates"):
+            hashes.update(part)
     order = shuffled(listed.inputs, config.seed, "val")
-    val_ids = division.choose_val(order, classes, config.val_fraction, config.group_by)
+    val_ids = division.choose_val(order, classes, config.val_fraction, config.group_by, hashes)
     return {
         name: listed._replace(
             inputs=[item for item in listed.inputs if (item.image_id in val_ids) == (name == "val")],

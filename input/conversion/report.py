@@ -82,7 +82,12 @@ def _lines(report: Report) -> Iterator[str]:
         stored = ["  as stored", *_quantiles(survey.box_sides(report.data.boxes))]
         resized = [f"  at {report.size_name}", *_quantiles(survey.box_sides(report.boxes))]
         yield from _table([header, stored, resized], "<>>>>>")
-    sentences = [report_words.storage(report), report_words.too_many_boxes(report), *report_words.verdict(report)]
+    sentences = [
+        report_words.storage(report),
+        report_words.tiles(report),
+        report_words.too_many_boxes(report),
+        *report_words.verdict(report),
+    ]
     yield from filter(None, sentences)
     yield from _findings(manifest)
     yield from filter(None, report.training)

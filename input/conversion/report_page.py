@@ -65,7 +65,8 @@ def make_page(report: Report) -> Iterator[str]:
         *(report_words.box_facts(report) if manifest.num_boxes else []),
         f"{len(manifest.shards)} shards of {num_bytes / 2**20:,.1f} MiB together",
     ]
-    yield f"<p>{'; '.join(facts)}.</p>\n<p>{_escape(report_words.storage(report))}</p>\n<h2>Classes</h2>\n"
+    yield f"<p>{'; '.join(facts)}.</p>\n<p>{_escape(report_words.storage(report))}</p>\n"
+    yield f"<p>{_escape(report_words.tiles(report))}</p>\n<h2>Classes</h2>\n"
     yield from _class_table(report)
     yield "<h2>Do anchors fit?</h2>\n"
     for line in filter(None, [report_words.too_many_boxes(report), *report_words.verdict(report)]):
@@ -204,8 +205,7 @@ def _findings(manifest: Manifest) -> Iterator[str]:
 
 
 def _sheets(report: Report) -> Iterator[str]:
-    image_ids = report.data.image_ids
-    samples = choose_samples(image_ids, report.manifest.settings["seed"])
+    samples = choose_samples(report.data.image_ids, report.manifest.settings["seed"])
     yield f"<h2>{len(samples)} random images</h2>\n<p>As stored; dashed: difficult; darkened: ignored.</p>\n"
     yield '<div class="sheet">\n'
     yield from (_figure(report, index, []) for index in samples)
@@ -214,7 +214,8 @@ def _sheets(report: Report) -> Iterator[str]:
     remarks: dict[str, list[str]] = {}
     for finding in report_words.changed_files(report.manifest):
         remarks.setdefault(finding.image_id, []).append(report_words.describe_finding(finding))
-    repaired = sorted((image_id, index) for index, image_id in enumerate(image_ids) if image_id in remarks)
+    source_ids = report_words.source_ids(report)
+    repaired = sorted((image_id, index) for index, image_id in enumerate(source_ids) if image_id in remarks)
     if repaired:
         only = f", the first {MAX_REPAIRED} of them" if len(repaired) > MAX_REPAIRED else ""
         yield f'<h2>{len(repaired):,} images with repairs or dropped objects{only}</h2>\n<div class="sheet">\n'
@@ -231,7 +232,7 @@ def _duplicates(report: Report) -> Iterator[str]:
     yield f"<h2>{len(found):,} images that equal others or look like them{only}</h2>\n"
     yield "<p>Where one is in another split, an evaluation there measures memory.</p>\n"
     yield '<div class="sheet">\n'
-    index_of = {image_id: index for index, image_id in enumerate(report.data.image_ids.tolist())}
+    index_of = {image_id: index for index, image_id in enumerate(report_words.source_ids(report))}
     for finding in found[:MAX_DUPLICATES]:
         other = finding.detail[len("as ") :].rpartition(":")[0] or finding.detail[len("as ") :]
         if other in index_of:
