@@ -27,6 +27,7 @@ from trainer import (
     schedules,
     start_up,
     watch,
+    workers,
     writers,
 )
 from trainer.config import Config
@@ -63,12 +64,13 @@ def train_and_evaluate(
     Raises:
       ValueError: settings that do not fit together, or data without records.
       FloatingPointError: the loss was not a finite number.
+      ConnectionError: another worker is lost.
     """
     os.makedirs(model_dir, exist_ok=True)
     handler = reporting.log_to(model_dir if distribution.is_chief(config.train) else None)
     try:
         alone = resume.sole_trainer(model_dir) if distribution.is_chief(config.train) else contextlib.nullcontext()
-        with watch.StopSignal() as stop, alone:
+        with watch.StopSignal() as stop, alone, workers.naming_lost_worker(model_dir):
             return _Run(config, train_paths, val_paths, model_dir, stop).run()
     except Exception as error:
         log.error("%s", error)
@@ -92,7 +94,9 @@ class _Run:
         self.train_paths, self.val_paths, self.model_dir, self.stop = train_paths, val_paths, model_dir, stop
         self.is_chief = distribution.is_chief(config.train)
         self.events = events.Events(self._hooks(config))
-        self.strategy = _set_up_tensorflow(config)
+        self.strategy = _set_up_tensorflow(config, train_paths)
+        stop.take_signals()
+        self.workers = workers.Workers(self.strategy)
         _check_data(config, train_paths)
         self.config, self.weights = initial_weights.prepare(config, model_dir)
         self.changes = resume.require_same_run(self.config, train_paths, model_dir)
@@ -107,6 +111,7 @@ class _Run:
         self.results: list[LoopResult] = []  # of the loops since the last report
         self.loop_steps = 1  # of the next loop
         self.is_compiled = False
+        self.stopped_by: int | None = None  # the signal that one of the workers got
 
     def _hooks(self, config: Config) -> list[events.Hook]:
         if not self.is_chief:
@@ -137,6 +142,7 @@ class _Run:
             self.averaged,
             keep=config.train.keep_checkpoints,
             is_chief=self.is_chief,
+            all_workers=self.workers.all,
         )
 
     def run(self) -> RunResult:
@@ -144,7 +150,7 @@ class _Run:
         self.start()
         error = None
         try:
-            while self.step < self.last_step and self.stop.received is None:
+            while self._goes_on():
                 self.advance()
                 if self._is_due(self.log_every):
                     self.log()
@@ -157,9 +163,19 @@ class _Run:
             error = str(exception) or type(exception).__name__
             raise
         finally:
-            result = RunResult(step=self.step, metrics=self.metrics, stopped_by=self.stop.received)
+            result = RunResult(step=self.step, metrics=self.metrics, stopped_by=self.stopped_by)
             self.events.tell("on_end", train_steps=self.last_step, error=error, **result._asdict())
         return result
+
+    def _goes_on(self) -> bool:
+        """Whether steps are left and no worker was signalled; workers agree on that, and on the next loop's length."""
+        signals, loop_steps = self.workers.gather(self.stop.received or 0, self.loop_steps).T.astype(int).tolist()
+        self.loop_steps = min(loop_steps)
+        self.stopped_by = max(signals) or None
+        if self.stopped_by and self.workers.num > 1:
+            signalled = [index for index, number in enumerate(signals) if number]
+            log.info("worker %s was signalled: all stop at step %d", ", ".join(map(str, signalled)), self.step)
+        return self.step < self.last_step and self.stopped_by is None
 
     def _is_due(self, every: int) -> bool:
         return is_due(self.step, every, self.last_step)
@@ -196,7 +212,9 @@ class _Run:
         self.data_watch = watch.DataWatch(self.train_paths, self.config.input)
         evaluated = self.model if self.averaged is None else self.averaged
         self.evaluator = (
-            evaluate.make_evaluator(evaluated, self.config, self.val_paths, strategy=self.strategy)
+            evaluate.make_evaluator(
+                evaluated, self.config, self.val_paths, strategy=self.strategy, before_batch=self._leave_if_signalled
+            )
             if self.val_paths
             else None
         )
@@ -218,7 +236,8 @@ class _Run:
         cadences = (self.log_every, self.eval_every, self.save_every)
         num_steps = next_stop(self.step, self.loop_steps, cadences, self.last_step) - self.step
         started = time.monotonic()
-        with watch.naming_damaged_shard(self.train_paths):
+        waiting = watch.no_silent_wait(self.config.input.data_service, is_compiled=self.is_compiled)
+        with watch.naming_damaged_shard(self.train_paths), waiting:
             result = self.train_loop(self.iterator, tf.constant(num_steps))
         seconds = time.monotonic() - started
         if self.is_compiled:
@@ -264,12 +283,14 @@ class _Run:
                 f"step {self.step} of {self.last_step} was reached but could not be saved: free space in "
                 f"{self.model_dir}; the same command then resumes from step {max(self.saved.saved_step, 0)}."
             )
-        if self.stop.received is not None and self.step < self.last_step:
+        if self.stopped_by and self.step < self.last_step:
             log.info("stopped at step %d of %d; the same command resumes here", self.step, self.last_step)
 
     def evaluate(self) -> None:
         """Evaluates, unless a signal comes: a resumed run then begins with this evaluation."""
-        found = self.stop.interruptible(self.evaluator) if self.evaluator else None
+        if self.evaluator is None:
+            return
+        found = self.stop.interruptible(self.evaluator, at_once=self.workers.num == 1)
         if found is None:
             return
         self.metrics = found
@@ -281,10 +302,16 @@ class _Run:
             resume.write_evaluated_step(self.model_dir, self.step)
         self.reported_time = time.monotonic()  # its time is not that of training
 
+    def _leave_if_signalled(self) -> None:
+        """Ends an evaluation in all workers at the same batch, where one was signalled."""
+        if self.workers.num > 1 and self.workers.gather(self.stop.received or 0).any():
+            raise watch.Interrupted
 
-def _set_up_tensorflow(config: Config) -> tf.distribute.Strategy:
+
+def _set_up_tensorflow(config: Config, train_paths: Sequence[str]) -> tf.distribute.Strategy:
     """Makes the strategy and applies the settings that TensorFlow keeps for the whole process."""
     strategy = distribution.make_strategy(config.train)
+    workers.require_same_command(config, train_paths)
     distribution.check_replicas(config, strategy.num_replicas_in_sync)
     start_up.log_devices(strategy)
     if strategy.num_replicas_in_sync > 1:
