@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -106,9 +107,10 @@ def test_a_signal_to_one_worker_stops_all_at_the_same_step(start):
 
 @pytest.mark.slow
 def test_a_signal_during_an_evaluation_stops_all_and_they_resume(start, records):
-    flags = (f"--val_records={records}/val-*", "--log_every=1", "--eval_every=2")
+    flags = (f"--val_records={records}/val-*", "--log_every=1", "--eval_every=1")
     pair = start("--train_steps=100", *flags)
     pair.wait_for("step 2/", worker=0)
+    time.sleep(1)  # most of the time is that of evaluations
     pair.processes[0].send_signal(signal.SIGINT)
     assert pair.end() == [128 + signal.SIGINT] * 2, pair.output(0) + pair.output(1)
     (step,) = checkpoints.list_steps(str(pair.model_dir))
@@ -143,6 +145,44 @@ def test_workers_with_other_flags_are_refused_by_name(start):
             "error: not all workers were started as worker 0 was: input.batch_size on worker 1, train.logical_cpus on "
             "worker 1. Give them the same command"
         ) in pair.output(worker)
+
+
+@pytest.mark.slow
+def test_a_lost_decoder_slows_a_run_and_a_lost_dispatcher_ends_it(tmp_path, records):
+    """Decoders are the workers of a tf.data service."""
+    servers = []
+
+    def serve(*flags: str) -> str:
+        command = [sys.executable, "-m", "trainer.data_service", *flags]
+        servers.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT))
+        return servers[-1].stdout.readline() if "--role=dispatcher" in flags else ""
+
+    port = re.search(r":(\d+),", serve("--role=dispatcher"))[1]
+    for _ in range(2):
+        serve("--role=worker", f"--dispatcher=localhost:{port}")
+    flags = [flag for flag in FLAGS if "multi_worker" not in flag]
+    flags += [
+        f"--train_records={records}/train-*",
+        f"--model_dir={tmp_path}",
+        f"--data_service=grpc://localhost:{port}",
+    ]
+    command = [sys.executable, str(CHECKOUT / "tests" / "one_worker.py"), *flags, "--train_steps=100000"]
+    run = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=CHECKOUT, env={**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    )
+    try:
+        lines = iter(run.stderr)
+        next(line for line in lines if "step 3/" in line)
+        servers[1].kill()
+        killed_at = time.monotonic()
+        next(line for line in lines if "images/s" in line and time.monotonic() - killed_at > 15)
+        servers[0].kill()
+        assert "is lost: it has not answered for" in next(line for line in lines if "dispatcher" in line)
+        assert run.wait(timeout=60) == 1
+    finally:
+        for process in (run, *servers):
+            process.kill()
+            process.wait()
 
 
 def test_one_worker_agrees_with_itself(two_replicas):

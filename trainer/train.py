@@ -213,7 +213,7 @@ class _Run:
         evaluated = self.model if self.averaged is None else self.averaged
         self.evaluator = (
             evaluate.make_evaluator(
-                evaluated, self.config, self.val_paths, strategy=self.strategy, before_batch=self._leave_if_signalled
+                evaluated, self.config, self.val_paths, strategy=self.strategy, between_batches=self._leave_if_signalled
             )
             if self.val_paths
             else None
