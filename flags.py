@@ -361,6 +361,11 @@ flags.DEFINE_multi_string(
     [],
     "MODULE:CLASS of a trainer.events.Hook, which is told of the run's start, logs, evaluations, checkpoints and end",
 )
+_define(
+    TrainConfig,
+    "profile_steps",
+    "A:B, to trace the steps after A up to B for TensorBoard's profiler; after the first ones, which compile.",
+)
 _define(TrainConfig, "xla", "Compile the step with XLA; for one replica only.")
 _define(
     TrainConfig,

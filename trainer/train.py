@@ -22,8 +22,10 @@ from trainer import (
     events,
     initial_weights,
     optimizers,
+    profiling,
     reporting,
     resume,
+    run_report,
     schedules,
     start_up,
     watch,
@@ -91,6 +93,7 @@ class _Run:
     ) -> None:
         self.train_paths, self.val_paths, self.model_dir, self.stop = train_paths, val_paths, model_dir, stop
         self.is_chief = distribution.is_chief(config.train)
+        self.profile = profiling.Profile(config.train)
         self.events = events.Events(self._hooks(config))
         self.strategy = _set_up_tensorflow(config)
         _check_data(config, train_paths)
@@ -112,7 +115,8 @@ class _Run:
         if not self.is_chief:
             return [writers.Progress()]
         named = events.load_hooks(config.train.hooks)
-        return [writers.Progress(), writers.MetricsFile(), writers.TensorBoard(), *named]
+        ours = [writers.Progress(), writers.MetricsFile(), writers.TensorBoard(), run_report.Report(), self.profile]
+        return [*ours, *named]
 
     def _make_network(self) -> None:
         """Makes the network, its optimizer and its averaged weights, and what saves them."""
@@ -187,6 +191,8 @@ class _Run:
             num_images=self.num_images,
             batch_size=self.config.input.batch_size,
             num_replicas=self.strategy.num_replicas_in_sync,
+            train_records=list(self.train_paths),
+            val_records=list(self.val_paths),
             config=dataclasses.asdict(self.config),
         )
         self.train_loop = make_train_loop(self.strategy, self.model, self.optimizer, self.config, self.averaged)
@@ -216,7 +222,9 @@ class _Run:
     def advance(self) -> None:
         """Runs the compiled loop up to the next step at which something is due."""
         cadences = (self.log_every, self.eval_every, self.save_every)
-        num_steps = next_stop(self.step, self.loop_steps, cadences, self.last_step) - self.step
+        target = next_stop(self.step, self.loop_steps, cadences, self.last_step)
+        num_steps = self.profile.limit(self.step, target) - self.step
+        self.profile.before_loop(self.step)
         started = time.monotonic()
         with watch.naming_damaged_shard(self.train_paths):
             result = self.train_loop(self.iterator, tf.constant(num_steps))
@@ -227,6 +235,7 @@ class _Run:
             log.info("compiled, and the first steps done (%d), after %.0f s", num_steps, seconds)
             self.is_compiled = True
         self.step += num_steps
+        self.profile.after_loop(self.step)
         self.data_watch.look(result)
         watch.check_finite(result, self.step, self.train_paths)
         self.results.append(result)
@@ -272,9 +281,9 @@ class _Run:
         found = self.stop.interruptible(self.evaluator) if self.evaluator else None
         if found is None:
             return
-        self.metrics = found
+        self.metrics = {name: value for name, value in found.items() if name != "samples"}
         self.events.tell("on_evaluate", step=self.step, **found)
-        if self.saved.save_if_best(self.step, found, self.config.train.best_metric):
+        if self.saved.save_if_best(self.step, self.metrics, self.config.train.best_metric):
             log.info("step %d  best %s so far", self.step, self.config.train.best_metric)
             self.events.tell("on_save", step=self.step, path=self.saved.path(self.step, "best"), is_best=True)
         if self.is_chief:
@@ -319,6 +328,7 @@ def _means(results: Sequence[LoopResult], optimizer: tf.keras.optimizers.Optimiz
         **{name: float(sum(getattr(result.losses, name) for result in results)) / num_steps for name in Losses._fields},
         "learning_rate": float(optimizer.learning_rate.numpy()),
         "positives": float(sum(result.num_positives for result in results)) / num_steps,
+        "gradient_norm": float(sum(result.gradient_norms for result in results)) / num_steps,
     }
     if num_damaged := sum(int(result.num_damaged) for result in results):
         means["damaged_images"] = num_damaged
