@@ -80,7 +80,7 @@ def main(_: list[str]) -> None:
                 found[start].append(
                     {
                         **{f"half_{key}": round(half[f"eval/{key}"], 4) for key in ("coco_ap", "coco_ap50")},
-                        **{key: round(end[key], 4) for key in ("coco_ap", "coco_ap50", "loss")},
+                        **{key: round(end[key], 4) for key in ("coco_ap", "coco_ap50", "train_loss")},
                     }
                 )
                 print(f"{run.name:20} {found[start][-1]}", flush=True)
