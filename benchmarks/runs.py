@@ -37,7 +37,7 @@ def train_and_evaluate(run: Path, settings: tuple[str, ...], *, records: str) ->
     """Trains in the folder `run` and evaluates the last checkpoint on `records`; a run that is there is only read.
 
     Returns:
-      `loss`, the mean of the last tenth of the logged losses, and the evaluation's own keys.
+      What the evaluation wrote, and `train_loss`, the mean of the last tenth of the logged losses.
     """
     run.mkdir(parents=True, exist_ok=True)
     split = Path(records).name.split("-")[0]
@@ -49,4 +49,4 @@ def train_and_evaluate(run: Path, settings: tuple[str, ...], *, records: str) ->
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     losses = [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
     last = losses[-max(len(losses) // 10, 1) :]
-    return {"loss": sum(last) / len(last), **json.loads(result_path.read_text(encoding="utf-8"))}
+    return {**json.loads(result_path.read_text(encoding="utf-8")), "train_loss": sum(last) / len(last)}

@@ -58,7 +58,7 @@ def choose(voc_dir: Path, folder: Path, num_images: int) -> str:
 def read_half(run: Path) -> dict[str, float]:
     """The evaluation at half of the steps, from the run's metrics."""
     entries = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return next(entry for entry in entries if "coco_ap" in entry)
+    return next(entry for entry in entries if "eval/coco_ap" in entry)
 
 
 def main(_: list[str]) -> None:
@@ -79,8 +79,8 @@ def main(_: list[str]) -> None:
                 half = read_half(run)
                 found[start].append(
                     {
-                        **{f"half_{key}": round(half[key], 4) for key in ("coco_ap", "coco_ap50")},
-                        **{key: round(end[key], 4) for key in ("coco_ap", "coco_ap50", "loss")},
+                        **{f"half_{key}": round(half[f"eval/{key}"], 4) for key in ("coco_ap", "coco_ap50")},
+                        **{key: round(end[key], 4) for key in ("coco_ap", "coco_ap50", "train_loss")},
                     }
                 )
                 print(f"{run.name:20} {found[start][-1]}", flush=True)
