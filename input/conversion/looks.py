@@ -16,7 +16,7 @@ MAX_DIFFERENT = 14  # bits; on photographs of blood cells, all much alike, diffe
 _MIN_SET = 32  # bits; an image of which fewer are set is mostly flat, and many such images have nearly the same hash
 _SIDE = 8
 _MOST = 10  # pairs of an image with others; enough to connect those that are all alike
-_PAIRS_AT_ONCE = 1 << 24
+_PAIRS_AT_ONCE = 1 << 22
 _MAX_COMPARED = 150_000  # images; all pairs of more would take many minutes
 
 
