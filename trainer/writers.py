@@ -34,7 +34,7 @@ class Progress(Hook):
         self._bar = tqdm(
             total=event["train_steps"],
             initial=event["step"],
-            bar_format="{percentage:3.0f}%|{bar:12}| {postfix}",
+            bar_format="{percentage:3.0f}%|{bar:8}| {desc}",
             mininterval=0.0,
             disable=None,  # unless standard error is a terminal
             leave=False,
@@ -48,7 +48,7 @@ class Progress(Hook):
         speed = f"{event['images_per_s']:.1f} images/s  waiting for data {100 * event['data_wait']:.0f}%"
         level = logging.INFO if self._bar.disable else logging.DEBUG  # beside a bar, for the log file only
         log.log(level, f"{step}  {loss} {parts}  {speed}  left {left}")
-        self._bar.set_postfix_str(f"{step}  left {left}  {loss}  {speed}", refresh=False)
+        self._bar.set_description_str(f"{step}  left {left}  {loss}  {speed}", refresh=False)
         self._bar.update(event["step"] - self._bar.n)
 
     def on_evaluate(self, event: dict[str, Any]) -> None:
