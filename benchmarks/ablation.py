@@ -3,9 +3,9 @@
     nice python benchmarks/ablation.py --voc_dir=BCCD --output_dir=DIR [--only=giou,atss]
 
 All runs see the same images in the same order, and start from ImageNet's weights. Each is compared with the first,
-`default`, on the test images by a paired bootstrap, as `trainer.compare` does. That covers the choice of the images, but
-not the seed: --seeds runs of the default differ in nothing but theirs. A run that DIR holds already is not repeated. The
-last line printed is JSON: for each run its AP, how far it is above that of `default`, and the 95% interval of that.
+`default`, on the test images by a paired bootstrap, as `trainer.compare` does. That covers the choice of the images but
+not the seed: --seeds runs of the default differ in nothing but theirs. A run that DIR holds already is not repeated.
+The last line printed is JSON: for each run its AP, how far it is above that of `default`, and the 95% interval of that.
 """
 
 from __future__ import annotations
