@@ -21,16 +21,14 @@ def _numbers(event: dict[str, Any]) -> dict[str, float]:
 class Progress(Hook):
     """A line in the log for every report, with the speed and the time left."""
 
-    def on_start(self, event: dict[str, Any]) -> None:
-        self._train_steps, self._batch_size = event["train_steps"], event["batch_size"]
-
     def on_log(self, event: dict[str, Any]) -> None:
-        images_left = (self._train_steps - event["step"]) * self._batch_size
+        money = "  cost {cost:.2f}, {cost_left:.2f} to come".format(**event) if "cost" in event else ""
         log.info(
-            "step %d/%d  loss %.4f (class %.4f, box %.4f)  %.1f images/s  waiting for data %.0f%%  left %s",
-            *(event["step"], self._train_steps, event["loss"], event["class_loss"], event["box_loss"]),
+            "step %d/%d  loss %.4f (class %.4f, box %.4f)  %.1f images/s  waiting for data %.0f%%  left %s%s",
+            *(event["step"], event["train_steps"], event["loss"], event["class_loss"], event["box_loss"]),
             *(event["images_per_s"], 100 * event["data_wait"]),
-            datetime.timedelta(seconds=round(images_left / event["images_per_s"])),
+            datetime.timedelta(seconds=round(3600 * event["hours_left"])),
+            money,
         )
 
     def on_evaluate(self, event: dict[str, Any]) -> None:
@@ -41,11 +39,14 @@ class Progress(Hook):
 class MetricsFile(Hook):
     """`RUN/metrics.jsonl`: one JSON object a line, written at once; an evaluation's names begin with `eval/`.
 
-    A resumed run drops the lines after the restored step, so that no step appears twice.
+    The lines after a restored step are dropped, so that no step appears twice.
     """
 
     def on_start(self, event: dict[str, Any]) -> None:
         self._path = os.path.join(event["model_dir"], "metrics.jsonl")
+        self.on_rollback(event)
+
+    def on_rollback(self, event: dict[str, Any]) -> None:
         kept = []
         if os.path.exists(self._path):
             with open(self._path, encoding="utf-8") as file:
