@@ -386,15 +386,27 @@ def read_classes(paths: Iterable[str], num_classes: int) -> list[list[int]]:
     return classes
 
 
-def check_classes(paths: Sequence[str], num_classes: int) -> None:
-    """Refuses records whose labels are beyond the list; reads only the shards that no manifest names.
+def count_objects(paths: Sequence[str], labels: Sequence[str]) -> collections.Counter[str]:
+    """How many objects of each class the records hold; reads only the shards that no manifest names.
+
+    Args:
+      paths: whole sets of shards.
+      labels: the class names.
 
     Raises:
       DamagedShardError, ValueError: as `read_classes`.
     """
+    counts: collections.Counter[str] = collections.Counter()
+    counted = set()
     for path, manifest in _with_manifests(paths):
-        if not (manifest and len(manifest.labels) <= num_classes and manifest.shard(os.path.basename(path))):
-            read_classes([path], num_classes)
+        if manifest and len(manifest.labels) <= len(labels) and manifest.shard(os.path.basename(path)):
+            if id(manifest) not in counted:
+                counted.add(id(manifest))
+                counts.update(manifest.boxes_per_class)
+        else:
+            for classes in read_classes([path], len(labels)):
+                counts.update(labels[index] for index in classes)
+    return counts
 
 
 class RecordName(NamedTuple):

@@ -15,9 +15,9 @@ from trainer import writers
 
 START = {"step": 5, "train_steps": 25, "batch_size": 4, "config": dataclasses.asdict(painted.CONFIG)}
 REPORT = {
-    "step": 15,
+    **{"step": 15, "train_steps": 25},
     **{"loss": 3.0, "class_loss": 1.0, "box_loss": 2.0, "learning_rate": 0.1, "positives": 6.0},
-    **{"images_per_s": 5.0, "data_wait": 0.25},
+    **{"images_per_s": 5.0, "data_wait": 0.25, "hours": 0.1, "hours_left": 0.0025},
 }
 EVALUATION = {
     **{"step": 5, "loss": 1.5, "coco_ap": 0.25, "coco_ar1": 0.5, "num_images": 3, "coco_ap_small": None},
@@ -52,13 +52,13 @@ def tell(writer, folder):
 
 
 def test_the_progress_line(tmp_path, caplog):
-    """10 steps of 4 images are left, at 5 images/s."""
     caplog.set_level("INFO", "retinanet")
-    tell(writers.Progress(), tmp_path)
-    assert caplog.messages == [
-        "step 15/25  loss 3.0000 (class 1.0000, box 2.0000)  5.0 images/s  waiting for data 25%  left 0:00:08",
-        "step 5  evaluation: loss 1.5000  coco_ap 0.2500",
-    ]
+    progress = writers.Progress()
+    tell(progress, tmp_path)
+    progress.on_log({**REPORT, "cost": 2.5, "cost_left": 0.625})
+    line = "step 15/25  loss 3.0000 (class 1.0000, box 2.0000)  5.0 images/s  waiting for data 25%  left 0:00:09"
+    evaluation = "step 5  evaluation: loss 1.5000  coco_ap 0.2500"
+    assert caplog.messages == [line, evaluation, f"{line}  cost 2.50, 0.62 to come"]
 
 
 class Terminal(io.StringIO):
@@ -73,7 +73,7 @@ def test_on_a_terminal_one_bar_takes_the_place_of_the_lines(tmp_path, caplog, mo
     tell(writers.Progress(), tmp_path)
     assert caplog.messages == ["step 5  evaluation: loss 1.5000  coco_ap 0.2500"]
     shown = terminal.getvalue().split("\r")
-    assert any(line.startswith(" 60%|") and "step 15/25  left 0:00:08  loss 3.0000" in line for line in shown)
+    assert any(line.startswith(" 60%|") and "step 15/25  left 0:00:09  loss 3.0000" in line for line in shown)
 
 
 def test_the_lines_of_the_metrics_file(tmp_path):

@@ -21,11 +21,12 @@ from trainer.reporting import log
 # changes the weights, the optimizer's state, the order of the data or the schedule, and needs --override_config.
 MAY_CHANGE = (
     *("detect", "input.cache_records", "input.max_damaged", "input.private_threadpool_size", "input.target_assignment"),
-    *("train.epochs", "train.train_steps", "train.steps_per_loop"),
+    *("train.epochs", "train.train_steps", "train.max_hours", "train.price_per_hour", "train.steps_per_loop"),
     *("train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints", "train.best_metric"),
     *("train.distribution", "train.communication", "train.num_gpus", "train.logical_cpus"),
     *("train.xla", "train.compile_stages", "train.eager", "train.override_config", "train.hooks"),
     "train.profile_steps",
+    *("train.patience", "train.on_non_finite", "train.max_rollbacks"),
     *("train.backbone_weights", "train.init_checkpoint"),  # read at the start of a run alone
 )
 # With other values the checkpoint does not fit.

@@ -122,7 +122,7 @@ class Report(Hook):
         yield "</body></html>\n"
 
     def _status(self, state: str) -> dict[str, str]:
-        step, last = self._latest["step"], self._run["train_steps"]
+        step, last = self._latest["step"], self._latest.get("train_steps", self._run["train_steps"])
         rows = {
             "state": f"{state} (written {datetime.datetime.now():%Y-%m-%d %H:%M:%S})",
             "step": f"{step:,} of {last:,}, in batches of {self._run['batch_size']:,}",
@@ -130,7 +130,7 @@ class Report(Hook):
         }
         if speed := self._latest.get("images_per_s"):
             if step < last:
-                rows["training time left"] = _duration((last - step) * self._run["batch_size"] / speed)
+                rows["time left"] = _duration(3600 * self._latest["hours_left"])
             rows["speed"] = f"{speed:,.1f} images/s, waiting for data {100 * self._latest['data_wait']:.0f}%"
         if price := self._run["config"]["train"].get("price_per_hour"):
             rows["cost so far"] = f"{price * self._state['seconds'] / 3600:,.2f}"

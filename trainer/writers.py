@@ -30,7 +30,6 @@ class Progress(Hook):
     """A line in the log for every report, with the speed and the time left; on a terminal one bar in its place."""
 
     def on_start(self, event: dict[str, Any]) -> None:
-        self._train_steps, self._batch_size = event["train_steps"], event["batch_size"]
         self._bar = tqdm(
             total=event["train_steps"],
             initial=event["step"],
@@ -41,14 +40,15 @@ class Progress(Hook):
         )
 
     def on_log(self, event: dict[str, Any]) -> None:
-        images_left = (self._train_steps - event["step"]) * self._batch_size
-        left = datetime.timedelta(seconds=round(images_left / event["images_per_s"]))
-        step, loss = f"step {event['step']}/{self._train_steps}", f"loss {event['loss']:.4f}"
+        left = datetime.timedelta(seconds=round(3600 * event["hours_left"]))
+        step, loss = f"step {event['step']}/{event['train_steps']}", f"loss {event['loss']:.4f}"
         parts = f"(class {event['class_loss']:.4f}, box {event['box_loss']:.4f})"
         speed = f"{event['images_per_s']:.1f} images/s  waiting for data {100 * event['data_wait']:.0f}%"
+        money = "  cost {cost:.2f}, {cost_left:.2f} to come".format(**event) if "cost" in event else ""
         level = logging.INFO if self._bar.disable else logging.DEBUG  # beside a bar, for the log file only
-        log.log(level, f"{step}  {loss} {parts}  {speed}  left {left}")
-        self._bar.set_description_str(f"{step}  left {left}  {loss}  {speed}", refresh=False)
+        log.log(level, f"{step}  {loss} {parts}  {speed}  left {left}{money}")
+        self._bar.set_description_str(f"{step}  left {left}  {loss}  {speed}{money}", refresh=False)
+        self._bar.total = event["train_steps"]  # --max_hours may have changed it
         self._bar.update(event["step"] - self._bar.n)
 
     def on_evaluate(self, event: dict[str, Any]) -> None:
@@ -62,11 +62,14 @@ class Progress(Hook):
 class MetricsFile(Hook):
     """`RUN/metrics.jsonl`: one JSON object a line, written at once; an evaluation's names begin with `eval/`.
 
-    A resumed run drops the lines after the restored step, so that no step appears twice.
+    The lines after a restored step are dropped, so that no step appears twice.
     """
 
     def on_start(self, event: dict[str, Any]) -> None:
         self._path = os.path.join(event["model_dir"], "metrics.jsonl")
+        self.on_rollback(event)
+
+    def on_rollback(self, event: dict[str, Any]) -> None:
         kept = []
         if os.path.exists(self._path):
             with open(self._path, encoding="utf-8") as file:
