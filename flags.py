@@ -230,8 +230,8 @@ _define(
     ModelConfig,
     "norm",
     "Normalisation. local: batch norm with each replica's statistics. sync: with those of all replicas. frozen: with "
-    "fixed statistics and scale (and group norm in a BiFPN). group: group norm. auto: sync for replicas of fewer than "
-    "8 images, otherwise local.",
+    "fixed statistics and scale (and group norm in a BiFPN). group: group norm. auto: frozen for "
+    "a run that starts from trained weights; sync for replicas of fewer than 8 images; otherwise local.",
     choices=NORMS,
 )
 _define(
@@ -356,6 +356,16 @@ _define(
     "Keep an exponential moving average of the weights with this decay, such as 0.9998, and evaluate it. 0: none.",
     lower_bound=0.0,
 )
+flags.DEFINE_multi_string(
+    "hooks",
+    [],
+    "MODULE:CLASS of a trainer.events.Hook, which is told of the run's start, logs, evaluations, checkpoints and end",
+)
+_define(
+    TrainConfig,
+    "profile_steps",
+    "A:B, to trace the steps after A up to B for TensorBoard's profiler; after the first ones, which compile.",
+)
 _define(TrainConfig, "xla", "Compile the step with XLA; for one replica only.")
 _define(
     TrainConfig,
@@ -419,5 +429,9 @@ def config_from_flags(labels: tuple[str, ...] = (), group_sizes: Sequence[int] =
         model=_take(ModelConfig),
         loss=_take(LossConfig),
         detect=_take(DetectConfig),
-        train=_take(TrainConfig, optimizer=_take(OptimizerConfig, lr_steps=_numbers("lr_steps"))),
+        train=_take(
+            TrainConfig,
+            hooks=tuple(FLAGS.hooks),
+            optimizer=_take(OptimizerConfig, lr_steps=_numbers("lr_steps")),
+        ),
     )

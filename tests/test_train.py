@@ -20,7 +20,7 @@ import toy_shards
 
 from input import shards, tfrecord
 from input.config import AugmentConfig
-from trainer import checkpoints, evaluate, inference, reporting, resume, train
+from trainer import checkpoints, evaluate, inference, resume, train, writers
 from trainer.config import OptimizerConfig
 
 CHECKOUT = pathlib.Path(__file__).parent.parent
@@ -88,19 +88,22 @@ def test_the_files_that_a_run_writes(uninterrupted):
     assert "step 6/6  loss" in log.read_text()
     assert "starting at step 0 of 6: 10 images, 2 classes" in log.read_text()
     assert list((model_dir / "events").iterdir())
+    report = (model_dir / "report.html").read_text()
+    assert "complete (written" in report
+    assert "Average precision after step 6" in report
     assert inference.load_for_inference(str(model_dir)).config == tiny.CONFIG
 
 
 def test_stopped_and_resumed_equals_uninterrupted(records, uninterrupted, tmp_path, monkeypatch):
     """SIGTERM in the first loop, as a preempted machine gets it; resumed at step 2, in the middle of an epoch."""
-    report = reporting.Reporter.training
+    report = writers.Progress.on_log
 
-    def report_and_stop(self, step, *arguments, **options):
-        report(self, step, *arguments, **options)
+    def report_and_stop(self, event):
+        report(self, event)
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(reporting.Reporter, "training", report_and_stop)
+        patch.setattr(writers.Progress, "on_log", report_and_stop)
         stopped = run(records, tmp_path)
     assert (stopped.step, stopped.stopped_by) == (2, signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

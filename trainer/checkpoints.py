@@ -127,6 +127,11 @@ class Checkpoints:
         )
         self._best = tf.train.CheckpointManager(self._checkpoint, os.path.join(self._root, "best"), max_to_keep=1)
         self.saved_step = -1  # of the latest checkpoint that was saved or restored here; -1: none
+        self.has_failed = False  # whether the last attempt to save failed
+
+    def path(self, step: int, folder: str = "checkpoints") -> str:
+        """The checkpoint of this step, without the ending of its files."""
+        return os.path.join(self._model_dir, folder, f"ckpt-{step}")
 
     def restore(self) -> bool:
         """Restores the latest checkpoint that is not damaged, and returns true; false where there is none at all.
@@ -136,7 +141,7 @@ class Checkpoints:
         """
         steps = list_steps(self._model_dir)
         for step in steps:
-            path = os.path.join(self._model_dir, "checkpoints", f"ckpt-{step}")
+            path = self.path(step)
             if damage := find_damage(path):
                 log.warning("%s is damaged, so the one before is taken: %s", path, damage)
                 continue
@@ -159,10 +164,10 @@ class Checkpoints:
         """
         if step == self.saved_step:
             return True
-        if not self._write(self._latest, step):
-            return False
-        self.saved_step = step
-        return True
+        self.has_failed = not self._write(self._latest, step)
+        if not self.has_failed:
+            self.saved_step = step
+        return not self.has_failed
 
     def _write(self, manager: tf.train.CheckpointManager, step: int) -> bool:
         try:

@@ -90,9 +90,12 @@ class TrainConfig:
     init_checkpoint: str = ""  # a run, a checkpoint of one, or an imported detector; where the whole network starts
     ema_decay: float = 0.0  # of the averaged weights; 0: none are kept
     override_config: bool = False  # resume with other settings
+    hooks: tuple[str, ...] = ()  # MODULE:CLASS of classes that are told what happens in the run
+    profile_steps: str = ""  # A:B, the steps after A up to B
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self) -> None:
+        self.profiled_steps()
         _require("precision", self.precision, PRECISIONS)
         _require("distribution", self.distribution, DISTRIBUTIONS)
         _require("communication", self.communication, COMMUNICATIONS)
@@ -106,6 +109,15 @@ class TrainConfig:
             raise ValueError(f"--ema_decay must be at least 0 and below 1; got {self.ema_decay}.")
         if self.logical_cpus < 1:
             raise ValueError(f"--logical_cpus must be at least 1; got {self.logical_cpus}.")
+
+    def profiled_steps(self) -> tuple[int, ...]:
+        """The two ends of `profile_steps`; () where it is empty."""
+        if not self.profile_steps:
+            return ()
+        first, _, last = self.profile_steps.partition(":")
+        if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+            raise ValueError(f"--profile_steps={self.profile_steps}: write A:B, for the steps after A up to B.")
+        return int(first), int(last)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +146,14 @@ class Config:
         if "sync_batch_norm" in values.get("model", {}):  # of runs before --norm
             values["model"]["norm"] = "sync" if values["model"].pop("sync_batch_norm") else "local"
         return _build(cls, values)
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every setting of `dataclasses.asdict(config)` by its dotted name, such as train.optimizer.momentum."""
+    flat = {}
+    for name, value in settings.items():
+        flat.update(flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return flat
 
 
 def _build(kind: type, values: dict[str, Any]) -> Any:

@@ -20,6 +20,7 @@ class LoopResult(NamedTuple):
     num_steps: tf.Tensor  # i32 scalar
     losses: Losses  # f32 scalars: sums over the steps
     num_positives: tf.Tensor  # f32 scalar: sum over the steps
+    gradient_norms: tf.Tensor  # f32 scalar: sum over the steps
     data_wait: tf.Tensor  # f64 scalar: seconds spent waiting for batches
     bad_records: tf.Tensor  # i64 [b]: record indexes of the first batch with a non-finite loss; -1: there was none
     damaged: tf.Tensor  # i64 [b]: for each row of the batch the last record that could not be decoded; -1: none
@@ -59,7 +60,7 @@ def make_train_loop(
     @tf.function
     def train_loop(iterator: Iterator, num_steps: tf.Tensor) -> LoopResult:
         losses = Losses(0.0, 0.0, 0.0)
-        num_positives, num_damaged, num_with_dropped_boxes = 0.0, 0.0, 0.0
+        num_positives, gradient_norms, num_damaged, num_with_dropped_boxes = 0.0, 0.0, 0.0, 0.0
         data_wait = tf.constant(0.0, tf.float64)
         bad_records = damaged = tf.fill([local_size], tf.constant(-1, tf.int64))
         for _ in tf.range(num_steps):
@@ -82,6 +83,7 @@ def make_train_loop(
             result = tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], result)
             losses = tf.nest.map_structure(tf.add, losses, result.losses)
             num_positives += result.num_positives
+            gradient_norms += result.gradient_norm
             first_bad = ~tf.math.is_finite(result.losses.loss) & (bad_records[0] < 0)
             bad_records = tf.where(first_bad, record_index, bad_records)
             damaged = tf.where(valid, damaged, record_index)
@@ -91,6 +93,7 @@ def make_train_loop(
             num_steps=num_steps,
             losses=losses,
             num_positives=num_positives,
+            gradient_norms=gradient_norms,
             data_wait=data_wait,
             bad_records=bad_records,
             damaged=damaged,

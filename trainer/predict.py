@@ -279,16 +279,9 @@ def _picture_name(path: str, taken: set[str]) -> str:
 def draw_detections(
     image: Image.Image, detections: Sequence[LabelledBox], colours: Mapping[str, Colour], numbers: Mapping[str, str]
 ) -> None:
-    """Draws boxes, labels and scores onto an RGB image: labels over all boxes, and the first detections over others.
-
-    Lines and letters grow with the image. `numbers` has what is written instead of some class names.
-    """
-    side = (image.width * image.height) ** 0.5
-    for found in reversed(detections):
-        drawing.draw_box(image, found.box, colours[found.label], line=max(1, round(side / 250)))
-    for found in reversed(detections):
-        text = f"{numbers.get(found.label, found.label)} {found.score:.2f}"
-        drawing.draw_label(image, found.box, text, colours[found.label], font_size=max(10.0, side / 40))
+    """Draws boxes, labels and scores onto an RGB image; `numbers` has what is written instead of some class names."""
+    texts = (f"{numbers.get(found.label, found.label)} {found.score:.2f}" for found in detections)
+    drawing.draw_objects(image, [(found.box, text, colours[found.label]) for found, text in zip(detections, texts)])
 
 
 def find_pictures(patterns: Iterable[str], recursive: bool) -> list[str]:

@@ -23,6 +23,7 @@ class StepResult(NamedTuple):
 
     losses: Losses  # f32 scalars
     num_positives: tf.Tensor  # f32 scalar: positive anchors in the global batch
+    gradient_norm: tf.Tensor  # f32 scalar: of all gradients, before clipping; 0 where one overflowed in float16
 
 
 def make_train_step(
@@ -109,9 +110,14 @@ def make_train_step(
         # TensorFlow reverses the gradients, so that the first pack is that of the last layers and travels while the
         # backward pass computes the rest.
         gradients = replicas.all_reduce("sum", gradients, options=_IN_PACKS)
+        norm = tf.linalg.global_norm(gradients)
         optimizer.apply_gradients(zip(gradients, model.trainable_variables), skip_gradients_aggregation=True)
         global_losses = tf.unstack(replicas.all_reduce("sum", tf.stack(local)))
-        return StepResult(losses=Losses(*global_losses), num_positives=num_positives)
+        return StepResult(
+            losses=Losses(*global_losses),
+            num_positives=num_positives,
+            gradient_norm=tf.where(tf.math.is_finite(norm), norm, 0.0),
+        )
 
     return train_step
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -18,13 +19,17 @@ from trainer import (
     data_service,
     distribution,
     evaluate,
+    events,
     initial_weights,
     optimizers,
+    profiling,
     reporting,
     resume,
+    run_report,
     schedules,
     start_up,
     watch,
+    writers,
 )
 from trainer.config import Config
 from trainer.loop import LoopResult, is_due, make_train_loop, next_stop, steps_within
@@ -66,7 +71,7 @@ def train_and_evaluate(
     try:
         alone = resume.sole_trainer(model_dir) if distribution.is_chief(config.train) else contextlib.nullcontext()
         with watch.StopSignal() as stop, alone:
-            return _run(config, train_paths, val_paths, model_dir, stop)
+            return _Run(config, train_paths, val_paths, model_dir, stop).run()
     except Exception as error:
         log.error("%s", error)
         log.debug("where:", exc_info=True)  # goes to the log file only; on a terminal it would bury the message
@@ -75,118 +80,215 @@ def train_and_evaluate(
         reporting.stop_logging(handler)
 
 
-def _run(
-    config: Config, train_paths: Sequence[str], val_paths: Sequence[str], model_dir: str, stop: watch.StopSignal
-) -> RunResult:
-    strategy = _set_up_tensorflow(config)
-    is_chief = distribution.is_chief(config.train)
-    shards.require_whole_sets(train_paths)
-    shards.check_classes(train_paths, len(config.labels))
-    if config.input.data_service:
-        data_service.require_running(config.input.data_service)
-    config, weights = initial_weights.prepare(config, model_dir)
-    changes = resume.require_same_run(config, train_paths, model_dir)
-    num_records = sum(shards.count_records(train_paths))
-    last = count_steps(config, num_records)
+class _Run:
+    """A run: what it consists of, which step it is at, and what happens between two loops."""
 
-    run_config = distribution.resolve_norm(config, strategy.num_replicas_in_sync)
-    with strategy.scope():
-        model = checkpoints.make_model(run_config)
-        rates = schedules.scale_to_batch(config.train.optimizer, config.input.batch_size)
-        if rates != config.train.optimizer:
-            log.info("--scale_learning_rate: %g for batch %d", rates.learning_rate, config.input.batch_size)
-        optimizer = optimizers.make_optimizer(
-            rates,
-            train_steps=last,
-            loss_scaling=config.train.precision == "mixed_float16",
-            backbone=model.backbone.name,
-        )
-        optimizer.build(model.trainable_variables)
-        averaged = checkpoints.make_model(run_config) if config.train.ema_decay else None
-    saved = checkpoints.Checkpoints(
-        model_dir, model, optimizer, averaged, keep=config.train.keep_checkpoints, is_chief=is_chief
-    )
-    start = "resuming" if saved.restore() else "starting"
-    if start == "starting":
-        initial_weights.start(model, weights, config, num_images=num_records)
-        if averaged is not None:
-            averages.start(averaged, model)
-    current = int(optimizer.iterations.numpy())
-    if is_chief:
-        resume.write_down(config, train_paths, model_dir, step=current, changes=changes)
-    log.info("%s at step %d of %d: %d images, %s", start, current, last, num_records, _describe(config, strategy))
+    def __init__(
+        self,
+        config: Config,
+        train_paths: Sequence[str],
+        val_paths: Sequence[str],
+        model_dir: str,
+        stop: watch.StopSignal,
+    ) -> None:
+        self.train_paths, self.val_paths, self.model_dir, self.stop = train_paths, val_paths, model_dir, stop
+        self.is_chief = distribution.is_chief(config.train)
+        self.profile = profiling.Profile(config.train)
+        self.events = events.Events(self._hooks(config))
+        self.strategy = _set_up_tensorflow(config)
+        _check_data(config, train_paths)
+        self.config, self.weights = initial_weights.prepare(config, model_dir)
+        self.changes = resume.require_same_run(self.config, train_paths, model_dir)
+        self.num_images = sum(shards.count_records(train_paths))
+        self.last_step = count_steps(self.config, self.num_images)
+        self.eval_every = config.train.eval_every or max(1, self.last_step // 10)
+        self.save_every = config.train.checkpoint_every or self.eval_every
+        self.log_every = config.train.log_every or config.train.steps_per_loop
+        self._make_network()
+        self.step = 0
+        self.metrics: dict[str, Any] = {}  # of the last evaluation
+        self.results: list[LoopResult] = []  # of the loops since the last report
+        self.loop_steps = 1  # of the next loop
+        self.is_compiled = False
 
-    train_loop = make_train_loop(strategy, model, optimizer, config, averaged)
-    iterator = distribution.make_iterator(strategy, config, train_paths, first_step=current, train_steps=last)
-    evaluated = model if averaged is None else averaged
-    evaluator = evaluate.make_evaluator(evaluated, config, val_paths, strategy=strategy) if val_paths else None
-    reporter = reporting.Reporter(
-        model_dir if is_chief else None, step=current, train_steps=last, batch_size=config.input.batch_size
-    )
-    data_watch = watch.DataWatch(train_paths, config.input)
-    eval_every = config.train.eval_every or max(1, last // 10)
-    save_every = config.train.checkpoint_every or eval_every
-    log_every = config.train.log_every or config.train.steps_per_loop
-    cadences = (log_every, eval_every, save_every)
-    loop_steps = 1  # of the next loop
-    is_saved = True
-    metrics: dict[str, Any] = {}
-    unreported: list[LoopResult] = []
+    def _hooks(self, config: Config) -> list[events.Hook]:
+        if not self.is_chief:
+            return [writers.Progress()]
+        named = events.load_hooks(config.train.hooks)
+        ours = [writers.Progress(), writers.MetricsFile(), writers.TensorBoard(), run_report.Report(), self.profile]
+        return [*ours, *named]
 
-    def evaluate_now(evaluator: Callable[[], dict[str, Any]]) -> None:
-        found = stop.interruptible(evaluator)
-        if found is None:  # a resumed run begins with this evaluation
-            return
-        metrics.update(found)
-        reporter.evaluation(current, metrics)
-        if saved.save_if_best(current, metrics, config.train.best_metric):
-            log.info("step %d  best %s so far", current, config.train.best_metric)
-        if is_chief:
-            resume.write_evaluated_step(model_dir, current)
-
-    if current < last:
-        replicas = strategy.num_replicas_in_sync
-        log.info("compiling the step (replicas: %d); on a CPU this takes up to a minute, on a GPU a few", replicas)
-        started: float | None = time.monotonic()
-    else:
-        log.info("nothing is left to train; for more, raise --train_steps or --epochs")
-    is_evaluated = not is_due(current, eval_every, last) or resume.read_evaluated_step(model_dir) == current
-    if evaluator and current and not is_evaluated:
-        log.info("the evaluation of step %d was not completed, so it comes first", current)
-        evaluate_now(evaluator)
-    while current < last and stop.received is None:
-        target = next_stop(current, loop_steps, cadences, last)
-        loop_started = time.monotonic()
-        with watch.naming_damaged_shard(train_paths):
-            result = train_loop(iterator, tf.constant(target - current))
-        if started is not None:
-            steps, seconds = int(result.num_steps), time.monotonic() - started
-            log.info("compiled, and the first steps done (%d), after %.0f s", steps, seconds)
-            started = None
-        else:
-            loop_steps = steps_within(
-                (time.monotonic() - loop_started) / (target - current), config.train.steps_per_loop
+    def _make_network(self) -> None:
+        """Makes the network, its optimizer and its averaged weights, and what saves them."""
+        config = distribution.resolve_norm(self.config, self.strategy.num_replicas_in_sync)
+        with self.strategy.scope():
+            self.model = checkpoints.make_model(config)
+            rates = schedules.scale_to_batch(config.train.optimizer, config.input.batch_size)
+            if rates != config.train.optimizer:
+                log.info("--scale_learning_rate: %g for batch %d", rates.learning_rate, config.input.batch_size)
+            self.optimizer = optimizers.make_optimizer(
+                rates,
+                train_steps=self.last_step,
+                loss_scaling=config.train.precision == "mixed_float16",
+                backbone=self.model.backbone.name,
             )
-        current = target
-        data_watch.look(result)
-        watch.check_finite(result, current, train_paths)
-        unreported.append(result)
-        if is_due(current, log_every, last):
-            _report(reporter, current, unreported, optimizer)
-            unreported = []
-        if is_due(current, save_every, last) or not is_saved:
-            is_saved = saved.save(current)
-        if evaluator and is_due(current, eval_every, last):
-            evaluate_now(evaluator)
-    reporter.close()
-    if not saved.save(current):
-        raise OSError(
-            f"step {current} of {last} was reached but could not be saved: free space in {model_dir}; the same command "
-            f"then resumes from step {max(saved.saved_step, 0)}."
+            self.optimizer.build(self.model.trainable_variables)
+            self.averaged = checkpoints.make_model(config) if config.train.ema_decay else None
+        self.saved = checkpoints.Checkpoints(
+            self.model_dir,
+            self.model,
+            self.optimizer,
+            self.averaged,
+            keep=config.train.keep_checkpoints,
+            is_chief=self.is_chief,
         )
-    if stop.received is not None and current < last:
-        log.info("stopped at step %d of %d; the same command resumes here", current, last)
-    return RunResult(step=current, metrics=metrics, stopped_by=stop.received)
+
+    def run(self) -> RunResult:
+        """Trains from the last checkpoint, or from scratch, until the last step or a signal."""
+        self.start()
+        error = None
+        try:
+            while self.step < self.last_step and self.stop.received is None:
+                self.advance()
+                if self._is_due(self.log_every):
+                    self.log()
+                if self._is_due(self.save_every) or self.saved.has_failed:
+                    self.save()
+                if self._is_due(self.eval_every):
+                    self.evaluate()
+            self.finish()
+        except BaseException as exception:
+            error = str(exception) or type(exception).__name__
+            raise
+        finally:
+            result = RunResult(step=self.step, metrics=self.metrics, stopped_by=self.stop.received)
+            self.events.tell("on_end", train_steps=self.last_step, error=error, **result._asdict())
+        return result
+
+    def _is_due(self, every: int) -> bool:
+        return is_due(self.step, every, self.last_step)
+
+    def start(self) -> None:
+        """Restores the run or begins it, and completes an evaluation that a signal or a kill cut off."""
+        resumed = self.saved.restore()
+        if not resumed:
+            initial_weights.start(self.model, self.weights, self.config, num_images=self.num_images)
+            if self.averaged is not None:
+                averages.start(self.averaged, self.model)
+        self.step = int(self.optimizer.iterations.numpy())
+        if self.is_chief:
+            resume.write_down(self.config, self.train_paths, self.model_dir, step=self.step, changes=self.changes)
+        log.info(
+            "%s at step %d of %d: %d images, %s",
+            *("resuming" if resumed else "starting", self.step, self.last_step, self.num_images),
+            _describe(self.config, self.strategy),
+        )
+        self.events.tell(
+            "on_start",
+            model_dir=self.model_dir,
+            step=self.step,
+            train_steps=self.last_step,
+            num_images=self.num_images,
+            batch_size=self.config.input.batch_size,
+            num_replicas=self.strategy.num_replicas_in_sync,
+            train_records=list(self.train_paths),
+            val_records=list(self.val_paths),
+            config=dataclasses.asdict(self.config),
+        )
+        self.train_loop = make_train_loop(self.strategy, self.model, self.optimizer, self.config, self.averaged)
+        self.iterator = distribution.make_iterator(
+            self.strategy, self.config, self.train_paths, first_step=self.step, train_steps=self.last_step
+        )
+        self.data_watch = watch.DataWatch(self.train_paths, self.config.input)
+        evaluated = self.model if self.averaged is None else self.averaged
+        self.evaluator = (
+            evaluate.make_evaluator(evaluated, self.config, self.val_paths, strategy=self.strategy)
+            if self.val_paths
+            else None
+        )
+        self.reported_step, self.reported_time = self.step, time.monotonic()
+        if self.step < self.last_step:
+            log.info(
+                "compiling the step (replicas: %d); on a CPU this takes up to a minute, on a GPU a few",
+                self.strategy.num_replicas_in_sync,
+            )
+        else:
+            log.info("nothing is left to train; for more, raise --train_steps or --epochs")
+        is_evaluated = not self._is_due(self.eval_every) or resume.read_evaluated_step(self.model_dir) == self.step
+        if self.evaluator and self.step and not is_evaluated:
+            log.info("the evaluation of step %d was not completed, so it comes first", self.step)
+            self.evaluate()
+
+    def advance(self) -> None:
+        """Runs the compiled loop up to the next step at which something is due."""
+        cadences = (self.log_every, self.eval_every, self.save_every)
+        target = next_stop(self.step, self.loop_steps, cadences, self.last_step)
+        num_steps = self.profile.limit(self.step, target) - self.step
+        self.profile.before_loop(self.step)
+        started = time.monotonic()
+        with watch.naming_damaged_shard(self.train_paths):
+            result = self.train_loop(self.iterator, tf.constant(num_steps))
+        seconds = time.monotonic() - started
+        if self.is_compiled:
+            self.loop_steps = steps_within(seconds / num_steps, self.config.train.steps_per_loop)
+        else:
+            log.info("compiled, and the first steps done (%d), after %.0f s", num_steps, seconds)
+            self.is_compiled = True
+        self.step += num_steps
+        self.profile.after_loop(self.step)
+        self.data_watch.look(result)
+        watch.check_finite(result, self.step, self.train_paths)
+        self.results.append(result)
+
+    def log(self) -> None:
+        """Reports the means over the steps since the last report, and their speed."""
+        now = time.monotonic()
+        steps, seconds = self.step - self.reported_step, max(now - self.reported_time, 1e-9)
+        self.reported_step, self.reported_time = self.step, now
+        values = _means(self.results, self.optimizer)
+        data_wait = float(sum(result.data_wait for result in self.results))
+        self.results = []
+        self.events.tell(
+            "on_log",
+            step=self.step,
+            **values,
+            images_per_s=steps * self.config.input.batch_size / seconds,
+            data_wait=min(1.0, data_wait / seconds),
+        )
+
+    def save(self) -> None:
+        """Saves a checkpoint, unless the disk is full: it is then tried again after the next loop."""
+        if self.step != self.saved.saved_step and self.saved.save(self.step):
+            self.events.tell("on_save", step=self.step, path=self.saved.path(self.step), is_best=False)
+
+    def finish(self) -> None:
+        """Saves the step at which the run ends.
+
+        Raises:
+          OSError: this step cannot be saved.
+        """
+        self.save()
+        if self.saved.saved_step != self.step:
+            raise OSError(
+                f"step {self.step} of {self.last_step} was reached but could not be saved: free space in "
+                f"{self.model_dir}; the same command then resumes from step {max(self.saved.saved_step, 0)}."
+            )
+        if self.stop.received is not None and self.step < self.last_step:
+            log.info("stopped at step %d of %d; the same command resumes here", self.step, self.last_step)
+
+    def evaluate(self) -> None:
+        """Evaluates, unless a signal comes: a resumed run then begins with this evaluation."""
+        found = self.stop.interruptible(self.evaluator) if self.evaluator else None
+        if found is None:
+            return
+        self.metrics = {name: value for name, value in found.items() if name != "samples"}
+        self.events.tell("on_evaluate", step=self.step, **found)
+        if self.saved.save_if_best(self.step, self.metrics, self.config.train.best_metric):
+            log.info("step %d  best %s so far", self.step, self.config.train.best_metric)
+            self.events.tell("on_save", step=self.step, path=self.saved.path(self.step, "best"), is_best=True)
+        if self.is_chief:
+            resume.write_evaluated_step(self.model_dir, self.step)
+        self.reported_time = time.monotonic()  # its time is not that of training
 
 
 def _set_up_tensorflow(config: Config) -> tf.distribute.Strategy:
@@ -202,6 +304,13 @@ def _set_up_tensorflow(config: Config) -> tf.distribute.Strategy:
     return strategy
 
 
+def _check_data(config: Config, train_paths: Sequence[str]) -> None:
+    shards.require_whole_sets(train_paths)
+    shards.check_classes(train_paths, len(config.labels))
+    if config.input.data_service:
+        data_service.require_running(config.input.data_service)
+
+
 def _describe(config: Config, strategy: tf.distribute.Strategy) -> str:
     """What is trained on what, for the log."""
     height, width = config.input.image_size
@@ -212,27 +321,21 @@ def _describe(config: Config, strategy: tf.distribute.Strategy) -> str:
     )
 
 
-def _report(
-    reporter: reporting.Reporter,
-    current: int,
-    results: Sequence[LoopResult],
-    optimizer: tf.keras.optimizers.Optimizer,
-) -> None:
-    """Reports the means over the loops since the last report."""
+def _means(results: Sequence[LoopResult], optimizer: tf.keras.optimizers.Optimizer) -> dict[str, float]:
+    """The mean losses of some loops, and further values."""
     num_steps = sum(int(result.num_steps) for result in results)
     means = {
-        name: float(sum(getattr(result.losses, name) for result in results)) / num_steps for name in Losses._fields
-    }
-    extra = {
+        **{name: float(sum(getattr(result.losses, name) for result in results)) / num_steps for name in Losses._fields},
         "learning_rate": float(optimizer.learning_rate.numpy()),
         "positives": float(sum(result.num_positives for result in results)) / num_steps,
+        "gradient_norm": float(sum(result.gradient_norms for result in results)) / num_steps,
     }
     if num_damaged := sum(int(result.num_damaged) for result in results):
-        extra["damaged_images"] = num_damaged
+        means["damaged_images"] = num_damaged
     if num_with_dropped_boxes := sum(int(result.num_with_dropped_boxes) for result in results):
-        extra["images_with_dropped_boxes"] = num_with_dropped_boxes
+        means["images_with_dropped_boxes"] = num_with_dropped_boxes
     if isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
-        extra["loss_scale"] = float(optimizer.loss_scale)
-        if extra["loss_scale"] <= 1.0:
-            log.warning("the loss scale fell to %g: float16 overflows; try mixed_bfloat16", extra["loss_scale"])
-    reporter.training(current, means, data_wait_s=float(sum(result.data_wait for result in results)), extra=extra)
+        means["loss_scale"] = float(optimizer.loss_scale)
+        if means["loss_scale"] <= 1.0:
+            log.warning("the loss scale fell to %g: float16 overflows; try mixed_bfloat16", means["loss_scale"])
+    return means
