@@ -2,14 +2,14 @@
 
     python benchmarks/inference.py [--backbone=resnet50 --image_size=320 --batch_sizes=1,8] [--peer_command=CMD]
 
-`network` is the network alone, in float32 with oneDNN; `detect` adds post-processing; `predict` is `trainer.predict`
-on JPEG files of 640x480, from reading them to writing the pictures with their boxes. The network is untrained, but its
-scores are spread so that suppression gets all its candidates and returns as many detections as it may. The blocks take
-turns, so that other programs disturb all alike. The peer's command runs a block of its own; {batch_size} in it is
-replaced, and its last line must contain "N cpu_ms/image".
+`network` is the network alone, in float32 with oneDNN; `postprocess` takes what it predicts; `predict` is the whole of
+`trainer.predict` on JPEG files of 640x480, from reading them to writing the pictures with their boxes. The network is
+untrained, but its scores are spread so that suppression gets all its candidates and returns as many detections as it
+may. The blocks take turns, so that other programs disturb all alike. The peer's command runs a block of its own;
+{batch_size} in it is replaced, and its last line must contain "N cpu_ms/image".
 
 The last line printed is JSON, for each batch size: processor time in ms for an image, `postprocess_share` and
-`pipeline_share`, what post-processing adds to the network and what `predict` adds to `detect`, and `ratio_to_peer`, the
+`pipeline_share`, what post-processing adds to the network and what `predict` adds to both, and `ratio_to_peer`, the
 peer's time over the network's; medians over the turns, of times and of the ratios within a turn.
 """
 
@@ -78,7 +78,6 @@ def write_photographs(folder: str) -> list[str]:
 def measure(model: tf.keras.Model, config: Config, batch_size: int, folder: str) -> dict[str, float]:
     """The medians for a batch size."""
     paths = write_photographs(folder)
-    detect = inference.make_detector(model, config)
     module = export.make_serving_module(model, config)
     detector = predict.Detector(config.labels, module.serve_bytes, module.serve_images)
     height, width = config.input.image_size
@@ -86,27 +85,29 @@ def measure(model: tf.keras.Model, config: Config, batch_size: int, folder: str)
     transforms = tf.tile([[1.0, 1.0, 0.0, 0.0]], [batch_size, 1])
     sizes = tf.tile([[height, width]], [batch_size, 1])
     run_network = tf.function(lambda images: inference.predict(model, images, config))
-    run_detect = tf.function(detect)
+    run_postprocess = tf.function(inference.make_decoder(config))
+    predictions = run_network(images)
 
     def network() -> None:
         for _ in range(FLAGS.images // batch_size):
             run_network(images).box_deltas.numpy()
 
-    def network_and_postprocess() -> None:
+    def postprocess() -> None:
         for _ in range(FLAGS.images // batch_size):
-            run_detect(images, transforms, sizes).boxes.numpy()
+            run_postprocess(predictions, transforms, sizes).boxes.numpy()
 
     def whole() -> None:
         predict.predict(detector, paths, os.path.join(folder, "output"), score_threshold=0.3, batch_size=batch_size)
 
-    work = {"network": network, "detect": network_and_postprocess, "predict": whole}
+    work = {"network": network, "postprocess": postprocess, "predict": whole}
     for block in work.values():
         block()
     turns: list[dict[str, float]] = []
     for _ in range(FLAGS.rounds):
         turn = {f"{name}_cpu_ms": synthetic.measure(block).cpu / FLAGS.images * 1e3 for name, block in work.items()}
-        turn["postprocess_share"] = turn["detect_cpu_ms"] / turn["network_cpu_ms"] - 1
-        turn["pipeline_share"] = turn["predict_cpu_ms"] / turn["detect_cpu_ms"] - 1
+        turn["postprocess_share"] = turn["postprocess_cpu_ms"] / turn["network_cpu_ms"]
+        model_cpu_ms = turn["network_cpu_ms"] + turn["postprocess_cpu_ms"]
+        turn["pipeline_share"] = turn["predict_cpu_ms"] / model_cpu_ms - 1
         if FLAGS.peer_command:
             command = FLAGS.peer_command.replace("{batch_size}", str(batch_size))
             turn["peer_cpu_ms"] = synthetic.peer_cpu_ms(command)
