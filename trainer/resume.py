@@ -46,8 +46,8 @@ def require_same_run(config: Config, train_paths: Sequence[str], model_dir: str)
     """
     if not checkpoints.list_steps(model_dir) or not os.path.exists(checkpoints.config_path(model_dir)):
         return []
-    was, now = (_settings(settings) for settings in (checkpoints.read_config(model_dir), config))
-    was["records"], now["records"] = _read_records(model_dir), _describe_records(train_paths)
+    was, now = (flat_settings(settings) for settings in (checkpoints.read_config(model_dir), config))
+    was["records"], now["records"] = _read_records(model_dir), describe_records(train_paths)
     if was["records"] is None:  # of an earlier version
         del was["records"], now["records"]
     changed = [name for name in now if now[name] != was[name] and not _in(name, MAY_CHANGE)]
@@ -73,14 +73,14 @@ def write_down(config: Config, train_paths: Sequence[str], model_dir: str, *, st
         with open(os.path.join(model_dir, "overrides.jsonl"), "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "changes": changes}) + "\n")
     checkpoints.save_config(config, model_dir)
-    files.write_text(_records_path(model_dir), json.dumps(_describe_records(train_paths)) + "\n")
+    files.write_text(_records_path(model_dir), json.dumps(describe_records(train_paths)) + "\n")
 
 
 def _in(name: str, names: Sequence[str]) -> bool:
     return any(name == other or name.startswith(f"{other}.") for other in names)
 
 
-def _settings(config: Config) -> dict[str, Any]:
+def flat_settings(config: Config) -> dict[str, Any]:
     """Every setting by its dotted name."""
     return {
         **flatten(dataclasses.asdict(config)),
@@ -100,7 +100,7 @@ def _records_path(model_dir: str) -> str:
     return os.path.join(model_dir, "records.json")
 
 
-def _describe_records(paths: Sequence[str]) -> list[list[Any]]:
+def describe_records(paths: Sequence[str]) -> list[list[Any]]:
     """The name and the bytes of each shard, in order; the folder may change."""
     return [[os.path.basename(path), size] for path, (size, _) in zip(paths, files.stats(paths))]
 
