@@ -41,6 +41,7 @@ from model.config import (
 from trainer.config import (
     COMMUNICATIONS,
     DISTRIBUTIONS,
+    ON_NON_FINITE,
     OPTIMIZERS,
     PRECISIONS,
     SCHEDULES,
@@ -302,6 +303,19 @@ _define(TrainConfig, "epochs", "Passes over the training shards, unless --train_
 _define(TrainConfig, "train_steps", "Steps of the run. 0: as many as --epochs asks.", lower_bound=0)
 _define(
     TrainConfig,
+    "max_hours",
+    "Hours that the whole run may take, with evaluations, checkpoints and what was before a resume: the number of "
+    "steps and the decay of the learning rate are fitted to it, instead of --epochs or --train_steps. 0: no limit.",
+    lower_bound=0.0,
+)
+_define(
+    TrainConfig,
+    "price_per_hour",
+    "What the machines cost in an hour; the progress line then tells what was spent and what is to come.",
+    lower_bound=0.0,
+)
+_define(
+    TrainConfig,
     "backbone_weights",
     "Where the backbone starts: a file of python -m trainer.import_weights or one that it reads, or imagenet for "
     "Keras's own weights of ResNet-50, 101 and 152, which are downloaded once, or those of an installed package with "
@@ -346,6 +360,22 @@ _define(
 )
 _define(
     TrainConfig,
+    "patience",
+    "End the run after so many evaluations in a row without a better --best_metric. 0: never.",
+    lower_bound=0,
+)
+_define(
+    TrainConfig,
+    "on_non_finite",
+    "What a loss or a gradient that is not finite does. stop: it ends the run. rollback: the run goes back to its last "
+    "checkpoint and halves its learning rate. The images are named in either case.",
+    choices=ON_NON_FINITE,
+)
+_define(
+    TrainConfig, "max_rollbacks", "How often --on_non_finite=rollback may go back before the run ends.", lower_bound=0
+)
+_define(
+    TrainConfig,
     "accumulation_steps",
     "Pass each replica's images through the network in so many parts before one update: for a batch that does not fit.",
     lower_bound=1,
@@ -360,6 +390,11 @@ flags.DEFINE_multi_string(
     "hooks",
     [],
     "MODULE:CLASS of a trainer.events.Hook, which is told of the run's start, logs, evaluations, checkpoints and end",
+)
+_define(
+    TrainConfig,
+    "profile_steps",
+    "A:B, to trace the steps after A up to B for TensorBoard's profiler; after the first ones, which compile.",
 )
 _define(TrainConfig, "xla", "Compile the step with XLA; for one replica only.")
 _define(

@@ -117,6 +117,9 @@ flags.DEFINE_string("beam_runner", "", "Convert on Apache Beam, instead of worke
 flags.DEFINE_multi_string("beam_options", [], "Flags of Beam and its runner, in one string or several.")
 flags.DEFINE_boolean("overwrite", _default.overwrite, "Replace a conversion of this split that is already there.")
 flags.DEFINE_string("report_image_size", "512", "The --image_size that the report judges anchors at: N or HxW.")
+flags.DEFINE_integer(
+    "class_pictures", 0, "Number of random pictures of each class that the report's page shows.", lower_bound=0
+)
 flags.DEFINE_string("check", "", "Pattern of shards to verify; nothing is converted.")
 
 
@@ -166,7 +169,7 @@ def convert_and_report(config: ConvertConfig, image_size: tuple[int, int], worke
     manifests = convert.convert(config, workers)
     with convert.locked(config.output_dir):
         for manifest in manifests:
-            text, path = report.write_report(config.output_dir, manifest, image_size, workers)
+            text, path = report.write_report(config.output_dir, manifest, image_size, workers, FLAGS.class_pictures)
             print(f"{text}\nPictures and plots: {path}")
 
 

@@ -78,7 +78,7 @@ def main(_: list[str]) -> None:
     for name, switch in list_runs().items():
         settings = (*SHAPES.train_flags, *steps, train_records, *switch)
         found = runs.train_and_evaluate(folder / name, settings, records=f"{folder}/shards/test-*.tfrecord")
-        result = {key: round(found[key], 4) for key in ("loss", "coco_ap", "coco_ap50")}
+        result = {key: round(found[key], 4) for key in ("train_loss", "coco_ap", "coco_ap50")}
         result["share_of_default"] = round(result["coco_ap"] / max(results.get("default", result)["coco_ap"], 1e-9), 3)
         results[name] = result
         columns = "  ".join(f"{key} {value:.3f}" for key, value in result.items())

@@ -12,7 +12,6 @@ weights reached at half of the steps what scratch reached at the end.
 from __future__ import annotations
 
 import json
-import random
 import statistics
 import sys
 from pathlib import Path
@@ -31,44 +30,26 @@ flags.DEFINE_list("num_images", ["50", "100", "0"], "Numbers of training images;
 flags.DEFINE_integer("train_steps", 160, "Steps of each run, of 8 images each.", lower_bound=20)
 flags.DEFINE_integer("seeds", 3, "Runs with the first of --num_images; the others have one.", lower_bound=1)
 
-SETTINGS = (
-    *("--neck_filters=64", "--head_convs=2", "--image_size=192x256", "--anchor_sizes=12,24,48,96,192"),
-    *("--batch_size=8", "--augment=paper", "--optimizer=adamw", "--learning_rate=0.0005", "--weight_decay=0.01"),
-    *("--lr_schedule=cosine", "--log_every=10", "--steps_per_loop=10"),
-)
-
-
-def choose(voc_dir: Path, folder: Path, num_images: int) -> str:
-    """Writes the shards of a random choice of the training images; returns their pattern."""
-    chosen = folder / f"voc{num_images}"
-    if not chosen.exists():
-        sets = chosen / "ImageSets" / "Main"
-        sets.mkdir(parents=True)
-        for name in ("Annotations", "JPEGImages"):
-            (chosen / name).symlink_to(voc_dir / name)
-        names = (voc_dir / "ImageSets" / "Main" / "trainval.txt").read_text(encoding="utf-8").split()
-        random.Random(0).shuffle(names)
-        (sets / "train.txt").write_text("\n".join(names[: num_images or None]) + "\n", encoding="utf-8")
-        (sets / "test.txt").write_bytes((voc_dir / "ImageSets" / "Main" / "test.txt").read_bytes())
-    for split in ("train", "test"):
-        runs.convert(chosen, split, folder / f"shards{num_images}")
-    return f"{folder}/shards{num_images}"
-
 
 def read_half(run: Path) -> dict[str, float]:
     """The evaluation at half of the steps, from the run's metrics."""
     entries = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return next(entry for entry in entries if "coco_ap" in entry)
+    return next(entry for entry in entries if "eval/coco_ap" in entry)
 
 
 def main(_: list[str]) -> None:
     folder, voc_dir = Path(FLAGS.output_dir).resolve(), Path(FLAGS.voc_dir).resolve()
     starts = {"scratch": (), "weights": (f"--backbone_weights={FLAGS.weights}", "--norm=frozen")}
     steps = FLAGS.train_steps
-    common = (*SETTINGS, f"--backbone={FLAGS.backbone}", f"--train_steps={steps}", f"--warmup_steps={steps // 10}")
+    common = (
+        *runs.SMALL_DETECTOR,
+        f"--backbone={FLAGS.backbone}",
+        f"--train_steps={steps}",
+        f"--warmup_steps={steps // 10}",
+    )
     results = {}
     for position, num_images in enumerate(map(int, FLAGS.num_images)):
-        shards = choose(voc_dir, folder, num_images)
+        shards = runs.choose(voc_dir, folder, num_images)
         records = (f"--train_records={shards}/train-*.tfrecord", f"--val_records={shards}/test-*.tfrecord")
         found: dict[str, list[dict[str, float]]] = {"scratch": [], "weights": []}
         for seed in range(FLAGS.seeds if position == 0 else 1):
@@ -79,8 +60,8 @@ def main(_: list[str]) -> None:
                 half = read_half(run)
                 found[start].append(
                     {
-                        **{f"half_{key}": round(half[key], 4) for key in ("coco_ap", "coco_ap50")},
-                        **{key: round(end[key], 4) for key in ("coco_ap", "coco_ap50", "loss")},
+                        **{f"half_{key}": round(half[f"eval/{key}"], 4) for key in ("coco_ap", "coco_ap50")},
+                        **{key: round(end[key], 4) for key in ("coco_ap", "coco_ap50", "train_loss")},
                     }
                 )
                 print(f"{run.name:20} {found[start][-1]}", flush=True)

@@ -100,7 +100,7 @@ def test_a_damaged_record_of_the_best_is_replaced(tmp_path, caplog):
     (tmp_path / "best" / "metrics.json").write_text('{"step": 1, "coco')
     one_weight.save_run(tmp_path, best=((2, 0.3),))
     assert json.loads((tmp_path / "best" / "metrics.json").read_text()) == {"step": 2, "coco_ap": 0.3}
-    assert "metrics.json is damaged: this evaluation counts as the best so far" in caplog.text
+    assert "metrics.json is damaged: the next evaluation counts as the best so far" in caplog.text
 
 
 @pytest.mark.parametrize("content", [b"", b'{"labels": [', b"\xff"])

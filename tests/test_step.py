@@ -66,6 +66,7 @@ def on_one_device(paths):
 def assert_same_step(one, other, atol):
     np.testing.assert_allclose(one[0].num_positives, other[0].num_positives)
     np.testing.assert_allclose(one[0].losses, other[0].losses, rtol=1e-5)
+    np.testing.assert_allclose(one[0].gradient_norm, other[0].gradient_norm, rtol=1e-3)
     for ours, theirs in zip(one[1], other[1]):
         np.testing.assert_allclose(ours, theirs, atol=atol)
 
@@ -75,6 +76,9 @@ def test_a_step_learns(on_one_device):
     assert result.num_positives >= BATCH_SIZE
     assert result.losses.loss > 0
     np.testing.assert_allclose(result.losses.loss, result.losses.class_loss + result.losses.box_loss, rtol=1e-6)
+    # With a rate of 1 and nothing else in the update each variable moves by its gradient.
+    norm = np.sqrt(sum(np.sum(np.square(move, dtype=np.float64)) for move in moves))
+    np.testing.assert_allclose(result.gradient_norm, norm, rtol=1e-3)
     # Only convolutions before a zero gamma do not move: it makes their residual branch output zeros at first.
     still = [move.ndim for move in moves if not np.any(move)]
     assert len(still) < len(moves) / 2

@@ -24,7 +24,7 @@ from trainer import checkpoints, evaluate, inference, resume, train, writers
 from trainer.config import OptimizerConfig
 
 CHECKOUT = pathlib.Path(__file__).parent.parent
-RATES = ("images_per_s", "data_wait", "eval/evaluation_s")
+RATES = ("images_per_s", "data_wait", "hours", "hours_left", "eval/evaluation_s")
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,9 @@ def test_the_files_that_a_run_writes(uninterrupted):
     assert "step 6/6  loss" in log.read_text()
     assert "starting at step 0 of 6: 10 images, 2 classes" in log.read_text()
     assert list((model_dir / "events").iterdir())
+    report = (model_dir / "report.html").read_text()
+    assert "complete (written" in report
+    assert "Average precision after step 6" in report
     assert inference.load_for_inference(str(model_dir)).config == tiny.CONFIG
 
 
@@ -253,7 +256,8 @@ def test_a_damaged_shard_is_named(tmp_path):
             ),
             0,
         ),
-        **{key: {} for key in ("boxes_per_class", "images_per_class", "settings", "inputs", "digests", "looks")},
+        boxes_per_class={"round": 8},
+        **{key: {} for key in ("images_per_class", "settings", "inputs", "digests", "looks")},
         **dict.fromkeys(("refused", "dropped", "repaired", "noted"), nothing),
     )
     (tmp_path / "records" / "train.manifest.json").write_text(manifest.to_json())

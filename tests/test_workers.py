@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pytest
 import tensorflow as tf
 import toy_shards
@@ -208,3 +209,13 @@ def test_which_worker_is_lost(monkeypatch, tmp_path, text, lost):
     message = f"worker {lost} is lost: .* resume from step 0" if lost else "replica:0/task:0"
     with pytest.raises(expected, match=message), workers.naming_lost_worker(str(tmp_path)):
         raise tf.errors.InternalError(None, None, text)
+
+
+def test_workers_that_restored_other_steps_are_refused(two_replicas, monkeypatch):
+    group = workers.Workers(two_replicas)
+    group.require_same_step(40, "RUN")
+    monkeypatch.setattr(group, "gather", lambda step: np.array([[step], [0.0]]))
+    with pytest.raises(
+        ValueError, match="worker 0 resumes at step 40, but worker 1 at step 0: --model_dir=RUN must be"
+    ):
+        group.require_same_step(40, "RUN")

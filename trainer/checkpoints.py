@@ -131,6 +131,18 @@ class Checkpoints:
         self._best = tf.train.CheckpointManager(self._checkpoint, os.path.join(self._root, "best"), max_to_keep=1)
         self.saved_step = -1  # of the latest checkpoint that was saved or restored here; -1: none
         self.has_failed = False  # whether the last attempt to save failed
+        self._best_path = os.path.join(model_dir, "best", "metrics.json")
+        self.best = self._read_best()  # the metrics of the best evaluation and its `step`; empty if there is none
+
+    def _read_best(self) -> dict[str, Any]:
+        if not files.exists(self._best_path):
+            return {}
+        try:
+            best = json.loads(files.read(self._best_path))
+            return {**best, "step": int(best["step"])}
+        except (ValueError, KeyError, TypeError):
+            log.warning("%s is damaged: the next evaluation counts as the best so far", self._best_path)
+            return {}
 
     def path(self, step: int, folder: str = "checkpoints") -> str:
         """The checkpoint of this step, without the ending of its files."""
@@ -191,19 +203,13 @@ class Checkpoints:
 
     def save_if_best(self, step: int, metrics: dict[str, Any], key: str) -> bool:
         """Saves to `RUN/best/` if `metrics[key]` is the highest of the run so far; returns whether it is."""
-        path = os.path.join(self._model_dir, "best", "metrics.json")
-        if os.path.exists(path):
-            try:
-                best = json.loads(files.read(path))[key]
-            except (ValueError, KeyError):
-                log.warning("%s is damaged: this evaluation counts as the best so far", path)
-                best = None
-            if (best or 0.0) >= (metrics[key] or 0.0):
-                return False
+        if key in self.best and (self.best[key] or 0.0) >= (metrics[key] or 0.0):
+            return False
         if not self._write(self._best, step):
             return False
+        self.best = {"step": step, **metrics}
         if self._is_chief:
-            files.write_text(path, json.dumps({"step": step, **metrics}, indent=2) + "\n")
+            files.write_text(self._best_path, json.dumps(self.best, indent=2) + "\n")
         return True
 
     def _discard(self) -> None:

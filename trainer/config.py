@@ -17,6 +17,7 @@ PAPER_BATCH_SIZE = 16  # of the RetinaNet paper, for which the default learning 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 DISTRIBUTIONS = ("auto", "one_device", "mirrored", "multi_worker")
 COMMUNICATIONS = ("auto", "nccl", "ring")
+ON_NON_FINITE = ("stop", "rollback")
 
 
 def _require(flag: str, value: str, choices: Sequence[str]) -> None:
@@ -71,6 +72,8 @@ class TrainConfig:
 
     epochs: float = 50.0  # used if train_steps is 0
     train_steps: int = 0
+    max_hours: float = 0.0  # of the whole run, in place of epochs and train_steps; 0: no limit
+    price_per_hour: float = 0.0  # of the machines, in any currency
     precision: str = "float32"
     distribution: str = "auto"
     communication: str = "auto"  # of several workers
@@ -89,16 +92,24 @@ class TrainConfig:
     backbone_weights: str = ""  # a file, or imagenet for Keras's; where the backbone starts
     init_checkpoint: str = ""  # a run, a checkpoint of one, or an imported detector; where the whole network starts
     ema_decay: float = 0.0  # of the averaged weights; 0: none are kept
+    patience: int = 0  # evaluations in a row without a better best_metric after which the run ends; 0: it does not
+    on_non_finite: str = "stop"
+    max_rollbacks: int = 3
     override_config: bool = False  # resume with other settings
     hooks: tuple[str, ...] = ()  # MODULE:CLASS of classes that are told what happens in the run
+    profile_steps: str = ""  # A:B, the steps after A up to B
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self) -> None:
+        self.profiled_steps()
         _require("precision", self.precision, PRECISIONS)
         _require("distribution", self.distribution, DISTRIBUTIONS)
         _require("communication", self.communication, COMMUNICATIONS)
+        _require("on_non_finite", self.on_non_finite, ON_NON_FINITE)
         if self.backbone_weights and self.init_checkpoint:
             raise ValueError("--backbone_weights and --init_checkpoint: give one, since the latter has a backbone too.")
+        if self.max_hours and self.distribution == "multi_worker":
+            raise ValueError("--max_hours fits the run to one machine's clock: use --train_steps for several workers.")
         if self.steps_per_loop < 1:
             raise ValueError(f"--steps_per_loop must be at least 1; got {self.steps_per_loop}.")
         if self.accumulation_steps < 1:
@@ -107,6 +118,15 @@ class TrainConfig:
             raise ValueError(f"--ema_decay must be at least 0 and below 1; got {self.ema_decay}.")
         if self.logical_cpus < 1:
             raise ValueError(f"--logical_cpus must be at least 1; got {self.logical_cpus}.")
+
+    def profiled_steps(self) -> tuple[int, ...]:
+        """The two ends of `profile_steps`; () where it is empty."""
+        if not self.profile_steps:
+            return ()
+        first, _, last = self.profile_steps.partition(":")
+        if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+            raise ValueError(f"--profile_steps={self.profile_steps}: write A:B, for the steps after A up to B.")
+        return int(first), int(last)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +155,14 @@ class Config:
         if "sync_batch_norm" in values.get("model", {}):  # of runs before --norm
             values["model"]["norm"] = "sync" if values["model"].pop("sync_batch_norm") else "local"
         return _build(cls, values)
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every setting of `dataclasses.asdict(config)` by its dotted name, such as train.optimizer.momentum."""
+    flat = {}
+    for name, value in settings.items():
+        flat.update(flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return flat
 
 
 def _build(kind: type, values: dict[str, Any]) -> Any:

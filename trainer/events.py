@@ -18,21 +18,31 @@ class Hook:
 
     def on_start(self, event: dict[str, Any]) -> None:
         """Before the first step: `model_dir`, `step`, `train_steps` (at which the run ends), `num_images`,
-        `batch_size`, `num_replicas` and `config`, which is the content of `RUN/config.json`.
+        `batch_size`, `num_replicas`, `train_records` and `val_records` (the shards), and `config`, which is the content
+        of `RUN/config.json`.
         """
 
     def on_log(self, event: dict[str, Any]) -> None:
-        """After every `--log_every` steps: `step`, and a line of `metrics.jsonl`: means over these steps."""
+        """After every `--log_every` steps, a line of `metrics.jsonl`: `step`, means over these steps, `train_steps`
+        (which `--max_hours` changes), `hours` and `hours_left`; with `--price_per_hour` `cost` and `cost_left` too.
+        """
 
     def on_evaluate(self, event: dict[str, Any]) -> None:
-        """After an evaluation: `step`, and all that the evaluation gives, as in `RUN/best/metrics.json`."""
+        """After an evaluation: `step`, all that the evaluation gives, as in `RUN/best/metrics.json`, and `samples`:
+        a few images with their objects and detections, as `samples.choose` describes them.
+        """
 
     def on_save(self, event: dict[str, Any]) -> None:
         """After a checkpoint is written: `step`, `path` (without the ending of its files), `is_best`."""
 
+    def on_rollback(self, event: dict[str, Any]) -> None:
+        """When the run goes back (`--on_non_finite=rollback`) to `step`, from `bad_step`, with `rate_factor` of the
+        learning rate; what was reported of the steps between is void.
+        """
+
     def on_end(self, event: dict[str, Any]) -> None:
-        """When the run ends in any way but a kill: `step`, `train_steps`, `metrics` (of the last evaluation),
-        `stopped_by` (the number of a signal, or None) and `error` (its message, or None).
+        """When the run ends after its start, in any way but a kill: `step`, `train_steps`, `metrics` (of the last
+        evaluation), `stopped_by` (the number of a signal, or None) and `error` (its message, or None).
         """
 
 
@@ -63,9 +73,13 @@ class Events:
     def __init__(self, hooks: Sequence[Hook]) -> None:
         self._hooks = hooks
         self._failing: set[Hook] = set()  # each says it once, until it works again
+        self._has_started = False
 
     def tell(self, name: str, **event: Any) -> None:
-        """Calls the method of this name with `event`."""
+        """Calls the method of this name with `event`; `on_end` only if `on_start` was called before."""
+        self._has_started |= name == "on_start"
+        if not self._has_started:
+            return
         for hook in self._hooks:
             try:
                 getattr(hook, name)(dict(event))

@@ -100,13 +100,10 @@ def make_decoder(config: Config) -> Callable[..., Detections]:
       `decode(predictions, transforms f32 [b, 4], original_sizes i32 [b, 2]) -> Detections`, whose boxes are in pixels
       of the original images and clipped to them. Detections that lie in the padding alone are dropped.
     """
-    all_anchors = anchors.make_anchors(config.input.anchor, config.input.image_size)
-    by_level = anchors.num_anchors_by_level(config.input.anchor, config.input.image_size)
+    detect = make_postprocess(config)
 
     def decode(predictions: Predictions, transforms: tf.Tensor, original_sizes: tf.Tensor) -> Detections:
-        found = postprocess.detect(
-            predictions, all_anchors, config.detect, config.input.image_size, num_anchors_by_level=by_level
-        )
+        found = detect(predictions)
         original_boxes = boxes.to_original(found.boxes, transforms, original_sizes)
         kept = boxes.area(original_boxes) > 0  # false in the padding rows of `found` too
         order = tf.argsort(tf.cast(~kept, tf.int32), axis=-1, stable=True)
@@ -118,3 +115,16 @@ def make_decoder(config: Config) -> Callable[..., Detections]:
         )
 
     return decode
+
+
+def make_postprocess(config: Config) -> Callable[[Predictions], Detections]:
+    """From predictions to detections in pixels of the network's input."""
+    all_anchors = anchors.make_anchors(config.input.anchor, config.input.image_size)
+    by_level = anchors.num_anchors_by_level(config.input.anchor, config.input.image_size)
+
+    def detect(predictions: Predictions) -> Detections:
+        return postprocess.detect(
+            predictions, all_anchors, config.detect, config.input.image_size, num_anchors_by_level=by_level
+        )
+
+    return detect

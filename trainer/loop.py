@@ -20,8 +20,11 @@ class LoopResult(NamedTuple):
     num_steps: tf.Tensor  # i32 scalar
     losses: Losses  # f32 scalars: sums over the steps
     num_positives: tf.Tensor  # f32 scalar: sum over the steps
+    gradient_norm: tf.Tensor  # f32 scalar: sum over the steps whose gradients were finite
+    num_skipped: tf.Tensor  # f32 scalar: steps whose gradients were not finite, so that loss scaling skipped the update
     data_wait: tf.Tensor  # f64 scalar: seconds spent waiting for batches
-    bad_records: tf.Tensor  # i64 [b]: record indexes of the first batch with a non-finite loss; -1: there was none
+    bad_records: tf.Tensor  # i64 [b]: record indexes of the first batch with a loss or (unless skipped) gradients that
+    # were not finite; -1: there was none
     damaged: tf.Tensor  # i64 [b]: for each row of the batch the last record that could not be decoded; -1: none
     num_damaged: tf.Tensor  # f32 scalar: images that could not be decoded
     num_with_dropped_boxes: tf.Tensor  # f32 scalar: images with more boxes than `max_boxes`
@@ -55,11 +58,12 @@ def make_train_loop(
         train_step = tf.function(train_step, jit_compile=True)
     num_workers = strategy.num_replicas_in_sync // len(strategy.extended.worker_devices)
     local_size = config.input.batch_size // num_workers
+    must_be_finite = not isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
 
     @tf.function
     def train_loop(iterator: Iterator, num_steps: tf.Tensor) -> LoopResult:
         losses = Losses(0.0, 0.0, 0.0)
-        num_positives, num_damaged, num_with_dropped_boxes = 0.0, 0.0, 0.0
+        num_positives, gradient_norm, num_skipped, num_damaged, num_with_dropped_boxes = 0.0, 0.0, 0.0, 0.0, 0.0
         data_wait = tf.constant(0.0, tf.float64)
         bad_records = damaged = tf.fill([local_size], tf.constant(-1, tf.int64))
         for _ in tf.range(num_steps):
@@ -82,8 +86,11 @@ def make_train_loop(
             result = tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], result)
             losses = tf.nest.map_structure(tf.add, losses, result.losses)
             num_positives += result.num_positives
-            first_bad = ~tf.math.is_finite(result.losses.loss) & (bad_records[0] < 0)
-            bad_records = tf.where(first_bad, record_index, bad_records)
+            is_finite = tf.math.is_finite(result.gradient_norm)
+            gradient_norm += tf.where(is_finite, result.gradient_norm, 0.0)
+            num_skipped += tf.cast(~is_finite, tf.float32)
+            is_bad = ~tf.math.is_finite(result.losses.loss) | (~is_finite & must_be_finite)
+            bad_records = tf.where(is_bad & (bad_records[0] < 0), record_index, bad_records)
             damaged = tf.where(valid, damaged, record_index)
             num_damaged += tf.reduce_sum(tf.cast(~valid, tf.float32))
             num_with_dropped_boxes += tf.reduce_sum(tf.cast(num_dropped > 0, tf.float32))
@@ -91,6 +98,8 @@ def make_train_loop(
             num_steps=num_steps,
             losses=losses,
             num_positives=num_positives,
+            gradient_norm=gradient_norm,
+            num_skipped=num_skipped,
             data_wait=data_wait,
             bad_records=bad_records,
             damaged=damaged,

@@ -76,7 +76,12 @@ class LAMB(_ByName, tf.keras.optimizers.Adam):
 
 
 def make_optimizer(
-    config: OptimizerConfig, *, train_steps: int, loss_scaling: bool, backbone: str = "backbone"
+    config: OptimizerConfig,
+    *,
+    train_steps: int,
+    loss_scaling: bool,
+    backbone: str = "backbone",
+    schedule: tf.keras.optimizers.schedules.LearningRateSchedule | None = None,
 ) -> tf.keras.optimizers.Optimizer:
     """SGD with momentum, AdamW or LAMB. Gradients are clipped after they are summed over replicas and unscaled.
 
@@ -88,9 +93,10 @@ def make_optimizer(
       train_steps: the length of the run, for the schedule.
       loss_scaling: wraps the optimizer in a dynamic `LossScaleOptimizer`, for float16.
       backbone: the name of the layer whose variables have `config.backbone_rate` of the learning rate.
+      schedule: the learning rate; by default that of `config` over `train_steps`.
     """
     settings = {
-        "learning_rate": schedules.make_schedule(config, train_steps),
+        "learning_rate": schedule or schedules.make_schedule(config, train_steps),
         "global_clipnorm": config.clip_norm or None,
         # On a GPU Keras would by itself compile the update of each variable as a program of its own.
         "jit_compile": False,

@@ -56,6 +56,38 @@ class OneCycle(tf.keras.optimizers.schedules.LearningRateSchedule):
         return {"peak": self.peak, "steps": self.steps, "end": self.end}
 
 
+class Adjustable(tf.keras.optimizers.schedules.LearningRateSchedule):
+    """The schedule of a run, which can lower it and give it another length without compiling its step again.
+
+    A run of another length has its own warm-up, and passes through the same rates after it. Make this in the strategy's
+    scope.
+
+    Args:
+      config: as for `make_schedule`.
+      train_steps: likewise; its values are those of `make_schedule` until `factor` or `train_steps` is assigned.
+    """
+
+    def __init__(self, config: OptimizerConfig, train_steps: int) -> None:
+        super().__init__()
+        self.schedule, self.planned_steps = make_schedule(config, train_steps), float(train_steps)
+        self.warmup_steps = 0.0 if config.lr_schedule == "one_cycle" else float(config.warmup_steps)
+        self.factor = tf.Variable(1.0, trainable=False, name="rate_factor")
+        self.train_steps = tf.Variable(self.planned_steps, trainable=False, name="train_steps")
+
+    def _warmup(self, train_steps: tf.Tensor | float) -> tf.Tensor:
+        return tf.minimum(self.warmup_steps, tf.floor(train_steps / 10))
+
+    def __call__(self, step: tf.Tensor | int) -> tf.Tensor:
+        step = tf.cast(step, tf.float32)
+        warmup, planned_warmup = self._warmup(self.train_steps), self._warmup(self.planned_steps)
+        after = (step - warmup) * ((self.planned_steps - planned_warmup) / tf.maximum(self.train_steps - warmup, 1.0))
+        rising = step * (planned_warmup / tf.maximum(warmup, 1.0))
+        return self.factor * self.schedule(tf.where(step < warmup, rising, planned_warmup + after))
+
+    def get_config(self) -> dict[str, Any]:
+        raise NotImplementedError("it is part of a run and not saved")
+
+
 def scale_to_batch(config: OptimizerConfig, batch_size: int) -> OptimizerConfig:
     """The config with the learning rate that `scale_learning_rate` asks for (Goyal et al. 2017, section 2.1)."""
     if not config.scale_learning_rate:

@@ -23,6 +23,7 @@ class StepResult(NamedTuple):
 
     losses: Losses  # f32 scalars
     num_positives: tf.Tensor  # f32 scalar: positive anchors in the global batch
+    gradient_norm: tf.Tensor  # f32 scalar: global norm of the summed gradients, before they are clipped
 
 
 def make_train_step(
@@ -111,7 +112,7 @@ def make_train_step(
         gradients = replicas.all_reduce("sum", gradients, options=_IN_PACKS)
         optimizer.apply_gradients(zip(gradients, model.trainable_variables), skip_gradients_aggregation=True)
         global_losses = tf.unstack(replicas.all_reduce("sum", tf.stack(local)))
-        return StepResult(losses=Losses(*global_losses), num_positives=num_positives)
+        return StepResult(Losses(*global_losses), num_positives, tf.linalg.global_norm(gradients))
 
     return train_step
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -15,15 +15,19 @@ from input import shards
 from model.types import Losses
 from trainer import (
     averages,
+    budget,
     checkpoints,
     data_service,
     distribution,
     evaluate,
     events,
+    guards,
     initial_weights,
     optimizers,
+    profiling,
     reporting,
     resume,
+    run_report,
     schedules,
     start_up,
     watch,
@@ -49,7 +53,12 @@ def count_steps(config: Config, num_records: int) -> int:
 
 
 def train_and_evaluate(
-    config: Config, *, train_paths: Sequence[str], val_paths: Sequence[str] = (), model_dir: str
+    config: Config,
+    *,
+    train_paths: Sequence[str],
+    val_paths: Sequence[str] = (),
+    model_dir: str,
+    clock: Callable[[], float] = time.monotonic,
 ) -> RunResult:
     """A whole run: from scratch, or from where `model_dir` stopped.
 
@@ -60,18 +69,21 @@ def train_and_evaluate(
       train_paths: shards to train on.
       val_paths: shards to evaluate on; none: no evaluation, and no best checkpoint.
       model_dir: RUN; the run is resumed where it holds checkpoints.
+      clock: gives seconds.
 
     Raises:
       ValueError: settings that do not fit together, or data without records.
       FloatingPointError: the loss was not a finite number.
       ConnectionError: another worker is lost.
     """
+    if config.train.patience and not val_paths:
+        raise ValueError(f"--patience={config.train.patience} counts evaluations: give --val_records.")
     os.makedirs(model_dir, exist_ok=True)
     handler = reporting.log_to(model_dir if distribution.is_chief(config.train) else None)
     try:
         alone = resume.sole_trainer(model_dir) if distribution.is_chief(config.train) else contextlib.nullcontext()
         with watch.StopSignal() as stop, alone, workers.naming_lost_worker(model_dir):
-            return _Run(config, train_paths, val_paths, model_dir, stop).run()
+            return _Run(config, train_paths, val_paths, model_dir, stop, clock).run()
     except Exception as error:
         log.error("%s", error)
         log.debug("where:", exc_info=True)  # goes to the log file only; on a terminal it would bury the message
@@ -90,9 +102,12 @@ class _Run:
         val_paths: Sequence[str],
         model_dir: str,
         stop: watch.StopSignal,
+        clock: Callable[[], float],
     ) -> None:
-        self.train_paths, self.val_paths, self.model_dir, self.stop = train_paths, val_paths, model_dir, stop
+        self.train_paths, self.val_paths, self.model_dir = train_paths, val_paths, model_dir
+        self.stop, self.clock = stop, clock
         self.is_chief = distribution.is_chief(config.train)
+        self.profile = profiling.Profile(config.train)
         self.events = events.Events(self._hooks(config))
         self.strategy = _set_up_tensorflow(config, train_paths)
         stop.take_signals()
@@ -101,23 +116,34 @@ class _Run:
         self.config, self.weights = initial_weights.prepare(config, model_dir)
         self.changes = resume.require_same_run(self.config, train_paths, model_dir)
         self.num_images = sum(shards.count_records(train_paths))
-        self.last_step = count_steps(self.config, self.num_images)
-        self.eval_every = config.train.eval_every or max(1, self.last_step // 10)
-        self.save_every = config.train.checkpoint_every or self.eval_every
+        self._plan(count_steps(self.config, self.num_images))
         self.log_every = config.train.log_every or config.train.steps_per_loop
+        self.budget = budget.Budget(
+            model_dir, evaluation_steps=sum(shards.count_records(val_paths)) / config.input.batch_size, clock=clock
+        )
         self._make_network()
+        self.data_watch = watch.DataWatch(train_paths, config.input)
+        self.alarms = guards.Alarms()
+        self.rollbacks = guards.read_rollbacks(model_dir)
         self.step = 0
         self.metrics: dict[str, Any] = {}  # of the last evaluation
         self.results: list[LoopResult] = []  # of the loops since the last report
         self.loop_steps = 1  # of the next loop
-        self.is_compiled = False
+        self.is_compiled = self.is_timed = self.is_fitted = False
         self.stopped_by: int | None = None  # the signal that one of the workers got
 
     def _hooks(self, config: Config) -> list[events.Hook]:
         if not self.is_chief:
             return [writers.Progress()]
         named = events.load_hooks(config.train.hooks)
-        return [writers.Progress(), writers.MetricsFile(), writers.TensorBoard(), *named]
+        ours = [writers.Progress(), writers.MetricsFile(), writers.TensorBoard(), run_report.Report(), self.profile]
+        return [*ours, *named]
+
+    def _plan(self, last_step: int) -> None:
+        """Ends the run at this step."""
+        self.last_step = last_step
+        self.eval_every = self.config.train.eval_every or max(1, last_step // 10)
+        self.save_every = self.config.train.checkpoint_every or self.eval_every
 
     def _make_network(self) -> None:
         """Makes the network, its optimizer and its averaged weights, and what saves them."""
@@ -127,9 +153,11 @@ class _Run:
             rates = schedules.scale_to_batch(config.train.optimizer, config.input.batch_size)
             if rates != config.train.optimizer:
                 log.info("--scale_learning_rate: %g for batch %d", rates.learning_rate, config.input.batch_size)
+            self.rate = schedules.Adjustable(rates, self.last_step)
             self.optimizer = optimizers.make_optimizer(
                 rates,
                 train_steps=self.last_step,
+                schedule=self.rate,
                 loss_scaling=config.train.precision == "mixed_float16",
                 backbone=self.model.backbone.name,
             )
@@ -147,17 +175,22 @@ class _Run:
 
     def run(self) -> RunResult:
         """Trains from the last checkpoint, or from scratch, until the last step or a signal."""
-        self.start()
         error = None
         try:
-            while self._goes_on():
-                self.advance()
-                if self._is_due(self.log_every):
-                    self.log()
-                if self._is_due(self.save_every) or self.saved.has_failed:
-                    self.save()
-                if self._is_due(self.eval_every):
-                    self.evaluate()
+            with guards.explaining_lack_of_memory(self.config, self.strategy.num_replicas_in_sync):
+                self.start()
+                while self._goes_on():
+                    try:
+                        self.advance()
+                    except FloatingPointError as bad_loss:
+                        self.roll_back(bad_loss)
+                        continue
+                    if self._is_due(self.log_every):
+                        self.log()
+                    if self._is_due(self.save_every) or self.saved.has_failed:
+                        self.save()
+                    if self._is_due(self.eval_every):
+                        self.evaluate()
             self.finish()
         except BaseException as exception:
             error = str(exception) or type(exception).__name__
@@ -168,17 +201,23 @@ class _Run:
         return result
 
     def _goes_on(self) -> bool:
-        """Whether steps are left and no worker was signalled; workers agree on that, and on the next loop's length."""
-        signals, loop_steps = self.workers.gather(self.stop.received or 0, self.loop_steps).T.astype(int).tolist()
+        """Whether to train on; workers agree on that, and on the next loop's length."""
+        rows = self.workers.gather(self.stop.received or 0, self.loop_steps, self._is_stale())
+        signals, loop_steps, stale = rows.T.astype(int).tolist()
         self.loop_steps = min(loop_steps)
         self.stopped_by = max(signals) or None
         if self.stopped_by and self.workers.num > 1:
             signalled = [index for index, number in enumerate(signals) if number]
             log.info("worker %s was signalled: all stop at step %d", ", ".join(map(str, signalled)), self.step)
-        return self.step < self.last_step and self.stopped_by is None
+        return self.step < self.last_step and self.stopped_by is None and not any(stale)
 
     def _is_due(self, every: int) -> bool:
         return is_due(self.step, every, self.last_step)
+
+    def _is_stale(self) -> bool:
+        """Whether `--patience` evaluations have brought nothing better; the best one's step is in its checkpoint."""
+        patience, best = self.config.train.patience, self.saved.best
+        return bool(patience and best) and self.step - best["step"] >= patience * self.eval_every
 
     def start(self) -> None:
         """Restores the run or begins it, and completes an evaluation that a signal or a kill cut off."""
@@ -188,6 +227,9 @@ class _Run:
             if self.averaged is not None:
                 averages.start(self.averaged, self.model)
         self.step = int(self.optimizer.iterations.numpy())
+        self.workers.require_same_step(self.step, self.model_dir)
+        if self.budget.is_measured:
+            self.fit()
         if self.is_chief:
             resume.write_down(self.config, self.train_paths, self.model_dir, step=self.step, changes=self.changes)
         log.info(
@@ -203,13 +245,15 @@ class _Run:
             num_images=self.num_images,
             batch_size=self.config.input.batch_size,
             num_replicas=self.strategy.num_replicas_in_sync,
+            train_records=list(self.train_paths),
+            val_records=list(self.val_paths),
             config=dataclasses.asdict(self.config),
         )
+        self.rate.factor.assign(guards.ROLLBACK_FACTOR ** len(self.rollbacks))
         self.train_loop = make_train_loop(self.strategy, self.model, self.optimizer, self.config, self.averaged)
-        self.iterator = distribution.make_iterator(
-            self.strategy, self.config, self.train_paths, first_step=self.step, train_steps=self.last_step
-        )
-        self.data_watch = watch.DataWatch(self.train_paths, self.config.input)
+        self._make_iterator()
+        if self.config.train.on_non_finite == "rollback":
+            self.save()  # so that there is a step to go back to from the first on
         evaluated = self.model if self.averaged is None else self.averaged
         self.evaluator = (
             evaluate.make_evaluator(
@@ -218,58 +262,123 @@ class _Run:
             if self.val_paths
             else None
         )
-        self.reported_step, self.reported_time = self.step, time.monotonic()
-        if self.step < self.last_step:
+        self.reported_step, self.reported_time = self.step, self.clock()
+        if self.step == self.last_step:
+            log.info("nothing is left to train; for more, raise --train_steps, --epochs or --max_hours")
+        elif not self._is_stale():
             log.info(
                 "compiling the step (replicas: %d); on a CPU this takes up to a minute, on a GPU a few",
                 self.strategy.num_replicas_in_sync,
             )
-        else:
-            log.info("nothing is left to train; for more, raise --train_steps or --epochs")
         is_evaluated = not self._is_due(self.eval_every) or resume.read_evaluated_step(self.model_dir) == self.step
-        if self.evaluator and self.step and not is_evaluated:
+        if self.evaluator and self.step and not self.workers.all(is_evaluated):
             log.info("the evaluation of step %d was not completed, so it comes first", self.step)
             self.evaluate()
 
+    def _make_iterator(self) -> None:
+        self.iterator = distribution.make_iterator(
+            self.strategy, self.config, self.train_paths, first_step=self.step, train_steps=self.last_step
+        )
+
     def advance(self) -> None:
-        """Runs the compiled loop up to the next step at which something is due."""
+        """Runs the compiled loop up to the next step at which something is due.
+
+        Raises:
+          FloatingPointError: the loss was not finite.
+        """
         cadences = (self.log_every, self.eval_every, self.save_every)
-        num_steps = next_stop(self.step, self.loop_steps, cadences, self.last_step) - self.step
-        started = time.monotonic()
+        target = next_stop(self.step, self.loop_steps, cadences, self.last_step)
+        num_steps = self.profile.limit(self.step, target) - self.step
+        self.profile.before_loop(self.step)
+        started = self.clock()
         waiting = watch.no_silent_wait(self.config.input.data_service, is_compiled=self.is_compiled)
         with watch.naming_damaged_shard(self.train_paths), waiting:
             result = self.train_loop(self.iterator, tf.constant(num_steps))
-        seconds = time.monotonic() - started
+        seconds = self.clock() - started
         if self.is_compiled:
             self.loop_steps = steps_within(seconds / num_steps, self.config.train.steps_per_loop)
         else:
             log.info("compiled, and the first steps done (%d), after %.0f s", num_steps, seconds)
             self.is_compiled = True
         self.step += num_steps
+        self.profile.after_loop(self.step)
         self.data_watch.look(result)
-        watch.check_finite(result, self.step, self.train_paths)
+        guards.check_finite(result, self.step, self.train_paths)
+        self.alarms.look(result, loss_scale=_loss_scale(self.optimizer))
         self.results.append(result)
 
+    def roll_back(self, bad_loss: FloatingPointError) -> None:
+        """Goes back to the last checkpoint with a lower learning rate.
+
+        Raises:
+          FloatingPointError: `bad_loss`, where this is not asked for or was done too often.
+        """
+        if self.config.train.on_non_finite != "rollback" or len(self.rollbacks) >= self.config.train.max_rollbacks:
+            raise bad_loss
+        bad_step = self.step
+        if not self.saved.restore():
+            raise bad_loss
+        self.step = int(self.optimizer.iterations.numpy())
+        self.rollbacks.append({"at": bad_step, "to": self.step})
+        if self.is_chief:
+            guards.write_rollbacks(self.model_dir, self.rollbacks)
+        factor = guards.ROLLBACK_FACTOR ** len(self.rollbacks)
+        self.rate.factor.assign(factor)
+        self.results, self.reported_step, self.reported_time = [], self.step, self.clock()
+        self._make_iterator()
+        log.error("%s", bad_loss)
+        log.warning(
+            "going back from step %d to step %d with %g of the learning rate (rollback %d of at most %d)",
+            *(bad_step, self.step, factor, len(self.rollbacks), self.config.train.max_rollbacks),
+        )
+        self.events.tell("on_rollback", step=self.step, bad_step=bad_step, rate_factor=factor)
+
     def log(self) -> None:
-        """Reports the means over the steps since the last report, and their speed."""
-        now = time.monotonic()
+        """Reports the means over the steps since the last report, their speed, and the time and money left."""
+        now = self.clock()
         steps, seconds = self.step - self.reported_step, max(now - self.reported_time, 1e-9)
         self.reported_step, self.reported_time = self.step, now
+        if self.is_timed:  # the first report is no measure, since the compilation is in it
+            self.budget.add_steps(steps, seconds)
+            self.fit()
+        self.is_timed = True
+        left_s = self.budget.seconds_left(self.step, self.last_step, self.eval_every, self.save_every)
         values = _means(self.results, self.optimizer)
-        data_wait = float(sum(result.data_wait for result in self.results))
+        values["images_per_s"] = steps * self.config.input.batch_size / seconds
+        values["data_wait"] = min(1.0, float(sum(result.data_wait for result in self.results)) / seconds)
+        values["hours"] = self.budget.seconds / 3600
+        values["hours_left"] = left_s / 3600
+        if price := self.config.train.price_per_hour:
+            values["cost"], values["cost_left"] = values["hours"] * price, values["hours_left"] * price
         self.results = []
-        self.events.tell(
-            "on_log",
-            step=self.step,
-            **values,
-            images_per_s=steps * self.config.input.batch_size / seconds,
-            data_wait=min(1.0, data_wait / seconds),
-        )
+        if self.is_chief:
+            self.budget.write()
+        self.events.tell("on_log", step=self.step, train_steps=self.last_step, **values)
+
+    def fit(self) -> None:
+        """Fits the end of the run, and of the schedule's decay, to `--max_hours`."""
+        hours = self.config.train.max_hours
+        if not hours or (self.step >= self.last_step and self.is_fitted):
+            return
+        last_step = self.budget.last_step_within(hours, self.step, self.eval_every, self.save_every)
+        last_step = int(self.workers.gather(last_step)[0, 0])  # each worker has its own clock
+        if self.is_fitted:
+            self.last_step = last_step
+        else:
+            self._plan(last_step)
+            log.info("--max_hours=%g: about %d steps fit, so the schedule ends there", hours, last_step)
+            self.is_fitted = True
+        self.rate.train_steps.assign(last_step)
 
     def save(self) -> None:
         """Saves a checkpoint, unless the disk is full: it is then tried again after the next loop."""
-        if self.step != self.saved.saved_step and self.saved.save(self.step):
+        if self.step == self.saved.saved_step:
+            return
+        with self.budget.measure("saving"):
+            is_saved = self.saved.save(self.step)
+        if is_saved:
             self.events.tell("on_save", step=self.step, path=self.saved.path(self.step), is_best=False)
+        self.reported_time = self.clock()  # its time is not that of training
 
     def finish(self) -> None:
         """Saves the step at which the run ends.
@@ -285,22 +394,29 @@ class _Run:
             )
         if self.stopped_by and self.step < self.last_step:
             log.info("stopped at step %d of %d; the same command resumes here", self.step, self.last_step)
+        elif self.step < self.last_step:
+            log.info(
+                "stopped at step %d of %d, since %d evaluations brought nothing better; for more, raise --patience",
+                *(self.step, self.last_step, self.config.train.patience),
+            )
 
     def evaluate(self) -> None:
         """Evaluates, unless a signal comes: a resumed run then begins with this evaluation."""
-        if self.evaluator is None:
+        if not self.evaluator:
             return
-        found = self.stop.interruptible(self.evaluator, at_once=self.workers.num == 1)
+        with self.budget.measure("evaluation"):
+            found = self.stop.interruptible(self.evaluator, at_once=self.workers.num == 1)
         if found is None:
             return
-        self.metrics = found
+        self.metrics = {name: value for name, value in found.items() if name != "samples"}
         self.events.tell("on_evaluate", step=self.step, **found)
-        if self.saved.save_if_best(self.step, found, self.config.train.best_metric):
+        if self.saved.save_if_best(self.step, self.metrics, self.config.train.best_metric):
             log.info("step %d  best %s so far", self.step, self.config.train.best_metric)
             self.events.tell("on_save", step=self.step, path=self.saved.path(self.step, "best"), is_best=True)
         if self.is_chief:
             resume.write_evaluated_step(self.model_dir, self.step)
-        self.reported_time = time.monotonic()  # its time is not that of training
+            self.budget.write()
+        self.reported_time = self.clock()  # its time is not that of training
 
     def _leave_if_signalled(self) -> None:
         """Ends an evaluation in all workers at the same batch, where one was signalled."""
@@ -324,7 +440,7 @@ def _set_up_tensorflow(config: Config, train_paths: Sequence[str]) -> tf.distrib
 
 def _check_data(config: Config, train_paths: Sequence[str]) -> None:
     shards.require_whole_sets(train_paths)
-    shards.check_classes(train_paths, len(config.labels))
+    guards.check_objects(train_paths, config.labels)
     if config.input.data_service:
         data_service.require_running(config.input.data_service)
 
@@ -351,8 +467,13 @@ def _means(results: Sequence[LoopResult], optimizer: tf.keras.optimizers.Optimiz
         means["damaged_images"] = num_damaged
     if num_with_dropped_boxes := sum(int(result.num_with_dropped_boxes) for result in results):
         means["images_with_dropped_boxes"] = num_with_dropped_boxes
-    if isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
-        means["loss_scale"] = float(optimizer.loss_scale)
-        if means["loss_scale"] <= 1.0:
-            log.warning("the loss scale fell to %g: float16 overflows; try mixed_bfloat16", means["loss_scale"])
+    num_updates = num_steps - sum(float(result.num_skipped) for result in results)
+    means["gradient_norm"] = float(sum(result.gradient_norm for result in results)) / max(num_updates, 1.0)
+    if (loss_scale := _loss_scale(optimizer)) is not None:
+        means["loss_scale"] = loss_scale
     return means
+
+
+def _loss_scale(optimizer: tf.keras.optimizers.Optimizer) -> float | None:
+    scales = isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
+    return float(optimizer.loss_scale) if scales else None

@@ -1,4 +1,4 @@
-"""What is watched while a run trains: signals to stop, the data, and whether the loss is finite."""
+"""What is watched while a run trains: signals to stop, and damage in the data."""
 
 from __future__ import annotations
 
@@ -155,26 +155,6 @@ class DataWatch:
                 int(result.num_with_dropped_boxes),
                 self._config.max_boxes,
             )
-
-
-def check_finite(result: LoopResult, last_step: int, train_paths: Sequence[str]) -> None:
-    """Stops the run where the loss was not finite, and names the images. Call it before the weights are saved.
-
-    Args:
-      result: of the loop that ended at `last_step`.
-
-    Raises:
-      FloatingPointError: the loss was not finite.
-    """
-    bad = [int(index) for index in result.bad_records.numpy() if index >= 0]
-    if bad:
-        names = map(str, shards.name_records(train_paths, bad))
-        raise FloatingPointError(
-            f"the loss was not a finite number between steps {last_step - int(result.num_steps) + 1} and {last_step}, "
-            f"first for the batch of images {', '.join(names)}. Look at these images; or "
-            "lower --learning_rate, lengthen --warmup_steps, or use --precision=float32. "
-            "The same command resumes from the last checkpoint, which was saved before."
-        )
 
 
 @contextlib.contextmanager

@@ -28,7 +28,8 @@ def list_inputs(config: ConvertConfig, workers: Workers) -> dict[str, Listing]:
     listings = {}
     for split, listing in _READERS[config.format].list_splits(config).items():
         inputs = sorted(listing.inputs, key=lambda item: item.image_id)
-        listings[split] = listing._replace(inputs=_with_stats(inputs, listing.classes))
+        _fill_in_stats(inputs, listing.classes)
+        listings[split] = listing._replace(inputs=inputs)
     if not config.val_fraction:
         return listings
     if len(listings) > 1:
@@ -63,8 +64,14 @@ def describe_folders(config: ConvertConfig) -> list[str]:
     return _READERS[config.format].describe(config)
 
 
+def _fill_in_stats(inputs: list[Input], classes: Sequence[str]) -> None:
+    """Fills in `num_bytes` and `fingerprint`, in place, since a data set may have millions of images."""
+    for start in range(0, len(inputs), 4096):
+        part = slice(start, start + 4096)
+        inputs[part] = _with_stats(inputs[part], classes)
+
+
 def _with_stats(inputs: Sequence[Input], classes: Sequence[str]) -> list[Input]:
-    """The inputs with `num_bytes` and `fingerprint` filled in."""
     sources = [item.source for item in inputs]
     annotation_stats = files.stats([source.annotation_path for source in sources])
     image_stats = files.stats([source.image_path for source in sources])

@@ -36,6 +36,7 @@ class Report(NamedTuple):
     image_size: tuple[int, int]
     shard_paths: list[str]
     training: tuple[str, str]  # a sentence, and the command or flag that it is about
+    class_pictures: int = 0  # random pictures of each class
 
     @property
     def size_name(self) -> str:
@@ -226,9 +227,13 @@ def make_training_advice(manifest: Manifest, data: survey.Survey, output_dir: st
 
 def shared_flaws(manifest: Manifest) -> list[str]:
     """A line for each flaw that several images, and more than a tenth of all, share; the most frequent comes first."""
-    found = {(finding.image_id, finding.reason) for kind in KINDS for finding in manifest.findings(kind).files}
-    num_images = len(manifest.inputs.keys() | {image_id for image_id, _ in found if image_id})
-    counts = collections.Counter(reason for _, reason in sorted(found) if reason != HARMLESS)
+    kinds = [manifest.findings(kind) for kind in KINDS]
+    named = {finding.image_id for found in kinds for finding in found.files if finding.image_id}
+    counts = collections.Counter(
+        {reason: count for found in kinds for reason, count in sorted(found.num_images.items())}
+    )
+    num_images = max(len(manifest.inputs.keys() | named), *counts.values(), 0)
+    del counts[HARMLESS]
     meanings = {reason: meaning for of_kind in KINDS.values() for reason, meaning in of_kind.items()}
     return [
         f"{count:,} of {num_images:,} images: {meanings[reason]} ({reason})."
@@ -250,6 +255,13 @@ def finding_rows(manifest: Manifest) -> list[tuple[str, str, int, str]]:
 def changed_files(manifest: Manifest) -> list[Finding]:
     """The findings about images whose records differ from what their files say."""
     return [finding for kind in KINDS if kind not in ("refused", "noted") for finding in manifest.findings(kind).files]
+
+
+def where_all_are_named(manifest: Manifest) -> str:
+    """The file that names all findings."""
+    kinds = [manifest.findings(kind) for kind in KINDS]
+    whole = all(sum(found.counts.values()) == len(found.files) for found in kinds)
+    return "the manifest" if whole else os.path.basename(shards.findings_path("", clean(manifest.split)))
 
 
 def describe_finding(finding: Finding) -> str:

@@ -11,14 +11,14 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from input import files, shards, tfrecord
 from input.conversion import tiling
 from input.conversion.config import ConvertConfig, ReadOptions
 from input.conversion.example import Example, read_example
-from input.conversion.findings import DROPPED, REPAIRED, Refused
+from input.conversion.findings import DROPPED, REPAIRED, Refused, Tally
 from input.conversion.listing import shuffled
 from input.conversion.source import Input, Listing, Source, name_key
 from input.conversion.workers import Advance, Workers
@@ -61,7 +61,9 @@ class ShardResult:
     digests: dict[str, str]  # image id -> the start of the stored image's SHA-256
     looks: dict[str, str]  # image id -> the hash of how the image looks, where it was decoded
     left_out: Sequence[str]  # image ids
-    findings: Sequence[Finding]
+    findings: Sequence[Finding]  # all in the file, of each reason the first few in memory
+    finding_counts: dict[str, int]  # by reason
+    finding_images: dict[str, int]  # by reason, how many images
 
 
 def staging_dir(output_dir: str, split: str) -> str:
@@ -140,7 +142,7 @@ def _finished(task: ShardTask, final: str) -> ShardResult | None:
     try:
         fields = json.loads(files.read(task.path + ".json"))
         findings = [Finding(*finding) for finding in fields.pop("findings")]
-        result = ShardResult(findings=findings, **fields)
+        result = ShardResult(findings=Tally(findings).kept, **fields)
     except (AttributeError, FileNotFoundError, KeyError, TypeError, ValueError):
         return None
     shard_is_there = any(
@@ -196,6 +198,7 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
                 left_out.append(item.image_id)
             if count % 16 == 0 or count == len(task.inputs):
                 advance((count - 1) % 16 + 1)
+    tally = Tally(findings)
     result = ShardResult(
         key=task.key,
         sha256=digest.hexdigest(),
@@ -205,11 +208,21 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
         looks=looks,
         left_out=left_out,
         findings=findings,
+        finding_counts=dict(tally.counts),
+        finding_images=dict(tally.num_images),
         **counts,
     )
     with files.create(task.path + ".json") as file:
-        file.write(json.dumps(dataclasses.asdict(result), ensure_ascii=False).encode())
-    return result
+        file.write(json.dumps(vars(result), ensure_ascii=False).encode())
+    return dataclasses.replace(result, findings=tally.kept)
+
+
+def read_findings(output_dir: str, split: str) -> Iterator[Finding]:
+    """All findings about the images of the staged shards."""
+    folder = staging_dir(output_dir, split)
+    for name in sorted(files.names(folder)):
+        if name.endswith(".json"):
+            yield from (Finding(*row) for row in json.loads(files.read(os.path.join(folder, name)))["findings"])
 
 
 def _read(source: Source, task: ShardTask) -> tuple[Example | None, list[Example], list[Finding]]:
