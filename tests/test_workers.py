@@ -178,12 +178,12 @@ def test_a_lost_decoder_slows_a_run_and_a_lost_dispatcher_ends_it(tmp_path, reco
         killed_at = time.monotonic()
         next(line for line in lines if "images/s" in line and time.monotonic() - killed_at > 15)
         servers[0].kill()
-        assert "is lost: it has not answered for" in next(line for line in lines if "dispatcher" in line)
+        assert "is lost: it has not answered for" in next(line for line in lines if "--data_service=" in line)
         assert run.wait(timeout=60) == 1
     finally:
         for process in (run, *servers):
             process.kill()
-            process.wait()
+            process.communicate()
 
 
 def test_one_worker_agrees_with_itself(two_replicas):
