@@ -231,8 +231,8 @@ _define(
     ModelConfig,
     "norm",
     "Normalisation. local: batch norm with each replica's statistics. sync: with those of all replicas. frozen: with "
-    "fixed statistics and scale (and group norm in a BiFPN). group: group norm. auto: sync for replicas of fewer than "
-    "8 images, otherwise local.",
+    "fixed statistics and scale (and group norm in a BiFPN). group: group norm. auto: frozen for "
+    "a run that starts from trained weights; sync for replicas of fewer than 8 images; otherwise local.",
     choices=NORMS,
 )
 _define(
@@ -330,6 +330,12 @@ _define(
 _define(TrainConfig, "precision", "Precision of the network; float16 scales the loss.", choices=PRECISIONS)
 _define(
     TrainConfig,
+    "tf32",
+    "Let Ampere GPUs and later multiply float32 with ten bits of mantissa (TensorFloat-32), several times faster. "
+    "--notf32: with all bits.",
+)
+_define(
+    TrainConfig,
     "distribution",
     "How replicas share the work. auto: mirrored over all devices if there are several.",
     choices=DISTRIBUTIONS,
@@ -390,6 +396,11 @@ flags.DEFINE_multi_string(
     "hooks",
     [],
     "MODULE:CLASS of a trainer.events.Hook, which is told of the run's start, logs, evaluations, checkpoints and end",
+)
+_define(
+    TrainConfig,
+    "profile_steps",
+    "A:B, to trace the steps after A up to B for TensorBoard's profiler; after the first ones, which compile.",
 )
 _define(TrainConfig, "xla", "Compile the step with XLA; for one replica only.")
 _define(

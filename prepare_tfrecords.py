@@ -100,6 +100,14 @@ flags.DEFINE_integer(
     "Largest side, in pixels, at which images are stored; larger ones are made smaller. 0: at their own size.",
     lower_bound=0,
 )
+flags.DEFINE_integer(
+    "tile",
+    _default.tile,
+    "Side, in pixels, of the tiles that larger images are cut into, each a record. 0: images are not cut.",
+    lower_bound=0,
+)
+flags.DEFINE_float("overlap", _default.overlap, "Share of a tile that the next one shows too, at least.")
+flags.DEFINE_float("tile_negatives", _default.tile_negatives, "Share of the tiles without objects that is kept.")
 flags.DEFINE_integer("jpeg_quality", _default.jpeg_quality, "Quality of JPEGs that are encoded anew.", 1, 100)
 flags.DEFINE_integer("num_shards", _default.num_shards, "Number of shards of a split; 0: by --shard_mb.", lower_bound=0)
 flags.DEFINE_integer("shard_mb", _default.shard_bytes >> 20, "Target size of a shard, in MiB.", lower_bound=1)
@@ -109,6 +117,9 @@ flags.DEFINE_string("beam_runner", "", "Convert on Apache Beam, instead of worke
 flags.DEFINE_multi_string("beam_options", [], "Flags of Beam and its runner, in one string or several.")
 flags.DEFINE_boolean("overwrite", _default.overwrite, "Replace a conversion of this split that is already there.")
 flags.DEFINE_string("report_image_size", "512", "The --image_size that the report judges anchors at: N or HxW.")
+flags.DEFINE_integer(
+    "class_pictures", 0, "Number of random pictures of each class that the report's page shows.", lower_bound=0
+)
 flags.DEFINE_string("check", "", "Pattern of shards to verify; nothing is converted.")
 
 
@@ -158,7 +169,7 @@ def convert_and_report(config: ConvertConfig, image_size: tuple[int, int], worke
     manifests = convert.convert(config, workers)
     with convert.locked(config.output_dir):
         for manifest in manifests:
-            text, path = report.write_report(config.output_dir, manifest, image_size, workers)
+            text, path = report.write_report(config.output_dir, manifest, image_size, workers, FLAGS.class_pictures)
             print(f"{text}\nPictures and plots: {path}")
 
 

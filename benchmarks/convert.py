@@ -16,6 +16,13 @@ prints medians as JSON on the last line:
 
 The time is that from workers ready to shards published, with the label list given. Also printed: the time to start the
 workers and to find the classes; the peak resident memory of all processes together, with all images and with a tenth.
+
+  python benchmarks/convert.py --scale [--num_images=100000] [--num_workers=1]
+
+times whole commands instead: `--num_images` small drawn images (64x48, all different, each with an annotation that
+lacks its `<pose>`, which is noted), and a tenth of them, are converted and reported in a process each. The JSON line
+has milliseconds per image, the seconds of the report, and the peak memory of all processes together. With one worker
+the times are those of the processor, so that other work on the machine does not count.
 """
 
 from __future__ import annotations
@@ -40,18 +47,20 @@ from lxml import etree
 from PIL import Image
 
 from input import tfrecord
-from input.conversion import convert, listing
+from input.conversion import convert, listing, report
 from input.conversion.config import ConvertConfig
 from input.conversion.source import Source
 from input.conversion.workers import Advance, Workers, available_cores
 
+FLAGS = flags.FLAGS
 flags.DEFINE_string("voc_dir", "", "VOC folder that the images are taken from. Without it images are drawn.")
 flags.DEFINE_string("scratch_dir", "", "Folder for the tree and the shards. Without it the system chooses one.")
 flags.DEFINE_integer("num_images", 10_000, "Number of images in the tree.", lower_bound=10)
 flags.DEFINE_integer("num_workers", 0, "Number of processes; 0: one for each core.", lower_bound=0)
 flags.DEFINE_integer("rounds", 5, "Number of times that everything is timed.", lower_bound=1)
+flags.DEFINE_boolean("scale", False, "Compare many small images with a tenth of them.")
 flags.DEFINE_string(
-    "convert_once_to", "", "Convert --voc_dir to this folder and print the peak memory; for the benchmark's own use."
+    "convert_once_to", "", "Convert --voc_dir to this folder and print the figures; for the benchmark's own use."
 )
 
 NUM_SHARDS = 8
@@ -115,6 +124,19 @@ def link_voc(source: pathlib.Path, folder: pathlib.Path, count: int) -> None:
         xml = re.sub(rb"(?<=<filename>)[^<]*", name.encode() + b".jpg", xml)
         (folder / "Annotations" / f"{name}.xml").write_bytes(xml)
         (folder / "JPEGImages" / f"{name}.jpg").symlink_to((source / "JPEGImages" / f"{stem}.jpg").resolve())
+
+
+def draw_small(folder: pathlib.Path, count: int) -> None:
+    """Small images of noise, none like another, with one box each."""
+    rng = np.random.default_rng(0)
+    make_folders(folder)
+    note = OBJECT.replace("\t\t<pose>Unspecified</pose>\n", "").format(0, 5, 5, 30, 30)
+    for index in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (8, 9, 3), np.uint8))
+        name = f"{index:07d}"
+        coarse.resize((64, 48), Image.Resampling.BILINEAR).save(folder / "JPEGImages" / f"{name}.jpg", quality=85)
+        xml = ANNOTATION.replace("640", "64").replace("480", "48").format(name, name, note)
+        (folder / "Annotations" / f"{name}.xml").write_text(xml)
 
 
 def read_values(root: etree._Element) -> list[tuple[str | int, ...]]:
@@ -185,19 +207,47 @@ def own_peak_memory(_: Any = None, advance: Advance | None = None) -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
-def print_peak_memory(voc_dir: str, output_dir: str, num_workers: int) -> None:
-    """MB, of this process and its workers together."""
+class Once(NamedTuple):
+    """One conversion in a process of its own."""
+
+    convert_s: float
+    report_s: float
+    peak_mb: float  # of all processes together
+
+
+def convert_once(voc_dir: str, output_dir: str, num_workers: int) -> Once:
+    clock = time.perf_counter if num_workers > 1 else time.process_time
+    start = clock()
     with Workers(num_workers) as workers:
-        convert.convert(ConvertConfig(output_dir=output_dir, voc_dirs=(voc_dir,)), workers)
+        (manifest,) = convert.convert(ConvertConfig(output_dir=output_dir, voc_dirs=(voc_dir,)), workers)
+        converted = clock()
+        if FLAGS.scale:
+            report.write_report(output_dir, manifest, (512, 512), workers)
+        done = clock()
         peaks = workers.map(own_peak_memory, range(num_workers), num_workers, "asking workers")
-    print(own_peak_memory() + sum(peaks) if num_workers > 1 else peaks[0])
+    peak = own_peak_memory() + sum(peaks) if num_workers > 1 else peaks[0]
+    return Once(converted - start, done - converted, peak)
 
 
-def peak_memory(tree: pathlib.Path, scratch: pathlib.Path, num_workers: int) -> float:
+def run_once(tree: pathlib.Path, scratch: pathlib.Path, num_workers: int) -> Once:
     with tempfile.TemporaryDirectory(dir=scratch) as output:
         command = [sys.executable, __file__, f"--voc_dir={tree}", f"--num_workers={num_workers}"]
-        done = subprocess.run([*command, f"--convert_once_to={output}"], check=True, stdout=subprocess.PIPE, text=True)
-    return float(done.stdout.split()[-1])
+        command += [f"--convert_once_to={output}", f"--scale={FLAGS.scale}"]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return Once(*json.loads(done.stdout.splitlines()[-1]))
+
+
+def compare_scales(scratch: pathlib.Path, num_images: int, num_workers: int) -> dict[str, float]:
+    figures: dict[str, float] = {"num_images": num_images, "num_workers": num_workers}
+    for name, count in (("_of_a_tenth", num_images // 10), ("", num_images)):
+        draw_small(scratch / f"small{name}", count)
+        once = run_once(scratch / f"small{name}", scratch, num_workers)
+        figures[f"convert_ms_per_image{name}"] = 1000 * once.convert_s / count
+        figures[f"report_s{name}"] = once.report_s
+        figures[f"peak_rss_mb{name}"] = once.peak_mb
+        print(name or "all", once, flush=True)
+    figures["time_ratio"] = figures["convert_ms_per_image"] / figures["convert_ms_per_image_of_a_tenth"]
+    return figures
 
 
 def benchmark(voc_dir: str, scratch: pathlib.Path, num_images: int, num_workers: int, rounds: int) -> dict[str, float]:
@@ -236,8 +286,8 @@ def benchmark(voc_dir: str, scratch: pathlib.Path, num_images: int, num_workers:
         "ratio_to_values_limit": ratio("header", "values_limit"),
         "decode_images_per_s": statistics.median(rates["decode"]),
         "decode_ratio_to_limit": ratio("decode", "decode_limit"),
-        "peak_rss_mb": peak_memory(scratch / "voc", scratch, num_workers),
-        "peak_rss_mb_with_a_tenth": peak_memory(scratch / "tenth", scratch, num_workers),
+        "peak_rss_mb": run_once(scratch / "voc", scratch, num_workers).peak_mb,
+        "peak_rss_mb_with_a_tenth": run_once(scratch / "tenth", scratch, num_workers).peak_mb,
         "start_up_s": start_up,
         "find_classes_s": finding,
         "num_workers": num_workers,
@@ -245,13 +295,16 @@ def benchmark(voc_dir: str, scratch: pathlib.Path, num_images: int, num_workers:
 
 
 def main(_: list[str]) -> None:
-    values = flags.FLAGS
+    values = FLAGS
     num_workers = values.num_workers or available_cores()
     if values.convert_once_to:
-        print_peak_memory(values.voc_dir, values.convert_once_to, num_workers)
+        print(json.dumps(convert_once(values.voc_dir, values.convert_once_to, num_workers)))
         return
     with tempfile.TemporaryDirectory(dir=values.scratch_dir or None) as scratch:
-        figures = benchmark(values.voc_dir, pathlib.Path(scratch), values.num_images, num_workers, values.rounds)
+        if values.scale:
+            figures = compare_scales(pathlib.Path(scratch), values.num_images, num_workers)
+        else:
+            figures = benchmark(values.voc_dir, pathlib.Path(scratch), values.num_images, num_workers, values.rounds)
     print(json.dumps({name: round(figure, 3) for name, figure in figures.items()}))
 
 

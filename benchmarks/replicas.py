@@ -34,7 +34,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_enum("backbone", "resnet50", BACKBONES, "The backbone.")
 flags.DEFINE_string("image_size", "320", "Size of the network's input: N, or HxW.")
 flags.DEFINE_integer("batch_size", 4, "Number of images in a step, over both replicas.", lower_bound=2)
-flags.DEFINE_integer("steps", 2, "Number of steps in a block.", lower_bound=1)
+flags.DEFINE_integer("steps", 1, "Number of steps in a block.", lower_bound=1)
 flags.DEFINE_integer("rounds", 3, "Number of turns.", lower_bound=1)
 
 MAX_LOSS_DIFFERENCE = 1e-3

@@ -12,21 +12,17 @@ The losses of different kinds cannot be compared with each other.
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-import subprocess
 import sys
-from typing import Any
 
 from absl import app, flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from benchmarks import runs
 from input.config import ASSIGNMENTS, LOW_QUALITY_TIES, MatchConfig
 from model import config
 from trainer import shapes
 from trainer.demo import SHAPES
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("output_dir", None, "Folder for the shapes and the runs.", required=True)
@@ -70,58 +66,19 @@ def list_runs() -> dict[str, tuple[str, ...]]:
     return {"default": (), **{name: (f"--{name}", *COMPANIONS.get(name, ())) for name in chosen}}
 
 
-def call(log_path: pathlib.Path, *arguments: str | pathlib.Path) -> None:
-    """Runs a command of the project; raises RuntimeError with its last lines if it fails."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with open(log_path, "a", encoding="utf-8") as log:
-        code = subprocess.run(
-            [sys.executable, *map(str, arguments)], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
-        ).returncode
-    if code:
-        tail = "\n".join(log_path.read_text(encoding="utf-8").splitlines()[-5:])
-        raise RuntimeError(f"{' '.join(map(str, arguments))} failed; the end of {log_path}:\n{tail}")
-
-
-def make_shards(folder: pathlib.Path) -> None:
-    if (folder / "shards" / "test.manifest.json").exists():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    shapes.write_shapes(folder / "voc", num_images=SHAPES.num_images)
-    for split in ("train", "test"):
-        settings = (f"--voc_dir={folder / 'voc'}", f"--image_set={split}", f"--output_dir={folder / 'shards'}")
-        call(folder / "convert.log", "prepare_tfrecords.py", *settings)
-
-
-def train_and_evaluate(folder: pathlib.Path, name: str, switch: tuple[str, ...]) -> dict[str, Any]:
-    run = folder / name
-    run.mkdir(parents=True, exist_ok=True)
-    result_path = run / "eval" / "test.json"
-    if not result_path.exists():
-        steps = (f"--train_steps={FLAGS.train_steps}", f"--warmup_steps={FLAGS.train_steps // 10}", "--log_every=10")
-        shards = folder / "shards"
-        settings = (*SHAPES.train_flags, *steps, f"--train_records={shards}/train-*.tfrecord", f"--model_dir={run}")
-        call(run / "output.txt", "-m", "trainer.task", *settings, *switch)
-        call(
-            *(run / "output.txt", "-m", "trainer.evaluate", f"--model_dir={run}"),
-            *(f"--records={shards}/test-*.tfrecord", f"--checkpoint={run / 'checkpoints'}"),
-        )
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    losses = [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
-    last = losses[-max(len(losses) // 10, 1) :]
-    result = json.loads(result_path.read_text(encoding="utf-8"))
-    return {
-        "loss": round(sum(last) / len(last), 4),
-        "coco_ap": round(result["coco_ap"], 4),
-        "coco_ap50": round(result["coco_ap50"], 4),
-    }
-
-
 def main(_: list[str]) -> None:
     folder = pathlib.Path(FLAGS.output_dir).resolve()
-    make_shards(folder)
-    results: dict[str, dict[str, Any]] = {}
+    if not (folder / "voc").exists():
+        shapes.write_shapes(folder / "voc", num_images=SHAPES.num_images)
+    for split in ("train", "test"):
+        runs.convert(folder / "voc", split, folder / "shards")
+    train_records = f"--train_records={folder}/shards/train-*.tfrecord"
+    steps = (f"--train_steps={FLAGS.train_steps}", f"--warmup_steps={FLAGS.train_steps // 10}", "--log_every=10")
+    results: dict[str, dict[str, float]] = {}
     for name, switch in list_runs().items():
-        result = train_and_evaluate(folder, name, switch)
+        settings = (*SHAPES.train_flags, *steps, train_records, *switch)
+        found = runs.train_and_evaluate(folder / name, settings, records=f"{folder}/shards/test-*.tfrecord")
+        result = {key: round(found[key], 4) for key in ("train_loss", "coco_ap", "coco_ap50")}
         result["share_of_default"] = round(result["coco_ap"] / max(results.get("default", result)["coco_ap"], 1e-9), 3)
         results[name] = result
         columns = "  ".join(f"{key} {value:.3f}" for key, value in result.items())

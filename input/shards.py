@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -44,6 +45,11 @@ def split_name(path: str) -> str:
 
 def manifest_path(directory: str, split: str) -> str:
     return os.path.join(directory, f"{split}.manifest.json")
+
+
+def findings_path(directory: str, split: str) -> str:
+    """The file that names all findings, where they are too many for the manifest."""
+    return os.path.join(directory, f"{split}.findings.jsonl")
 
 
 def report_path(directory: str, split: str) -> str:
@@ -155,10 +161,11 @@ class Finding(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """All findings of one kind."""
+    """The findings of one kind."""
 
     counts: dict[str, int]  # by reason
-    files: tuple[Finding, ...]
+    files: tuple[Finding, ...]  # of each reason at most `conversion.findings.KEPT`
+    num_images: dict[str, int] = dataclasses.field(default_factory=dict)  # by reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,10 +216,19 @@ class Manifest:
         return next((shard for shard in self.shards if shard.name == name), None)
 
     def to_json(self) -> str:
-        fields = dataclasses.asdict(self)
+        return "".join(self.json_parts())
+
+    def json_parts(self) -> Iterator[str]:
+        """The manifest's text in parts, since that of a million images is long."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields["shards"] = list(map(vars, self.shards))
         for kind in _FINDINGS:
-            fields[kind]["files"] = [finding._asdict() for finding in fields[kind]["files"]]
-        return json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
+            found = self.findings(kind)
+            fields[kind] = {**vars(found), "files": [finding._asdict() for finding in found.files]}
+        chunks = json.JSONEncoder(indent=1, ensure_ascii=False).iterencode(fields)
+        while part := "".join(itertools.islice(chunks, 1 << 16)):
+            yield part
+        yield "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:
@@ -235,7 +251,8 @@ class Manifest:
             fields["shards"] = tuple(_checked(ShardInfo, shard) for shard in fields["shards"])
             for kind in _FINDINGS:
                 lines = tuple(Finding(**line) for line in fields[kind]["files"])
-                fields[kind] = _checked(Findings, {**fields[kind], "files": lines})
+                images = collections.Counter(reason for _, reason in {(line.image_id, line.reason) for line in lines})
+                fields[kind] = _checked(Findings, {"num_images": dict(images), **fields[kind], "files": lines})
             return _checked(cls, fields)
         except KeyError as error:
             raise ValueError(f"{error.args[0]} is missing") from error

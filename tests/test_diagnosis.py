@@ -12,10 +12,14 @@ from trainer.matching import ImageDetections
 LABELS = ("cat", "dog", "eel")
 
 
-def truth(boxes, classes, difficult=None):
+def truth(boxes, classes, difficult=None, region=None):
     boxes = np.array(boxes, np.float32).reshape(-1, 4)
     difficult = np.zeros(len(boxes), bool) if difficult is None else np.array(difficult, bool)
-    return GroundTruth("image", 640, 640, boxes, np.array(classes, np.int32), difficult)
+    regions, every_class = (
+        np.array([region] if region else [], np.float32).reshape(-1, 4),
+        np.int32([-1] * bool(region)),
+    )
+    return GroundTruth("image", 640, 640, boxes, np.array(classes, np.int32), difficult, regions, every_class)
 
 
 def found(boxes, scores, classes):
@@ -42,11 +46,16 @@ def test_the_best_threshold_by_hand():
 
 
 def test_confusions_by_hand():
-    truths = [truth([A, B, C, D], [0, 0, 1, 2], [False, False, False, True]), truth([A], [2])]
+    truths = [
+        truth([A, B, C, D], [0, 0, 1, 2], [False, False, False, True]),
+        truth([A], [2]),
+        truth([], [], region=[90, 90, 120, 120]),
+    ]
     detections = [
         # A is found twice, B as a dog, C with too low a score, and D is difficult.
         found([A, A, B, C, D], [0.9, 0.8, 0.7, 0.3, 0.6], [0, 0, 1, 1, 0]),
         found([D], [0.9], [1]),
+        found([D], [0.9], [1]),  # in an ignored region
     ]
     matrix = diagnosis.confusion_matrix(metrics.judge(truths, detections, LABELS), np.array([0.5, 0.5, 0.5]))
     assert matrix.tolist() == [
@@ -67,10 +76,11 @@ def test_calibration_by_hand():
 
 def test_suspects_by_hand():
     near_b = [0, 106, 10, 116]  # 4 of 16: IoU 0.25
-    truths = [truth([A, near_b, C, C], [0, 0, 1, 1]), truth([A, B], [0, 0], [False, True])]
+    truths = [truth([A, near_b, C, C], [0, 0, 1, 1]), truth([A, B], [0, 0], [False, True], region=[90, 90, 120, 120])]
     detections = [
         found([A, A, B, C, D, D], [0.8, 0.2, 0.9, 0.6, 0.7, 0.5], [1, 0, 0, 1, 2, 0]),
-        found([A, B, C], [0.9, 0.9, 0.1], [0, 1, 1]),  # right; on a difficult object; not confident
+        # Right; on a difficult object; not confident; in an ignored region.
+        found([A, B, C, D], [0.9, 0.9, 0.1, 0.9], [0, 1, 1, 1]),
     ]
     suspects = diagnosis.find_suspects(metrics.judge(truths, detections, LABELS))
     found_kinds = {suspect.kind: suspect for suspect in suspects}

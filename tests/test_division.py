@@ -7,6 +7,7 @@ import collections
 import numpy as np
 import pytest
 import voc_tree
+from test_looks import scene
 from voc_tree import annotation_xml, encoded, object_xml, picture
 
 from input import shards
@@ -30,19 +31,19 @@ def test_every_class_has_its_share(fraction, seed):
     shares = {"common": 0.8, "rare": 0.02, "seldom": 0.05}
     classes = {image_id: {name for name, share in shares.items() if rng.random() < share} for image_id in ids}
     inputs = listing.shuffled(make_inputs(ids), seed, "val")
-    val = choose_val(inputs, classes, fraction, "")
+    val = choose_val(inputs, classes, fraction, "", {})
     assert len(val) == round(fraction * 1000)
     total, held = (collections.Counter(name for image_id in part for name in classes[image_id]) for part in (ids, val))
     for name in shares:
         assert abs(held[name] - fraction * total[name]) <= 2, (name, held, total)
-    assert val == choose_val(inputs, classes, fraction, "")
+    assert val == choose_val(inputs, classes, fraction, "", {})
 
 
 @pytest.mark.parametrize("group_by", [r"^video\d+", r"^video(\d+)_frame"])
 def test_groups_stay_together(group_by):
     ids = [f"video{video}_frame{frame}" for video in range(10) for frame in range(1 + video)] + ["other1", "other2"]
     classes = {image_id: {"cat"} if "video" in image_id else set() for image_id in ids}
-    val = choose_val(listing.shuffled(make_inputs(ids), 0, "val"), classes, 0.3, group_by)
+    val = choose_val(listing.shuffled(make_inputs(ids), 0, "val"), classes, 0.3, group_by, {})
     sides = collections.defaultdict(set)
     for image_id in ids:
         sides[image_id.partition("_")[0]].add(image_id in val)
@@ -68,6 +69,28 @@ def test_copies_stay_together(tmp_path):
         of_val = set(val.inputs)
         for index in range(8):
             assert (f"copy{index}" in of_val) == (f"img{index:03d}" in of_val)
+
+
+def test_near_duplicates_stay_together(tmp_path):
+    tree = voc_tree.VocTree(tmp_path / "voc")
+    for seed in range(18):
+        tree.add(f"img{seed:02d}", annotation_xml(object_xml(), size=None), encoded(scene(seed)))
+    for seed in range(6):
+        small = scene(seed).resize((160, 120))
+        tree.add(f"small{seed}", annotation_xml(object_xml(), size=None), encoded(small, quality=50))
+    for seed in range(2):
+        config = ConvertConfig(str(tmp_path / f"out{seed}"), (str(tree.root),), val_fraction=0.25, seed=seed)
+        train, val = convert.convert(config, Workers(1))
+        assert val.num_images == 6
+        assert train.noted.counts.get("near_duplicate", 0) + val.noted.counts.get("near_duplicate", 0) == 6
+        assert "near_duplicate_elsewhere" not in {**train.noted.counts, **val.noted.counts}
+
+
+def test_images_that_are_all_alike_can_be_divided():
+    """Their group is never larger than what is held out."""
+    ids = [f"i{index}" for index in range(20)]
+    val = choose_val(make_inputs(ids), {}, 0.3, "", dict.fromkeys(ids, "0f" * 16))
+    assert len(val) == 6
 
 
 def test_the_command_divides_by_class(tmp_path):
@@ -99,4 +122,4 @@ def test_wrong_use_is_explained(settings, message):
 def test_one_group_cannot_be_divided():
     inputs = make_inputs(["a1", "a2", "a3"])
     with pytest.raises(ConversionError, match="3 images in 1 groups leaves a split empty"):
-        choose_val(inputs, {}, 0.4, "a")
+        choose_val(inputs, {}, 0.4, "a", {})

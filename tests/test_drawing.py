@@ -8,11 +8,12 @@ from PIL import Image
 
 from input.palette import class_colour
 from trainer import predict
+from trainer.formats import LabelledBox
 
 COLOURS = {"cat": class_colour(0), "dog": class_colour(1)}
 
 
-def drawn(size: tuple[int, int], *detections: predict.Found) -> np.ndarray:
+def drawn(size: tuple[int, int], *detections: LabelledBox) -> np.ndarray:
     """Pixels u8 of a grey picture of (height, width) on which detections are drawn."""
     image = Image.new("RGB", size[::-1], (128, 128, 128))
     predict.draw_detections(image, detections, COLOURS, {})
@@ -21,7 +22,7 @@ def drawn(size: tuple[int, int], *detections: predict.Found) -> np.ndarray:
 
 def test_a_box_is_drawn_on_its_edges():
     box = (100, 40, 180, 250)
-    pixels = drawn((200, 300), predict.Found("dog", 0.5, box))
+    pixels = drawn((200, 300), LabelledBox("dog", box, score=0.5))
     ymin, xmin, ymax, xmax = box
     for inside in (
         pixels[ymin:ymax, xmin],
@@ -42,10 +43,10 @@ def test_a_box_is_drawn_on_its_edges():
     "box", [(0, 0, 200, 300), (0, 290, 30, 300), (190, 280, 200, 300), (5, 5, 6, 6), (199.2, 299.1, 200, 300)]
 )
 def test_a_label_stays_in_the_picture(box):
-    alone = drawn((200, 300), predict.Found("cat", 0.98, (100, 50, 150, 90)))
+    alone = drawn((200, 300), LabelledBox("cat", (100, 50, 150, 90), score=0.98))
     whole_label = (alone[:100] != 128).any(axis=-1)
     height, width = whole_label.any(axis=1).sum(), whole_label.any(axis=0).sum()
-    pixels = drawn((200, 300), predict.Found("cat", 0.98, box))
+    pixels = drawn((200, 300), LabelledBox("cat", box, score=0.98))
     ys, xs = np.nonzero((pixels == COLOURS["cat"]).all(axis=-1))
     assert np.ptp(ys) + 1 >= height
     assert np.ptp(xs) + 1 >= width
@@ -53,21 +54,21 @@ def test_a_label_stays_in_the_picture(box):
 
 def test_the_best_detection_is_drawn_over_the_others():
     box = (50, 50, 150, 150)
-    pixels = drawn((200, 300), predict.Found("cat", 0.9, box), predict.Found("dog", 0.4, box))
+    pixels = drawn((200, 300), LabelledBox("cat", box, score=0.9), LabelledBox("dog", box, score=0.4))
     assert (pixels[150 - 1, 50:150] == COLOURS["cat"]).all()
 
 
 def test_labels_grow_with_the_picture():
     heights = []
     for size in ((300, 400), (1500, 2000)):
-        pixels = drawn(size, predict.Found("cat", 0.9, (size[0] // 2, 10, size[0] - 10, 200)))
+        pixels = drawn(size, LabelledBox("cat", (size[0] // 2, 10, size[0] - 10, 200), score=0.9))
         heights.append((pixels[: size[0] // 2] != 128).any(axis=(1, 2)).sum())
     assert heights[1] > 3 * heights[0]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (200, 3)])
 def test_the_smallest_pictures_can_be_drawn_on(size):
-    pixels = drawn(size, predict.Found("cat", 0.9, (0, 0, *size)))
+    pixels = drawn(size, LabelledBox("cat", (0, 0, *size), score=0.9))
     assert pixels.shape == (*size, 3)
 
 

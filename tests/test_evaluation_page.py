@@ -16,12 +16,16 @@ from trainer import evaluate, evaluation_page, inference, metrics
 from trainer.matching import ImageDetections
 
 LABELS = ("<script>alert(1)</script>", "cat & 'dog'")
+ELSEWHERE = (0, 0, 8, 8)
 SVG = "{http://www.w3.org/1999/xhtml}"
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The page of a run on painted pictures: one label is swapped, one is dropped and one is shifted."""
+    """The page of a run on painted pictures: one label is swapped, one is dropped and one is shifted.
+
+    Those pictures have an ignored region elsewhere. In the last picture an unlabelled object is in such a region.
+    """
     folder = tmp_path_factory.mktemp("page")
     paintings = list(painted.PAINTINGS)
     wide, tall, larger = painted.WIDE, painted.TALL, painted.LARGER
@@ -32,7 +36,9 @@ def page(tmp_path_factory):
             (tall, [], []),
             (larger, [(100, 150, 200, 445 - 1)], [0]),
             *((painting, [painting.box] if painting.box else [], [painting.category]) for painting in paintings[2:]),
+            (tall, [], []),
         ],
+        regions={0: ELSEWHERE, 1: ELSEWHERE, 2: ELSEWHERE, len(paintings) + 1: (0, 0, tall.height, tall.width)},
     )
     config = dataclasses.replace(painted.CONFIG, labels=LABELS)
     with pytest.MonkeyPatch.context() as patch:
@@ -42,7 +48,7 @@ def page(tmp_path_factory):
     return folder, result, (folder / "eval" / "test.html").read_text(encoding="utf-8")
 
 
-def write_shard(folder, rows):
+def write_shard(folder, rows, regions):
     path = painted.write_shard(folder / "test-00000-of-00001.tfrecord", [], labels=LABELS)
     with open(path, "wb") as file:
         for number, (painting, boxes, classes) in enumerate(rows):
@@ -58,6 +64,7 @@ def write_shard(folder, rows):
                 difficult=[0] * count,
                 truncated=[0] * count,
                 poses=["Unspecified"] * count,
+                regions=[tfrecord.Region(regions[number], "ignore", None)] if number in regions else [],
             )
             png = painted.tf.io.encode_png(painting.pixels).numpy()
             file.write(tfrecord.frame_record(tfrecord.encode_example(annotation, png)))
@@ -97,7 +104,8 @@ def test_the_suspects_and_their_corrections(page):
     for number, painting in enumerate((painted.WIDE, painted.TALL, painted.LARGER)):
         document = documents[f"a<b>&{number}.xml"]
         assert document.findtext("filename") == f"a<b>&{number}.png"
-        (item,) = document.findall("object")
+        item, region = sorted(document.findall("object"), key=lambda found: found.findtext("name") == "ignore")
+        assert [region.findtext(f"bndbox/{corner}") for corner in ("xmin", "xmax")] == ["1", "8"]
         assert item.findtext("name") == LABELS[painting.category]
         box = [int(item.findtext(f"bndbox/{corner}")) for corner in ("ymin", "xmin", "ymax", "xmax")]
         expected = np.add(painting.box, [1, 1, 0, 0])

@@ -131,7 +131,13 @@ def test_what_is_done_to_each_image_stays_on_the_cpu(painted_export, name):
 
 def test_the_files_of_an_export(half_precision_export):
     export_dir = pathlib.Path(half_precision_export[0])
-    assert {path.name for path in export_dir.iterdir()} >= {"saved_model.pb", "variables", "labels.txt", "config.json"}
+    assert {path.name for path in export_dir.iterdir()} >= {
+        "saved_model.pb",
+        "variables",
+        "labels.txt",
+        "config.json",
+        "metrics.json",
+    }
     assert [path.name for path in export_dir.parent.iterdir()] == ["export"]
     assert shards.parse_labels(str(export_dir / "labels.txt")) == painted.LABELS
     assert Config.from_json((export_dir / "config.json").read_text()) == ALL_DETECTIONS
@@ -237,17 +243,24 @@ def huge_png():
     return bytes(content)
 
 
+def huge_gif():
+    """A small GIF whose header claims 65,000 pixels a side."""
+    content = bytearray(encode(painted.WIDE.pixels, "GIF"))
+    content[6:10] = struct.pack("<HH", 65000, 65000)
+    return bytes(content)
+
+
 def test_a_damaged_or_oversized_file_does_not_affect_the_others(painted_export):
     detect = painted_export.signatures["serving_default"]
     good, other = encode(painted.WIDE.pixels, "PNG"), encode(painted.TALL.pixels, "JPEG", quality=95)
-    files = [b"", good, huge_jpeg(), b"hello", other, good[: len(good) // 2], huge_png(), b"\xff\xd8\xff"]
+    files = [b"", good, huge_jpeg(), b"hello", other, good[: len(good) // 2], huge_png(), b"\xff\xd8\xff", huge_gif()]
     found = detect(image_bytes=tf.constant(files))
-    assert found["valid"].numpy().tolist() == [False, True, False, False, True, False, False, False]
+    assert found["valid"].numpy().tolist() == [index in (1, 4) for index in range(9)]
     alone = detect(image_bytes=tf.constant([good, other]))
     for name in OUTPUTS:
         np.testing.assert_array_equal(found[name].numpy()[[1, 4]], alone[name])
     assert alone["num_detections"].numpy().tolist() == [1, 1]
-    for row in (0, 2, 3, 5, 6, 7):
+    for row in (0, 2, 3, 5, 6, 7, 8):
         assert not np.any(found["boxes"][row])
         assert not np.any(found["scores"][row])
         assert np.all(found["classes"][row].numpy() == -1)
@@ -261,10 +274,11 @@ def test_a_damaged_or_oversized_file_does_not_affect_the_others(painted_export):
     [
         (huge_jpeg(), 65000**2),
         (huge_png(), 60000**2),
+        (huge_gif(), 65000**2),
         (encode(painted.WIDE.pixels, "PNG"), 60 * 400),
         (encode(painted.WIDE.pixels, "BMP"), 0),
     ],
-    ids=["jpeg", "png", "small png", "bmp"],
+    ids=["jpeg", "png", "gif", "small png", "bmp"],
 )
 def test_the_pixels_that_a_header_claims(content, pixels):
     assert export.num_pixels(tf.constant(content)).numpy() == pixels

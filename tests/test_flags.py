@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
+import shlex
 from collections.abc import Iterator
 
 import pytest
@@ -95,10 +97,14 @@ def test_a_value_that_does_not_fit_is_refused(parse, argument, message):
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.flags")), ids=lambda path: path.stem)
-def test_recipes_are_settings_that_fit_together(parse, recipe):
+def test_recipes_fit_together_and_say_what_to_expect(parse, recipe):
     assert parse(f"--flagfile={recipe}") != Config()
-    text = recipe.read_text(encoding="utf-8")
-    assert ("has not been run yet" in text) != ("Result on the test images" in text)
+    said = dict(re.findall(r"^# (Command|Hardware|Time|Result|Has been run): (.+)$", recipe.read_text("utf-8"), re.M))
+    assert list(said) == ["Command", "Hardware", "Time", "Result", "Has been run"]
+    assert re.match("(yes|no)[.,]", said["Has been run"])
+    python, module, name, first, *others = shlex.split(said["Command"])
+    assert (python, module, name, first) == ("python", "-m", "trainer.task", f"--flagfile=recipes/{recipe.name}")
+    assert {"--train_records", "--val_records", "--model_dir"} == {item.partition("=")[0] for item in others}
 
 
 def test_lists_of_numbers(parse):

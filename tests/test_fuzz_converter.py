@@ -210,7 +210,7 @@ def check_record(example: Example, options: ReadOptions, image_id: str = "b"):
     annotation = example.annotation
     height, width, count = annotation.height, annotation.width, len(annotation.boxes)
     if options.verify == "decode":
-        assert trained_size(example.jpeg) == (height, width)
+        assert trained_size(example.encoded) == (height, width)
     assert 0 < height * width <= options.max_pixels
     for finding in example.findings:
         assert finding.reason in {*findings.DROPPED, *findings.REPAIRED, *findings.NOTED}
@@ -222,12 +222,12 @@ def check_record(example: Example, options: ReadOptions, image_id: str = "b"):
     assert min(annotation.classes, default=0) >= 0
     assert {*annotation.difficult, *annotation.truncated} <= {0, 1}
 
-    serialized = tfrecord.encode_example(annotation, example.jpeg)
+    serialized = tfrecord.encode_example(annotation, example.encoded)
     assert tfrecord.decode_example(serialized, frozenset(["image/source_id"])) == {
         "image/source_id": [image_id.encode()]
     }
     records = parse_examples(tf.constant([serialized]))
-    assert records.images[0].numpy() == example.jpeg
+    assert records.images[0].numpy() == example.encoded
     np.testing.assert_array_equal(records.sizes[0], [height, width])
     regions = annotation.regions
     np.testing.assert_array_equal(records.classes[0], [*annotation.classes, *[IGNORED] * len(regions)])

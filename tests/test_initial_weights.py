@@ -133,6 +133,16 @@ def test_strides_of_the_other_kind_are_refused(tmp_path):
     assert initial_weights.prepare(auto, str(tmp_path))[0].model.resnet_stride == "1x1"
 
 
+@pytest.mark.parametrize(
+    ("changes", "norm"),
+    [({}, "frozen"), ({"norm": "sync"}, "sync"), ({"head_norm": "batch"}, "auto"), ({"neck": "bifpn"}, "frozen")],
+)
+def test_weights_keep_their_statistics_by_default(tmp_path, backbone_file, changes, norm):
+    config = with_weights(backbone_weights=backbone_file[0])
+    model = dataclasses.replace(config.model, **{"norm": "auto", **changes})
+    assert initial_weights.prepare(dataclasses.replace(config, model=model), str(tmp_path))[0].model.norm == norm
+
+
 def test_wrong_sources_are_refused(tmp_path, backbone_file):
     with pytest.raises(ValueError, match="holds a backbone only: give it as --backbone_weights"):
         initial_weights.prepare(with_weights(init_checkpoint=backbone_file[0]), str(tmp_path))
@@ -149,7 +159,7 @@ def test_imagenet_is_kerass_file_with_its_hash(monkeypatch):
     monkeypatch.setattr(
         tf.keras.utils, "get_file", lambda name, url, **settings: asked.update(settings, url=url) or name
     )
-    assert initial_weights._imagenet_file("resnet50") == "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    assert resnet.ResNet.imagenet_weights("resnet50") == "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
     assert asked["url"].endswith("/resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5")
     assert len(asked["file_hash"]) == 32
 

@@ -88,7 +88,7 @@ def test_the_page_shows_both_images_of_a_pair(tmp_path):
 
 
 def test_the_search_agrees_with_brute_force(monkeypatch):
-    monkeypatch.setattr(looks, "_BLOCK", 7)
+    monkeypatch.setattr(looks, "_PAIRS_AT_ONCE", 7 * 40)
     rng = np.random.default_rng(0)
     bits = rng.integers(0, 2, (40, looks.NUM_BITS), np.uint8)
     for row in range(20):  # half of them near another, around the threshold
@@ -106,6 +106,16 @@ def test_the_search_agrees_with_brute_force(monkeypatch):
     found = [(first, 20 + second, count) for first, second, count in looks.find_pairs(hashes[:20], hashes[20:])]
     assert sorted(found) == across
     assert 8 < len(across) < 16
+
+
+def test_an_image_is_in_few_pairs():
+    """The nearest ones: a hundred hashes that are the same but for up to five bits of the last."""
+    hashes = ["0f" * 16] * 99
+    hashes.insert(50, "0f" * 15 + "10")
+    pairs = list(looks.find_pairs([*hashes, "0f" * 15 + "10"]))
+    assert len(pairs) <= 10 * 101
+    assert pairs[-10] == (100, 50, 0)
+    assert {first for first, _, _ in pairs} == set(range(1, 101))
 
 
 def test_flat_images_are_in_no_pair():

@@ -16,10 +16,13 @@ from trainer import matching, metrics
 LABELS = ("cat", "dog", "eel")
 
 
-def ground_truth(boxes, classes, difficult=None):
+def ground_truth(boxes, classes, difficult=None, regions=(), region_classes=()):
     boxes = np.array(boxes, np.float32).reshape(-1, 4)
     difficult = np.zeros(len(boxes), bool) if difficult is None else np.array(difficult, bool)
-    return GroundTruth("image", 100, 100, boxes, np.array(classes, np.int32), difficult)
+    regions = np.array(regions, np.float32).reshape(-1, 4)
+    return GroundTruth(
+        *("image", 100, 100, boxes, np.array(classes, np.int32), difficult, regions, np.array(region_classes, np.int32))
+    )
 
 
 def found(boxes, scores, classes):
@@ -51,6 +54,18 @@ def random_case(seed, *, num_images=30, num_classes=3, share_difficult=0.2, isol
         noise = np.concatenate([np.full((3, 2), 400.0), rng.integers(410, 480, (3, 2))], axis=1)
         all_classes = np.append(np.repeat(classes, copies), rng.integers(0, num_classes, 3))
         detections.append(found(np.concatenate([near, noise]), rng.random(len(all_classes)), all_classes))
+    return truths, detections
+
+
+def regions_case(seed):
+    """A random case, in half of whose images there are ignored regions of one class or of all."""
+    rng = np.random.default_rng(seed)
+    truths, detections = random_case(seed)
+    for index in range(0, len(truths), 2):
+        count = rng.integers(1, 4)
+        corners = rng.integers(0, 420, (count, 2))
+        boxes = np.concatenate([corners, corners + rng.integers(30, 120, (count, 2))], axis=1).astype(np.float32)
+        truths[index] = truths[index]._replace(regions=boxes, region_classes=rng.integers(-1, len(LABELS), count))
     return truths, detections
 
 
@@ -141,6 +156,37 @@ def test_a_detection_is_matched_to_the_object_it_overlaps_most_even_if_that_has_
     assert match_voc(truths, detections).hits.tolist() == [[True, False]]
 
 
+def test_a_detection_in_a_region_is_ignored_unless_it_is_a_hit():
+    """By hand: one object, and beside it a region of every class and one of the first class."""
+    region, cats = [0, 20, 10, 40], [0, 60, 10, 80]
+    truths = [ground_truth([[0, 18, 10, 28]], [0], None, [region, cats], [-1, 0])]
+    detections = [
+        found(
+            [
+                [0, 18, 10, 28],
+                [0, 18, 10, 28],
+                [0, 30, 10, 40],
+                [0, 15, 10, 24],
+                [0, 15, 10, 25],
+                [0, 60, 10, 80],
+                [0, 60, 10, 80],
+            ],
+            [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3],
+            [0, 0, 1, 1, 1, 0, 1],
+        )
+    ]
+    judgement = metrics.judge(truths, detections, LABELS)
+    # The hit, its duplicate in the region, one of another class there; 4 of 9 inside, 5 of 10; one among the cats, and
+    # one there of another class.
+    assert judgement.voc.hits[0].tolist() == [True] + [False] * 6
+    assert judgement.voc.counted[0].tolist() == [True, False, False, True, False, False, True]
+    np.testing.assert_array_equal(judgement.coco.counted[0], judgement.voc.counted[0])
+    result = metrics.summarize(judgement)["per_class"]
+    assert (result["cat"]["voc12_ap50"], result["cat"]["coco_ap"]) == (1, pytest.approx(1))
+    assert (result["cat"]["num_objects"], result["cat"]["num_difficult"]) == (1, 0)
+    assert result["dog"]["voc12_ap50"] is None  # a region is no object
+
+
 def reference_voc(truths, detections, category, threshold=0.5):
     """VOC 2007 and 2012 average precision from their definitions: loops, and fractions for the recalls."""
     rows = [
@@ -166,7 +212,17 @@ def reference_voc(truths, detections, category, threshold=0.5):
                 best, best_iou = number, iou
         if best_iou >= threshold and truths[image].difficult[best]:
             continue
-        judged.append(best_iou >= threshold and (image, best) not in taken)
+        is_hit = best_iou >= threshold and (image, best) not in taken
+        shares = [
+            max(min(ymax, bottom) - max(ymin, top), 0) * max(min(xmax, right) - max(xmin, left), 0)
+            for (top, left, bottom, right), of_class in zip(
+                truths[image].regions.astype(float), truths[image].region_classes
+            )
+            if of_class in (-1, category)
+        ]
+        if not is_hit and any(0 < share >= threshold * (ymax - ymin) * (xmax - xmin) for share in shares):
+            continue
+        judged.append(is_hit)
         if judged[-1]:
             taken.add((image, best))
     if not num_objects:
@@ -182,9 +238,11 @@ def reference_voc(truths, detections, category, threshold=0.5):
     return float(voc07), float(voc12)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_voc_equals_its_definitions(seed):
-    truths, detections = random_case(seed)
+@pytest.mark.parametrize(
+    ("make_case", "seed"), [*((random_case, seed) for seed in range(5)), (regions_case, 5), (regions_case, 6)]
+)
+def test_voc_equals_its_definitions(make_case, seed):
+    truths, detections = make_case(seed)
     result = metrics.compute_metrics(truths, detections, LABELS)
     for category, label in enumerate(LABELS):
         voc07, voc12 = reference_voc(truths, detections, category)
@@ -199,9 +257,10 @@ def pycocotools_directly(truths, detections, tmp_path, **params):
     """The route of pycocotools' own demo: a file of annotations, `loadRes`, evaluate, accumulate, summarize."""
     annotations, results = [], []
     for image, (truth, detection) in enumerate(zip(truths, detections), 1):
-        for (ymin, xmin, ymax, xmax), category, difficult in zip(
-            truth.boxes.tolist(), truth.classes.tolist(), truth.difficult.tolist()
-        ):
+        rows = [*zip(truth.boxes.tolist(), truth.classes.tolist(), truth.difficult.tolist())]
+        for box, of_class in zip(truth.regions.tolist(), truth.region_classes.tolist()):
+            rows += [(box, category, True) for category in range(len(LABELS)) if of_class in (-1, category)]
+        for (ymin, xmin, ymax, xmax), category, difficult in rows:
             width, height = xmax - xmin, ymax - ymin
             annotations.append(
                 {
@@ -260,6 +319,7 @@ def crowded_case(seed):
 CASES = {
     **{f"random{seed}": random_case(seed) for seed in range(3)},
     **{f"tied{seed}": tied_case(seed) for seed in range(4)},
+    **{f"regions{seed}": regions_case(seed) for seed in range(3)},
     "crowded": crowded_case(0),
     "difficult": random_case(8, share_difficult=1.0),
     "one_detection": (random_case(9)[0], [found([], [], [])] * 29 + [found([[0, 0, 9, 9]], [0.5], [2])]),

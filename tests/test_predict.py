@@ -21,6 +21,7 @@ from input.conversion.config import ConvertConfig
 from input.conversion.workers import Workers
 from input.palette import class_colour
 from trainer import drawing, export, inference, predict
+from trainer.formats import LabelledBox
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,9 @@ def test_bad_files_are_named_and_skipped(detector, pictures, tmp_path, capsys):
     (pictures / "not_a_picture.jpg").write_text("hello")
     (pictures / "empty.jpg").touch()
     (pictures / "folder.jpg").mkdir()
+    Image.fromarray(painted.WIDE.pixels).save(pictures / "huge.gif")
+    gif = (pictures / "huge.gif").read_bytes()
+    (pictures / "huge.gif").write_bytes(gif[:6] + b"\xe8\xfd" * 2 + gif[10:])  # 65,000 x 65,000
     whole = (pictures / "3.png").read_bytes()
     (pictures / "cut_off.png").write_bytes(whole[: len(whole) // 2])
     results = predict.predict(detector, paths_in(pictures), str(tmp_path / "output"), batch_size=3)
@@ -87,6 +91,7 @@ def test_bad_files_are_named_and_skipped(detector, pictures, tmp_path, capsys):
         f"skipped {pictures}/cut_off.png: {reason}",
         f"skipped {pictures}/empty.jpg: {reason}",
         f"skipped {pictures}/folder.jpg: Is a directory",
+        f"skipped {pictures}/huge.gif: its header claims more than 100,000,000 pixels",
         f"skipped {pictures}/not_a_picture.jpg: {reason}",
     ]
 
@@ -105,7 +110,7 @@ def test_class_names_that_the_font_lacks_are_drawn_as_numbers(pictures, tmp_path
     def drawn(text: str) -> np.ndarray:
         """The picture with this class name; the names themselves are drawn where there are no numbers."""
         image = Image.fromarray(painted.WIDE.pixels)
-        found = predict.Found(text, detection["score"], tuple(detection["box"].values()))
+        found = LabelledBox(text, tuple(detection["box"].values()), score=detection["score"])
         predict.draw_detections(image, [found], {text: class_colour(1)}, {})
         return np.asarray(image)
 

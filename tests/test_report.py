@@ -34,12 +34,14 @@ NASTY = "<b>&\"'ünï 猫"
 class Made:
     """A converted tree and its report."""
 
-    def __init__(self, tree: voc_tree.VocTree, image_size=(64, 64), workers=1, name="out", **settings):
+    def __init__(
+        self, tree: voc_tree.VocTree, image_size=(64, 64), workers=1, name="out", class_pictures=0, **settings
+    ):
         self.out = tree.root.parent / name
         config = conversion_config.ConvertConfig(voc_dirs=(str(tree.root),), output_dir=str(self.out), **settings)
         with Workers(workers) as pool:
             (self.manifest,) = convert.convert(config, pool)
-            self.text, self.path = report.write_report(str(self.out), self.manifest, image_size, pool)
+            self.text, self.path = report.write_report(str(self.out), self.manifest, image_size, pool, class_pictures)
         with open(self.path, encoding="utf-8") as file:
             self.html = file.read()
         self.page = etree.fromstring(self.html.encode())
@@ -425,6 +427,22 @@ def test_random_images_depend_on_the_seed(tree):
     samples = [[name for name in names if name.startswith("img")] for names in ids]
     assert all(len(names) == len(set(names)) == report_page.NUM_SAMPLES for names in samples)
     assert samples[0] != samples[1]
+
+
+def test_pictures_of_each_class_on_demand(tree, monkeypatch):
+    """A class in five images and one in one, three pictures of each."""
+    monkeypatch.setattr(report_page, "NUM_SAMPLES", 0)
+    for index in range(5):
+        objects = [object_xml("cat"), object_xml("cat", (31, 6, 50, 25)), *([object_xml("dog")] if index == 3 else [])]
+        tree.add(str(index), annotation_xml(*objects, filename=f"{index}.jpg"))
+    made = Made(tree, class_pictures=3)
+    assert made.words(".//x:h2")[-4:-1] == ["0 random images", "cat: 3 random images", "dog: 1 random images"]
+    captions = made.words(".//x:figcaption")
+    assert len({caption.split()[0] for caption in captions[:3]}) == 3
+    assert all("cat 2" in caption for caption in captions)
+    assert len(captions) == 4
+    assert captions[3].startswith("3 ")
+    assert "dog 1" in captions[3]
 
 
 def test_no_boxes_at_all(tree):

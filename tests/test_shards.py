@@ -33,7 +33,7 @@ MANIFEST = Manifest(
     shards=(ShardInfo(name="train-00000-of-00001.tfrecord", num_records=3, num_bytes=1234, sha256="ab"),),
     refused=Findings(counts={}, files=()),
     dropped=Findings(counts={}, files=()),
-    repaired=Findings(counts={"clipped_box": 1}, files=(Finding("a", "a.xml", "clipped_box", "xmax 9"),)),
+    repaired=Findings({"clipped_box": 1}, (Finding("a", "a.xml", "clipped_box", "xmax 9"),), {"clipped_box": 1}),
     noted=Findings(counts={}, files=()),
     inputs={"a": "01", "b": "02", "c": "03"},
     digests={"a": "0123456789abcdef", "b": "1", "c": "2"},
@@ -56,7 +56,10 @@ def test_the_keys_of_the_file():
         {"name": "train-00000-of-00001.tfrecord", "num_records": 3, "num_bytes": 1234, "sha256": "ab"}
     ]
     finding = {"image_id": "a", "file": "a.xml", "reason": "clipped_box", "detail": "xmax 9"}
-    assert FIELDS["repaired"] == {"counts": {"clipped_box": 1}, "files": [finding]}
+    assert FIELDS["repaired"] == {
+        **{key: {"clipped_box": 1} for key in ("counts", "num_images")},
+        "files": [finding],
+    }
 
 
 def test_a_manifest_of_version_1_is_read():

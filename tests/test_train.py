@@ -88,6 +88,9 @@ def test_the_files_that_a_run_writes(uninterrupted):
     assert "step 6/6  loss" in log.read_text()
     assert "starting at step 0 of 6: 10 images, 2 classes" in log.read_text()
     assert list((model_dir / "events").iterdir())
+    report = (model_dir / "report.html").read_text()
+    assert "complete (written" in report
+    assert "Average precision after step 6" in report
     assert inference.load_for_inference(str(model_dir)).config == tiny.CONFIG
 
 

@@ -274,6 +274,7 @@ ELSEWHERE = {
     *("similar_classes", "maybe_zero_based"),
     *("no_such_image", "no_label_file"),  # of COCO and YOLO
     *("near_duplicate", "near_duplicate_elsewhere"),  # in test_looks.py
+    "tiled",  # in test_tiling.py
 }
 
 
@@ -358,7 +359,7 @@ def test_large_images_are_stored_smaller(tree, verify, extension):
     assert (example.annotation.height, example.annotation.width, example.source_size) == (60, 90, (400, 600))
     np.testing.assert_allclose(example.annotation.boxes, [(7.5, 15, 37.5, 45)])
     np.testing.assert_allclose(example.annotation.regions[0].box, (0, 0, 6, 90))
-    stored = tf.io.decode_jpeg(example.jpeg).numpy().astype(float)
+    stored = tf.io.decode_jpeg(example.encoded).numpy().astype(float)
     expected = np.asarray(image.resize((90, 60), Image.Resampling.BOX)).astype(float)
     assert np.abs(stored - expected).mean() < 2.5
     assert [finding.reason for finding in example.findings] == [] if extension == ".jpg" else ["reencoded"]
@@ -374,7 +375,7 @@ def test_no_image_is_made_larger_and_no_side_is_lost(tree, height, width):
     assert max(stored) == 60
     assert min(stored) == max(round(min(height, width) * 60 / max(height, width)), 1)
     assert example.annotation.boxes == [(0, 0, *stored)]
-    assert (example.jpeg == data) == (max(height, width) == 60)
+    assert (example.encoded == data) == (max(height, width) == 60)
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
@@ -396,10 +397,10 @@ def test_a_turned_image_is_stored_smaller(tree, orientation, image_format, exif)
     assert (height, width) == ((60, 40) if shown.height > shown.width else (40, 60))
     assert example.source_size == (shown.height, shown.width)
     np.testing.assert_allclose(example.annotation.boxes, [(0, 0, 20 * height / shown.height, width)])
-    pixels = tf.io.decode_jpeg(example.jpeg, channels=3).numpy().astype(float)
+    pixels = tf.io.decode_jpeg(example.encoded, channels=3).numpy().astype(float)
     expected = np.asarray(shown.convert("RGB").resize((width, height), Image.Resampling.BOX)).astype(float)
     assert np.abs(pixels - expected).mean() < 2.5
-    assert not Image.open(io.BytesIO(example.jpeg)).getexif()
+    assert not Image.open(io.BytesIO(example.encoded)).getexif()
 
 
 def gradient_image(height: int, width: int) -> Image.Image:
@@ -420,9 +421,9 @@ def test_a_grey_image_stays_grey_and_quality_is_as_asked(tree):
     swap_image("b", data)(tree)
     replace_xml(annotation_xml(size=(400, 600)))(tree)
     fine, coarse = (read(tree, store_max_side=90, max_pixels=10**6, jpeg_quality=quality) for quality in (95, 30))
-    assert Image.open(io.BytesIO(fine.jpeg)).mode == "L"
+    assert Image.open(io.BytesIO(fine.encoded)).mode == "L"
     assert [finding.reason for finding in fine.findings] == ["grayscale"]
-    assert len(coarse.jpeg) < len(fine.jpeg) < len(data)
+    assert len(coarse.encoded) < len(fine.encoded) < len(data)
 
 
 def test_what_was_stored_smaller_is_counted(tree):
@@ -511,7 +512,7 @@ def test_good_bytes_are_kept(tree):
             swap_image("b", content)(tree)
             for verify in ("header", "decode"):
                 example = read(tree, verify=verify)
-                assert example.jpeg == content
+                assert example.encoded == content
                 assert [finding.reason for finding in example.findings] == ["grayscale"] * (image.mode == "L")
 
 
@@ -535,7 +536,7 @@ def gradient(dtype=np.uint8) -> np.ndarray:
 )
 def test_pixels_survive_encoding_anew(tree, image, image_format):
     swap_image("b", encoded(image, image_format))(tree)
-    stored = tf.io.decode_jpeg(read(tree).jpeg, channels=3).numpy()
+    stored = tf.io.decode_jpeg(read(tree).encoded, channels=3).numpy()
     expected = np.repeat(gradient()[..., None], 3, axis=-1)
     assert stored.shape == expected.shape
     # 5 grey levels: JPEG of quality 95, of CMYK twice.
@@ -573,7 +574,7 @@ def test_boxes_of_a_turned_image(tree, orientation, image_format):
         replace_xml(annotation_xml(object_xml(box=box), size=drawn.shape))(tree)
         example = read(tree, exif="auto" if orientation >= 5 else "apply" if apply else "ignore")
         assert (example.annotation.height, example.annotation.width) == drawn.shape
-        pixels = tf.io.decode_jpeg(example.jpeg, channels=1).numpy()[..., 0]
+        pixels = tf.io.decode_jpeg(example.encoded, channels=1).numpy()[..., 0]
         ymin, xmin, ymax, xmax = map(int, example.annotation.boxes[0])
         inside = np.zeros(drawn.shape, bool)
         inside[ymin:ymax, xmin:xmax] = True

@@ -75,6 +75,7 @@ class TrainConfig:
     max_hours: float = 0.0  # of the whole run, in place of epochs and train_steps; 0: no limit
     price_per_hour: float = 0.0  # of the machines, in any currency
     precision: str = "float32"
+    tf32: bool = True  # on Ampere GPUs and later, in float32
     distribution: str = "auto"
     communication: str = "auto"  # of several workers
     num_gpus: int = -1  # -1: all
@@ -97,9 +98,11 @@ class TrainConfig:
     max_rollbacks: int = 3
     override_config: bool = False  # resume with other settings
     hooks: tuple[str, ...] = ()  # MODULE:CLASS of classes that are told what happens in the run
+    profile_steps: str = ""  # A:B, the steps after A up to B
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self) -> None:
+        self.profiled_steps()
         _require("precision", self.precision, PRECISIONS)
         _require("distribution", self.distribution, DISTRIBUTIONS)
         _require("communication", self.communication, COMMUNICATIONS)
@@ -116,6 +119,15 @@ class TrainConfig:
             raise ValueError(f"--ema_decay must be at least 0 and below 1; got {self.ema_decay}.")
         if self.logical_cpus < 1:
             raise ValueError(f"--logical_cpus must be at least 1; got {self.logical_cpus}.")
+
+    def profiled_steps(self) -> tuple[int, ...]:
+        """The two ends of `profile_steps`; () where it is empty."""
+        if not self.profile_steps:
+            return ()
+        first, _, last = self.profile_steps.partition(":")
+        if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+            raise ValueError(f"--profile_steps={self.profile_steps}: write A:B, for the steps after A up to B.")
+        return int(first), int(last)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +156,14 @@ class Config:
         if "sync_batch_norm" in values.get("model", {}):  # of runs before --norm
             values["model"]["norm"] = "sync" if values["model"].pop("sync_batch_norm") else "local"
         return _build(cls, values)
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every setting of `dataclasses.asdict(config)` by its dotted name, such as train.optimizer.momentum."""
+    flat = {}
+    for name, value in settings.items():
+        flat.update(flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return flat
 
 
 def _build(kind: type, values: dict[str, Any]) -> Any:

@@ -53,20 +53,7 @@ SHAPES = Demo(
         "--eval_every=225",
     ),
 )
-SMOKE = Demo(
-    name="smoke",
-    num_images=60,
-    train_flags=(
-        *SMALL_NETWORK,
-        "--image_size=64x96",
-        "--anchor_sizes=12,24,48,96,192",
-        "--batch_size=8",
-        "--train_steps=20",
-        "--steps_per_loop=10",
-        "--warmup_steps=2",
-        "--eval_every=20",
-    ),
-)
+SMOKE = Demo(name="smoke", num_images=60, train_flags=("--flagfile=recipes/smoke.flags",))
 YOURS = Demo(
     name="voc",
     train_flags=(

@@ -83,7 +83,7 @@ def confusion_matrix(judgement: Judgement, thresholds: np.ndarray) -> np.ndarray
 
     The last row has detections without an object, the last column objects that were not found. Detections are taken
     best first, each for the free object of any class that it overlaps most, at an IoU of at least 0.5. Difficult
-    objects, and detections of them, are left out.
+    objects and ignored regions, and detections of them, are left out.
 
     Args:
       judgement: of the split.
@@ -124,7 +124,7 @@ def find_suspects(judgement: Judgement) -> list[Suspect]:
     - shifted: an object whose only detection of its class lies beside it. Suspicion: its score times 1 - IoU.
     - doubled: two objects of a class in one place. Suspicion: their IoU.
 
-    Difficult objects are never suspects, nor are detections on them.
+    Difficult objects and ignored regions are never suspects, nor are detections on them.
     """
     found, objects = judgement.found, judgement.objects
     confident = found.scores >= MIN_SUSPECT_SCORE
@@ -169,7 +169,8 @@ def find_suspects(judgement: Judgement) -> list[Suspect]:
 def _best_in_place(found: Found, rows: np.ndarray) -> list[int]:
     """Of detections that overlap, whatever their class, the one with the best score; `rows` are best first."""
     chosen = Found(*(values[rows] for values in found))
-    as_objects = Objects(chosen.images, chosen.classes, chosen.boxes, np.zeros(len(rows), np.bool_))
+    no = np.zeros(len(rows), np.bool_)
+    as_objects = Objects(chosen.images, chosen.classes, chosen.boxes, difficult=no, regions=no)
     pairs = any_class_pairs(chosen, as_objects, HIT_IOU)
     kept = np.ones(len(rows), np.bool_)
     for detection, other in zip(pairs.detections.tolist(), pairs.objects.tolist()):

@@ -59,3 +59,15 @@ def draw_label(image: Image.Image, box: Sequence[float], text: str, colour: Colo
     red, green, blue = colour
     ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"  # luma of ITU-R BT.601
     draw.text((x + margin - left, y + margin - top), text, fill=ink, font=font)
+
+
+def draw_objects(image: Image.Image, objects: Sequence[tuple[Sequence[float], str, Colour]]) -> None:
+    """Draws the box, the label and the colour of each: labels over all boxes, and the first objects over others.
+
+    Lines and letters grow with the image.
+    """
+    side = (image.width * image.height) ** 0.5
+    for box, _, colour in reversed(objects):
+        draw_box(image, box, colour, line=max(1, round(side / 250)))
+    for box, text, colour in reversed(objects):
+        draw_label(image, box, text, colour, font_size=max(10.0, side / 40))

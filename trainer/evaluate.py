@@ -22,7 +22,7 @@ from absl import flags as absl_flags
 from input import anchors, files, pipeline, shards, targets, types
 from model import losses
 from model.types import Detections, Losses, Predictions
-from trainer import command, diagnosis, evaluation_page, inference, metrics
+from trainer import command, diagnosis, evaluation_page, inference, metrics, samples
 from trainer.config import Config
 from trainer.matching import ImageDetections
 from trainer.reporting import log
@@ -134,9 +134,9 @@ def make_finder(
 def make_evaluator(
     model: tf.keras.Model, config: Config, paths: Sequence[str], **options: Any
 ) -> Callable[[], dict[str, Any]]:
-    """As `make_finder`, but the function returns the losses, what `metrics.compute_metrics` does, and `evaluation_s`.
+    """As `make_finder`, but the function returns the losses and what `metrics.compute_metrics` does.
 
-    `evaluation_s` is the time that the evaluation took, in seconds.
+    Further `samples`, as `samples.choose` gives them, and `evaluation_s`, the time that it took in seconds.
     """
     find = make_finder(model, config, paths, **options)
 
@@ -144,7 +144,8 @@ def make_evaluator(
         started = time.monotonic()
         evaluated = find()
         result = metrics.compute_metrics(evaluated.ground_truths, evaluated.detections, config.labels)
-        return {**evaluated.losses, **result, "evaluation_s": time.monotonic() - started}
+        shown = samples.choose(evaluated.record_indexes, evaluated.ground_truths, evaluated.detections)
+        return {**evaluated.losses, **result, "samples": shown, "evaluation_s": time.monotonic() - started}
 
     return evaluate_now
 

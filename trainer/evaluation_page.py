@@ -1,13 +1,9 @@
-"""The page of an evaluation: one HTML file with plots and pictures in it; it loads no other file and runs no script.
-
-It is well-formed XML as well, so that a strict parser can check it.
-"""
+"""The page of an evaluation: one HTML file with plots and pictures in it."""
 
 from __future__ import annotations
 
 import base64
 import bisect
-import html
 import io
 import itertools
 import re
@@ -17,32 +13,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from input import palette, shards, tfrecord
-from trainer import diagnosis, formats
+from input import shards, tfrecord
+from trainer import diagnosis, formats, page
 from trainer.diagnosis import Suspect
 from trainer.metrics import Judgement
 
 MAX_PICTURES = 12  # of each kind of mistake
 MAX_SUSPECTS = 48
 _PICTURE_SIDE = 400  # px of the longer side of a picture
-_OBJECT, _DETECTION = "#2e8b57", "#d64545"
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+_OBJECT, _DETECTION, _REGION = "#2e8b57", "#d64545", "#888"
+_REGION_CLASS = "ignore"  # the class of an object by which the converter knows an ignored region
 _STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 1120px; margin: 2em auto;
-  padding: 0 1em; }
-h1 { font-size: 1.7em; margin: 0; } h2 { font-size: 1.25em; margin: 2em 0 .5em; } p { margin: .5em 0; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; }
-th, td { padding: .15em .7em .15em 0; text-align: left; vertical-align: middle; white-space: nowrap; }
-th { font-weight: 600; color: #555; border-bottom: 1px solid #ccc; } .number { text-align: right; }
-.range { color: #777; font-size: 12px; display: block; }
-.swatch { display: inline-block; width: .75em; height: .75em; margin-right: .35em; border-radius: 2px; }
-.plots { display: flex; flex-wrap: wrap; gap: 1em 2em; } .plots svg { width: 340px; height: auto; }
-.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(250px, 1fr)); gap: 1em; }
-figure { margin: 0; font-size: 13px; overflow-wrap: anywhere; }
 figure svg { display: block; width: 100%; height: 220px; background: #f2f2f2; }
 figure rect { fill: none; stroke-width: 2px; vector-effect: non-scaling-stroke; } .seen { stroke-dasharray: 5 3; }
-svg text { font: 12px system-ui, sans-serif; fill: #444; }
 """
 
 
@@ -61,19 +44,17 @@ def make_page(evaluation: Evaluation) -> Iterator[str]:
     """The page in parts, so that only one picture is in memory at a time."""
     result, judgement = evaluation.result, evaluation.judgement
     curves = [diagnosis.threshold_curve(judgement, index) for index in range(len(judgement.labels))]
-    split = _escape(evaluation.split)
-    yield '<!DOCTYPE html>\n<html xmlns="http://www.w3.org/1999/xhtml" lang="en"><head><meta charset="utf-8"/>'
-    yield '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
-    yield f"<title>{split}: evaluation</title><style>{_STYLE}</style></head>\n<body><h1>{split}</h1>\n"
-    yield f"<p>{result['num_images']:,} images, {_escape(result['checkpoint'])}</p>\n<h2>Average precision</h2>\n"
-    yield from _metric_table(result)
+    yield page.head(f"{evaluation.split}: evaluation", _STYLE)
+    yield f"<h1>{page.escape(evaluation.split)}</h1>\n"
+    yield f"<p>{result['num_images']:,} images, {page.escape(result['checkpoint'])}</p>\n<h2>Average precision</h2>\n"
+    yield from metric_table(result)
     yield "<h2>Precision and recall at an IoU of 0.5</h2>\n"
     yield from _plots(judgement, curves)
     yield "<h2>Score thresholds</h2>\n"
     yield from _threshold_table(judgement, curves)
     yield "<h2>Confusions</h2>\n"
     yield from _confusions(judgement, curves)
-    locate = _record_reader(evaluation.paths)
+    locate = record_reader(evaluation.paths)
     suspects = diagnosis.find_suspects(judgement)
     yield f"<h2>{len(suspects):,} suspect labels</h2>\n"
     yield from _suspects(evaluation, suspects, locate)
@@ -81,22 +62,10 @@ def make_page(evaluation: Evaluation) -> Iterator[str]:
     yield "</body></html>\n"
 
 
-def _escape(text: str) -> str:
-    return html.escape(_CONTROL.sub("\ufffd", text))
-
-
-def _name(judgement: Judgement, index: int) -> str:
-    colour = "#{:02x}{:02x}{:02x}".format(*palette.class_colour(index))
-    return f'<span class="swatch" style="background:{colour}"></span>{_escape(judgement.labels[index])}'
-
-
-def _cells(values: Sequence[str], tag: str = "td") -> str:
-    return "".join(f'<{tag} class="number">{value}</{tag}>' for value in values)
-
-
-def _metric_table(result: dict[str, Any]) -> Iterator[str]:
+def metric_table(result: dict[str, Any]) -> Iterator[str]:
+    """The average precisions of each class and of all, with their intervals where the result has them."""
     names = [name for name in result if "_ap" in name]
-    yield f'<div class="wide"><table><tr><th></th>{_cells(names, "th")}{_cells(["objects"], "th")}</tr>\n'
+    yield f'<div class="wide"><table><tr><th></th>{page.cells([*names, "objects"], "th")}</tr>\n'
     total = sum(values["num_objects"] for values in result["per_class"].values())
     for label, values in [*result["per_class"].items(), ("all classes", {**result, "num_objects": total})]:
         cells = []
@@ -104,46 +73,30 @@ def _metric_table(result: dict[str, Any]) -> Iterator[str]:
             bounds = values.get("intervals", {}).get(name)
             interval = f'<span class="range">{bounds[0]:.3f} to {bounds[1]:.3f}</span>' if bounds else ""
             cells.append("-" if values[name] is None else f"{values[name]:.3f}{interval}")
-        yield f"<tr><td>{_escape(label)}</td>{_cells(cells)}{_cells([format(values['num_objects'], ',')])}</tr>\n"
-    yield "</table></div>\n<p>Below each value: its 95% interval, as far as the choice of images goes.</p>\n"
+        cells.append(format(values["num_objects"], ","))
+        yield f"<tr><td>{page.escape(label)}</td>{page.cells(cells)}</tr>\n"
+    yield "</table></div>\n"
+    if "intervals" in result:
+        yield "<p>Below each value: its 95% interval, as far as the choice of images goes.</p>\n"
 
 
 def _plots(judgement: Judgement, curves: Sequence[diagnosis.Curve]) -> Iterator[str]:
     yield '<div class="plots">'
     for index, curve in enumerate(curves):
-        colour = "#{:02x}{:02x}{:02x}".format(*palette.class_colour(index))
-        lines = [(colour, curve.recall, curve.precision)]
-        yield _plot(judgement.labels[index], "recall", "precision", lines)
+        lines = [page.Line(page.colour(index), curve.recall, curve.precision)]
+        yield page.plot(judgement.labels[index], "recall", "precision", lines)
     bins = diagnosis.calibration(judgement)
     bins = bins[bins[:, 2] > 0]
-    diagonal = ("#bbb", np.array([0.0, 1.0]), np.array([0.0, 1.0]))
-    yield _plot("calibration", "score", "share of right ones", [diagonal, ("#4c78a8", bins[:, 0], bins[:, 1])])
+    diagonal = page.Line("#bbb", np.array([0.0, 1.0]), np.array([0.0, 1.0]))
+    right = page.Line("#4c78a8", bins[:, 0], bins[:, 1])
+    yield page.plot("calibration", "score", "share of right ones", [diagonal, right])
     yield "</div>\n<p>Calibration: on the grey line, seven in ten of the detections that score 0.7 are right.</p>\n"
-
-
-def _plot(title: str, x_name: str, y_name: str, lines: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> str:
-    """Lines over the unit square: for each its colour, x and y."""
-    left, top, side = 44, 22, 240
-    parts = [f'<text x="{left}" y="14">{_escape(title)}</text>']
-    for share in (0.0, 0.5, 1.0):
-        x, y = left + share * side, top + (1 - share) * side
-        parts.append(f'<path d="M{left} {y:.0f}h{side}M{x:.0f} {top}v{side}" stroke="#e4e4e4" fill="none"/>')
-        parts.append(f'<text x="{left - 6}" y="{y + 4:.0f}" text-anchor="end">{share:g}</text>')
-        parts.append(f'<text x="{x:.0f}" y="{top + side + 16}" text-anchor="middle">{share:g}</text>')
-    for colour, xs, ys in lines:
-        chosen = np.unique(np.linspace(0, len(xs) - 1, 300).astype(int)) if len(xs) else []
-        points = " ".join(f"{left + xs[i] * side:.1f},{top + (1 - ys[i]) * side:.1f}" for i in chosen)
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-    parts.append(f'<text x="{left + side / 2:.0f}" y="{top + side + 34}" text-anchor="middle">{x_name}</text>')
-    y = top + side / 2
-    parts.append(f'<text transform="rotate(-90 12 {y:.0f})" x="12" y="{y:.0f}" text-anchor="middle">{y_name}</text>')
-    return f'<svg viewBox="0 0 300 {top + side + 42}" role="img" aria-label="{_escape(title)}">{"".join(parts)}</svg>\n'
 
 
 def _threshold_table(judgement: Judgement, curves: Sequence[diagnosis.Curve]) -> Iterator[str]:
     shown = np.arange(1, 10) / 10
     yield "<p>F1, the harmonic mean of precision and recall, of the detections from each score on.</p>\n"
-    header = _cells(["best F1", "from score", *(f"{score:.1f}" for score in shown)], "th")
+    header = page.cells(["best F1", "from score", *(f"{score:.1f}" for score in shown)], "th")
     yield f'<div class="wide"><table><tr><th></th>{header}</tr>\n'
     for index, curve in enumerate(curves):
         best = diagnosis.best_threshold(curve)
@@ -151,7 +104,7 @@ def _threshold_table(judgement: Judgement, curves: Sequence[diagnosis.Curve]) ->
         for score in shown:
             number = bisect.bisect_right((-curve.scores).tolist(), -score)  # scores at or above it
             cells.append(f"{curve.f1[number - 1]:.3f}" if number else "-")
-        yield f"<tr><td>{_name(judgement, index)}</td>{_cells(cells)}</tr>\n"
+        yield f"<tr><td>{page.class_name(judgement.labels[index], index)}</td>{page.cells(cells)}</tr>\n"
     yield "</table></div>\n"
 
 
@@ -163,9 +116,9 @@ def _thresholds(curves: Sequence[diagnosis.Curve]) -> np.ndarray:
 def _confusions(judgement: Judgement, curves: Sequence[diagnosis.Curve]) -> Iterator[str]:
     matrix = diagnosis.confusion_matrix(judgement, _thresholds(curves))
     yield "<p>Rows: the class of the object; columns: what was found there, from the scores of the best F1 on.</p>\n"
-    columns = [*(_escape(label) for label in judgement.labels), "not found"]
-    yield f'<div class="wide"><table><tr><th></th>{_cells(columns, "th")}</tr>\n'
-    rows = [*(_name(judgement, index) for index in range(len(judgement.labels))), "no object"]
+    columns = [*(page.escape(label) for label in judgement.labels), "not found"]
+    yield f'<div class="wide"><table><tr><th></th>{page.cells(columns, "th")}</tr>\n'
+    rows = [*(page.class_name(judgement.labels[index], index) for index in range(len(judgement.labels))), "no object"]
     for row, (name, counts) in enumerate(zip(rows, matrix)):
         strengths = counts / max(1, counts.sum())
         cells = []
@@ -185,7 +138,8 @@ def _suspects(evaluation: Evaluation, suspects: Sequence[Suspect], read: Callabl
     counts = [f"{sum(suspect.kind == kind for suspect in suspects):,} {kind}" for kind in diagnosis.KINDS]
     only = f" The first {MAX_SUSPECTS} are shown." if len(suspects) > MAX_SUSPECTS else ""
     yield f"<p>Labels that a confident model contradicts, the most suspicious first: {', '.join(counts)}.{only} "
-    yield "Green: the labels; red, dashed: what the model sees. The XML file has all corrections of an image.</p>\n"
+    yield "Green: the labels; red, dashed: what the model sees; grey: ignored regions. "
+    yield "The XML file has all corrections of an image.</p>\n"
     by_image: dict[int, list[Suspect]] = {}
     for suspect in suspects:
         by_image.setdefault(suspect.image, []).append(suspect)
@@ -209,8 +163,8 @@ def _suspects(evaluation: Evaluation, suspects: Sequence[Suspect], read: Callabl
         )
         name = re.sub(r"\.[^.]*$", "", record["image/filename"].replace("\\", "/").rsplit("/", 1)[-1])
         source = f"data:application/xml;base64,{base64.b64encode(xml.encode()).decode()}"
-        link = f'<a href="{source}" download="{_escape(name)}.xml">corrected XML</a>'
-        caption = [f"{_escape(what)} ({suspect.suspicion:.2f})", link]
+        link = f'<a href="{source}" download="{page.escape(name)}.xml">corrected XML</a>'
+        caption = [f"{page.escape(what)} ({suspect.suspicion:.2f})", link]
         yield _figure(evaluation, suspect.image, record, suspect.item, suspect.detection, caption)
     yield "</div>\n"
 
@@ -223,6 +177,7 @@ def corrected_objects(evaluation: Evaluation, image: int, suspects: Sequence[Sus
         for index, box, difficult in zip(truth.classes.tolist(), truth.boxes.tolist(), truth.difficult.tolist())
     ]
     first = int(np.searchsorted(judgement.objects.images, image))  # objects lie image by image
+    objects += [formats.LabelledBox(_REGION_CLASS, box) for box in truth.regions.tolist()]
     for suspect in suspects:
         here = suspect.item - first
         seen = formats.LabelledBox("", ())
@@ -251,7 +206,8 @@ def _mistakes(evaluation: Evaluation, curves: Sequence[diagnosis.Curve], read: C
     missed[pairs.objects[own_class & shown[pairs.detections]]] = False
     areas = np.prod(objects.boxes[:, 2:] - objects.boxes[:, :2], axis=1)
     largest = sorted(np.flatnonzero(missed).tolist(), key=lambda row: -areas[row])[:MAX_PICTURES]
-    hits = np.flatnonzero(own_class & verdicts.hits[0][pairs.detections] & shown[pairs.detections])
+    of_object = own_class & ~objects.difficult[pairs.objects]
+    hits = np.flatnonzero(of_object & verdicts.hits[0][pairs.detections] & shown[pairs.detections])
     loose = hits[np.argsort(pairs.ious[hits], kind="stable")][:MAX_PICTURES]
     loose_rows = zip(pairs.objects[loose].tolist(), pairs.detections[loose].tolist(), pairs.ious[loose].tolist())
     sheets = {
@@ -268,11 +224,13 @@ def _mistakes(evaluation: Evaluation, curves: Sequence[diagnosis.Curve], read: C
         yield '<div class="sheet">\n' if rows else "<p>There are none.</p><div>\n"
         for item, detection, text in rows:
             image = int(objects.images[item] if item >= 0 else found.images[detection])
-            yield _figure(evaluation, image, read(evaluation.record_indexes[image]), item, detection, [_escape(text)])
+            yield _figure(
+                evaluation, image, read(evaluation.record_indexes[image]), item, detection, [page.escape(text)]
+            )
         yield "</div>\n"
 
 
-def _record_reader(paths: Sequence[str]) -> Callable[[int], dict]:
+def record_reader(paths: Sequence[str]) -> Callable[[int], dict]:
     """A function from a record's index, counted over all shards, to its image and file name."""
     ends = list(itertools.accumulate(shards.count_records(paths)))
 
@@ -296,20 +254,17 @@ def _figure(
     with Image.open(io.BytesIO(record["image/encoded"])) as picture:
         picture.draft("RGB", (width, height))
         small = picture.convert("RGB").resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    out = io.BytesIO()
-    small.save(out, "JPEG", quality=80)
-    drawn = [
-        f'<image href="data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}" width="{width}" '
-        f'height="{height}"/>'
-    ]
+    drawn = [f'<image href="{page.jpeg(small)}" width="{width}" height="{height}"/>']
 
     def rectangle(box: Sequence[float], style: str, title: str) -> None:
         ymin, xmin, ymax, xmax = (edge * scale for edge in box)
         drawn.append(
             f'<rect {style} x="{xmin:.1f}" y="{ymin:.1f}" width="{max(xmax - xmin, 0):.1f}" '
-            f'height="{max(ymax - ymin, 0):.1f}"><title>{_escape(title)}</title></rect>'
+            f'height="{max(ymax - ymin, 0):.1f}"><title>{page.escape(title)}</title></rect>'
         )
 
+    for box in truth.regions.tolist():
+        rectangle(box, f'class="seen" stroke="{_REGION}"', "ignored region")
     first = int(np.searchsorted(judgement.objects.images, image))
     for number, (box, category) in enumerate(zip(truth.boxes.tolist(), truth.classes.tolist()), first):
         thick = ' style="stroke-width:4px"' if number == item else ' opacity="0.7"'
@@ -317,7 +272,7 @@ def _figure(
     if detection >= 0:
         label = f"{judgement.labels[judgement.found.classes[detection]]} {judgement.found.scores[detection]:.2f}"
         rectangle(judgement.found.boxes[detection].tolist(), f'class="seen" stroke="{_DETECTION}"', label)
-    name = _escape(truth.image_id)
+    name = page.escape(truth.image_id)
     return (
         f'<figure><svg viewBox="0 0 {width} {height}" role="img" aria-label="{name}">{"".join(drawn)}</svg>'
         f"<figcaption><b>{name}</b><br/>{'<br/>'.join(caption)}</figcaption></figure>\n"

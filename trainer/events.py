@@ -18,7 +18,8 @@ class Hook:
 
     def on_start(self, event: dict[str, Any]) -> None:
         """Before the first step: `model_dir`, `step`, `train_steps` (at which the run ends), `num_images`,
-        `batch_size`, `num_replicas` and `config`, which is the content of `RUN/config.json`.
+        `batch_size`, `num_replicas`, `train_records` and `val_records` (the shards), and `config`, which is the content
+        of `RUN/config.json`.
         """
 
     def on_log(self, event: dict[str, Any]) -> None:
@@ -27,7 +28,9 @@ class Hook:
         """
 
     def on_evaluate(self, event: dict[str, Any]) -> None:
-        """After an evaluation: `step`, and all that the evaluation gives, as in `RUN/best/metrics.json`."""
+        """After an evaluation: `step`, all that the evaluation gives, as in `RUN/best/metrics.json`, and `samples`:
+        a few images with their objects and detections, as `samples.choose` describes them.
+        """
 
     def on_save(self, event: dict[str, Any]) -> None:
         """After a checkpoint is written: `step`, `path` (without the ending of its files), `is_best`."""

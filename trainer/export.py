@@ -1,38 +1,49 @@
 """Exports a trained model as a SavedModel that takes image files and returns boxes in their own pixels.
 
-`python -m trainer.export --model_dir=RUN --output_dir=EXPORT [--checkpoint=PATH]`
+`python -m trainer.export --model_dir=RUN --output_dir=EXPORT [--checkpoint=PATH] [--format=saved_model]`
 
-EXPORT holds the SavedModel, `labels.txt` (class 0 is its first line) and `config.json`. Both signatures return
-`boxes` f32 [b, d, 4] (ymin, xmin, ymax, xmax in pixels of each original image), `scores` f32 [b, d], `classes` i32
-[b, d], `num_detections` i32 [b] and `valid` bool [b]; later rows are zeros with class -1.
+EXPORT holds the SavedModel, or the files that `export_formats.py` describes. Beside them are `labels.txt` (class 0 is
+its first line), `config.json` (the run's settings) and `metrics.json` (what is known of how good this checkpoint is).
+
+Both signatures of the SavedModel return `boxes` f32 [b, d, 4] (ymin, xmin, ymax, xmax in pixels of each original
+image), `scores` f32 [b, d], `classes` i32 [b, d], `num_detections` i32 [b] and `valid` bool [b]; later rows are zeros
+with class -1.
 
 - `serving_default` takes `image_bytes`, string [b]: JPEG, PNG, BMP or GIF (the first frame) files of any sizes.
 - `serving_images` takes `images`, u8 [b, h, w, 3]: RGB pixels, all images of the same size.
 
-A file that cannot be decoded, or whose header claims more than 100 million pixels, has no detections and is not
-`valid`; the others of its batch are not affected.
+A file that cannot be decoded, or a JPEG, PNG or GIF whose header claims more than 100 million pixels, has no detections
+and is not `valid`; the others of its batch are not affected.
 
 An EXIF orientation is not applied: boxes are in the pixels as stored.
 """
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import tensorflow as tf
 from absl import flags as absl_flags
 
-from input import augment
+from input import augment, files, shards
 from input.types import PAD_VALUE
 from model.types import Detections
-from trainer import command, inference
+from trainer import command, export_formats, inference
 from trainer.config import Config
 
+FORMATS = ("saved_model", *export_formats.FORMATS)
+_MODEL_FILES = ("saved_model.pb", "model.tflite", "network.tflite", "model.onnx")  # an export has one of them
 MAX_PIXELS = 100_000_000  # as the converter's --max_pixels: a JPEG of 65,000 x 65,000 takes 22 s and gigabytes
 
 
-def make_serving_module(model: tf.keras.Model, config: Config) -> tf.Module:
-    """The module to export: the functions `serve_bytes` and `serve_images`, and the variables they need."""
+def make_serving_module(model: tf.keras.Model, config: Config, batch_size: int | None = None) -> tf.Module:
+    """The module to export: the functions `serve_bytes` and `serve_images`, and the variables they need.
+
+    They take `batch_size` images, or any number of them if it is None.
+    """
     detect = inference.make_detector(model, config)
     image_size = config.input.image_size
 
@@ -53,7 +64,7 @@ def make_serving_module(model: tf.keras.Model, config: Config) -> tf.Module:
             loaded = loaded.concatenate(tf.data.Dataset.from_tensor_slices(grey)).batch(count + 1)
             indexes, *values = loaded.get_single_element()
             rows = tf.scatter_nd(indexes[:, tf.newaxis], tf.range(1, tf.size(indexes) + 1), [count + 1])[:-1]
-            valid = rows > 0
+            valid = tf.ensure_shape(rows > 0, [batch_size])
             rows = tf.where(valid, rows - 1, tf.size(indexes) - 1)
             images = [tf.gather(value, rows) for value in values]
         return without_invalid(detect(*images), valid)
@@ -75,30 +86,36 @@ def make_serving_module(model: tf.keras.Model, config: Config) -> tf.Module:
     # Only the variables: with the Keras model as an attribute, the functions of each layer would be saved too.
     module.model_variables = model.variables
     module.serve_bytes = tf.function(
-        serve_bytes, input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")]
+        serve_bytes, input_signature=[tf.TensorSpec([batch_size], tf.string, name="image_bytes")]
     )
     module.serve_images = tf.function(
-        serve_images, input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")]
+        serve_images, input_signature=[tf.TensorSpec([batch_size, None, None, 3], tf.uint8, name="images")]
     )
     return module
 
 
 def num_pixels(encoded: tf.Tensor) -> tf.Tensor:
-    """The number of pixels that the header of a JPEG or PNG file claims, i64; 0 for other files. Nothing is decoded."""
+    """The pixels that the header of a JPEG, PNG or GIF file claims, i64; 0 for other files. Nothing is decoded."""
 
-    def of_png() -> tf.Tensor:  # after the signature of 8 bytes the first chunk: length, "IHDR", width, height
-        return tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.int32, little_endian=False)
+    def sides(start: int, length: int, kind: tf.DType, *, little_endian: bool) -> Callable[[], tf.Tensor]:
+        """Two numbers that stand at a place in the file."""
+        return lambda: tf.cast(
+            tf.io.decode_raw(tf.strings.substr(encoded, start, length), kind, little_endian), tf.int64
+        )
 
-    def of_other() -> tf.Tensor:
-        return tf.zeros([1], tf.int32)
+    def starts_with(signature: bytes) -> tf.Tensor:
+        return tf.strings.substr(encoded, 0, len(signature)) == signature
 
-    is_png = tf.strings.substr(encoded, 0, 8) == b"\x89PNG\r\n\x1a\n"
-    sides = tf.cond(
-        tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff",
-        lambda: tf.io.extract_jpeg_shape(encoded)[:2],
-        lambda: tf.cond(is_png, of_png, of_other),
+    found = tf.case(
+        [
+            (starts_with(b"\xff\xd8\xff"), lambda: tf.cast(tf.io.extract_jpeg_shape(encoded)[:2], tf.int64)),
+            # After the signature of 8 bytes the first chunk: its length, "IHDR", width and height.
+            (starts_with(b"\x89PNG\r\n\x1a\n"), sides(16, 8, tf.int32, little_endian=False)),
+            (starts_with(b"GIF8"), sides(6, 4, tf.uint16, little_endian=True)),
+        ],
+        default=lambda: tf.zeros([1], tf.int64),
     )
-    return tf.reduce_prod(tf.cast(sides, tf.int64))
+    return tf.reduce_prod(found)
 
 
 def without_invalid(found: Detections, valid: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -118,59 +135,132 @@ def _grey(image_size: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]
     return image, tf.constant([1.0, 1.0, 0.0, 0.0]), tf.constant(image_size)
 
 
-def export(model: tf.keras.Model, config: Config, output_dir: str) -> None:
-    """Writes the SavedModel, `labels.txt` and `config.json`; an earlier export in `output_dir` is replaced.
+def export(
+    model: tf.keras.Model,
+    config: Config,
+    output_dir: str,
+    *,
+    kind: str = "saved_model",
+    batch_size: int = 0,
+    records: Sequence[str] = (),
+    metrics: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the model with `labels.txt`, `config.json` and `metrics.json`.
+
+    An earlier export in `output_dir` is replaced.
+
+    Args:
+      model: the network.
+      config: the run's settings.
+      output_dir: EXPORT.
+      kind: one of FORMATS.
+      batch_size: the size of every batch; 0: any size, or 1 for a format whose size is fixed.
+      records: shards, which `tflite_int8` needs.
+      metrics: the content of `metrics.json`.
 
     Raises:
-      ValueError: `output_dir` holds something other than an export.
+      ValueError: `output_dir` holds something other than an export, or what the format needs is missing.
     """
     output_dir = output_dir.rstrip("/")
-    is_export = tf.io.gfile.exists(os.path.join(output_dir, "saved_model.pb"))
-    if not is_export and tf.io.gfile.exists(output_dir) and tf.io.gfile.listdir(output_dir):
+    is_export = any(files.exists(os.path.join(output_dir, name)) for name in _MODEL_FILES)
+    if not is_export and files.exists(output_dir) and files.names(output_dir):
         raise ValueError(f"{output_dir} is not empty and holds no export to replace: choose another --output_dir.")
     partial = f"{output_dir}.partial"
-    module = make_serving_module(model, config)
-    tf.saved_model.save(
-        module, partial, signatures={"serving_default": module.serve_bytes, "serving_images": module.serve_images}
-    )
+    files.remove_tree(partial)
+    files.make_dirs(partial)
+    if kind == "saved_model":
+        module = make_serving_module(model, config, batch_size or None)
+        tf.saved_model.save(
+            module, partial, signatures={"serving_default": module.serve_bytes, "serving_images": module.serve_images}
+        )
+    else:
+        converted = export_formats.convert(model, config, kind, batch_size=batch_size or 1, records=records)
+        for name, content in converted.items():
+            with files.create(os.path.join(partial, name)) as file:
+                file.write(content)
     for name, text in (
         ("labels.txt", "".join(f"{label}\n" for label in config.labels)),
         ("config.json", config.to_json()),
+        ("metrics.json", json.dumps(metrics or {}, indent=2) + "\n"),
     ):
-        with tf.io.gfile.GFile(os.path.join(partial, name), "w") as file:
-            file.write(text)
-    if tf.io.gfile.exists(output_dir):
-        tf.io.gfile.rmtree(output_dir)
-    tf.io.gfile.rename(partial, output_dir)
+        files.write_text(os.path.join(partial, name), text)
+    files.remove_tree(output_dir)
+    files.replace(partial, output_dir)
 
 
-def export_run(model_dir: str, output_dir: str, checkpoint: str | None = None, *, averaged: bool = True) -> str:
-    """Exports a run's checkpoint in float32, whatever the run trained with, and returns the checkpoint's path.
+def read_metrics(model_dir: str, run: inference.TrainedRun) -> dict[str, Any]:
+    """What the run's folder says about a checkpoint.
+
+    Returns:
+      `checkpoint` (its name), `step`, `validation` (the line of its evaluation in `RUN/metrics.jsonl`) and `splits`
+      (the content of `RUN/eval/SPLIT.json` for each split on which it was evaluated). The last two may be empty.
+    """
+    log, folder = os.path.join(model_dir, "metrics.jsonl"), os.path.join(model_dir, "eval")
+    lines = [json.loads(line) for line in files.read(log).splitlines()] if files.exists(log) else []
+    validation = [line for line in lines if line["step"] == run.step and "eval/loss" in line]
+    splits = {}
+    for name in files.names(folder) if files.exists(folder) else ():
+        split, suffix = os.path.splitext(name)
+        if suffix == ".json" and not split.endswith(".detections"):
+            values = json.loads(files.read(os.path.join(folder, name)))
+            if values["step"] == run.step:
+                splits[split] = values
+    return {
+        "checkpoint": os.path.basename(run.path),
+        "step": run.step,
+        "validation": validation[-1] if validation else {},
+        "splits": splits,
+    }
+
+
+def export_run(
+    model_dir: str, output_dir: str, checkpoint: str | None = None, *, averaged: bool = True, **options: Any
+) -> str:
+    """Exports a run's checkpoint, computing in float32 whatever the run trained with; returns the checkpoint's path.
 
     Args:
       model_dir: RUN.
       output_dir: EXPORT.
       checkpoint: a path; None for the best, else the latest.
       averaged: take the averaged weights where the run keeps them.
+      **options: `kind`, `batch_size` and `records` of `export`.
 
     Raises:
       FileNotFoundError: there is no such run or checkpoint.
-      ValueError: `output_dir` holds something other than an export.
+      ValueError: as `export` raises it.
     """
     run = inference.load_for_inference(model_dir, checkpoint, averaged=averaged)
-    export(run.model, run.config, output_dir)
+    export(run.model, run.config, output_dir, metrics=read_metrics(model_dir, run), **options)
     return run.path
 
 
 def main() -> None:
     flags = absl_flags.FLAGS
-    path = export_run(flags.model_dir, flags.output_dir, flags.checkpoint, averaged=flags.averaged)
+    path = export_run(
+        flags.model_dir,
+        flags.output_dir,
+        flags.checkpoint,
+        averaged=flags.averaged,
+        kind=flags.format,
+        batch_size=flags.batch_size,
+        records=shards.expand_glob(flags.records) if flags.records else (),
+    )
     print(f"exported {path} to {flags.output_dir}")
 
 
 if __name__ == "__main__":
     absl_flags.DEFINE_string("model_dir", None, "The run's folder.", required=True)
-    absl_flags.DEFINE_string("output_dir", None, "Where the SavedModel is written.", required=True)
+    absl_flags.DEFINE_string("output_dir", None, "Where the export is written.", required=True)
     absl_flags.DEFINE_string("checkpoint", None, "The checkpoint to use; default: the best, else the latest.")
     absl_flags.DEFINE_bool("averaged", True, "Take the averaged weights where the run keeps them (--ema_decay).")
+    absl_flags.DEFINE_enum("format", "saved_model", FORMATS, "The format; docs/EXPORT.md says what each is for.")
+    absl_flags.DEFINE_integer(
+        "batch_size",
+        0,
+        "Fixed number of images in a batch. 0: any number in a SavedModel, 1 in other formats.",
+        lower_bound=0,
+    )
+    absl_flags.DEFINE_list(
+        "records", [], "For tflite_int8: shards of images such as the network will see, to learn its ranges from."
+    )
     command.run(main)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lxml import etree
 
@@ -12,11 +12,12 @@ _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]
 
 
 class LabelledBox(NamedTuple):
-    """An object or a detection."""
+    """An object, or a detection, which has a score."""
 
     label: str
     box: Sequence[float]  # ymin xmin ymax xmax, edges in px
     difficult: bool = False
+    score: float = 1.0
 
 
 def voc_xml(filename: str, width: int, height: int, objects: Sequence[LabelledBox]) -> str:
@@ -57,3 +58,14 @@ def yolo_txt(width: int, height: int, objects: Sequence[LabelledBox], labels: Se
         shares = ((xmin + xmax) / 2 / width, (ymin + ymax) / 2 / height, (xmax - xmin) / width, (ymax - ymin) / height)
         lines.append(" ".join([str(labels.index(item.label)), *(f"{share:.6f}" for share in shares)]))
     return "".join(f"{line}\n" for line in lines)
+
+
+def coco_row(image_id: str, found: LabelledBox, labels: Sequence[str]) -> dict[str, Any]:
+    """A detection in COCO's format of results; `category_id` is the line in `labels.txt`, counted from 1."""
+    ymin, xmin, ymax, xmax = found.box
+    return {
+        "image_id": image_id,
+        "category_id": labels.index(found.label) + 1,
+        "bbox": [xmin, ymin, xmax - xmin, ymax - ymin],
+        "score": found.score,
+    }

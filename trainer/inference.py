@@ -13,6 +13,7 @@ from model import postprocess
 from model.types import Detections, Predictions
 from trainer import checkpoints
 from trainer.config import Config
+from trainer.reporting import log
 
 
 class TrainedRun(NamedTuple):
@@ -29,6 +30,7 @@ def find_checkpoint(model_dir: str, checkpoint: str | None = None) -> str:
 
     Raises:
       FileNotFoundError: there is none.
+      ValueError: all are damaged, or the one asked for is.
     """
     if checkpoint:
         if tf.io.gfile.isdir(checkpoint):
@@ -39,11 +41,21 @@ def find_checkpoint(model_dir: str, checkpoint: str | None = None) -> str:
                 f"--checkpoint={checkpoint}: there is no {checkpoint}.index; give a folder of checkpoints or a path "
                 "such as RUN/checkpoints/ckpt-500."
             )
+        if damage := checkpoints.find_damage(checkpoint):
+            raise ValueError(f"--checkpoint={checkpoint} is damaged ({damage}): give another one of this run.")
         return checkpoint
-    for folder in ("best", "checkpoints"):
-        path = tf.train.latest_checkpoint(os.path.join(model_dir, folder))
-        if path:
+    found = [
+        os.path.join(model_dir, folder, f"ckpt-{step}")
+        for folder in ("best", "checkpoints")
+        for step in checkpoints.list_steps(model_dir, folder)
+    ]
+    for path in found:
+        damage = checkpoints.find_damage(path)
+        if damage is None:
             return path
+        log.warning("%s is damaged, so another checkpoint is taken: %s", path, damage)
+    if found:
+        raise ValueError(f"every checkpoint in {model_dir} is damaged, as the log says: put back a copy.")
     raise FileNotFoundError(f"{model_dir} holds no checkpoint yet: train first, or wait for the first evaluation.")
 
 
@@ -100,13 +112,10 @@ def make_decoder(config: Config) -> Callable[..., Detections]:
       `decode(predictions, transforms f32 [b, 4], original_sizes i32 [b, 2]) -> Detections`, whose boxes are in pixels
       of the original images and clipped to them. Detections that lie in the padding alone are dropped.
     """
-    all_anchors = anchors.make_anchors(config.input.anchor, config.input.image_size)
-    by_level = anchors.num_anchors_by_level(config.input.anchor, config.input.image_size)
+    detect = make_postprocess(config)
 
     def decode(predictions: Predictions, transforms: tf.Tensor, original_sizes: tf.Tensor) -> Detections:
-        found = postprocess.detect(
-            predictions, all_anchors, config.detect, config.input.image_size, num_anchors_by_level=by_level
-        )
+        found = detect(predictions)
         original_boxes = boxes.to_original(found.boxes, transforms, original_sizes)
         kept = boxes.area(original_boxes) > 0  # false in the padding rows of `found` too
         order = tf.argsort(tf.cast(~kept, tf.int32), axis=-1, stable=True)
@@ -118,3 +127,16 @@ def make_decoder(config: Config) -> Callable[..., Detections]:
         )
 
     return decode
+
+
+def make_postprocess(config: Config) -> Callable[[Predictions], Detections]:
+    """From predictions to detections in pixels of the network's input."""
+    all_anchors = anchors.make_anchors(config.input.anchor, config.input.image_size)
+    by_level = anchors.num_anchors_by_level(config.input.anchor, config.input.image_size)
+
+    def detect(predictions: Predictions) -> Detections:
+        return postprocess.detect(
+            predictions, all_anchors, config.detect, config.input.image_size, num_anchors_by_level=by_level
+        )
+
+    return detect

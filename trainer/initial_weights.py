@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import os
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from model import efficientnet_lite, pretrained, weight_files
-from model.config import BACKBONES
+from model import pretrained, retinanet, weight_files
 from model.pretrained import Origin, Weights
 from trainer import checkpoints, inference
 from trainer.config import Config
@@ -31,7 +28,8 @@ def prepare(config: Config, model_dir: str) -> tuple[Config, Weights | None]:
     """
     if checkpoints.list_steps(model_dir):
         earlier = checkpoints.read_config(model_dir)
-        return _fill_in(config, _decided(earlier), f"the run in {model_dir}"), None
+        filled_in = _fill_in(config, _decided(earlier), f"the run in {model_dir}")
+        return _choose_norm(filled_in, earlier.model.norm), None
     weights = _read(config)
     if weights is None:
         return config, None
@@ -41,8 +39,7 @@ def prepare(config: Config, model_dir: str) -> tuple[Config, Weights | None]:
             f"{origin.source} holds a {origin.backbone}, not the --backbone={config.model.backbone}: "
             f"use --backbone={origin.backbone}, or other weights."
         )
-    if (config.model.norm == "group") == any(name.endswith("/moving_mean") for name in weights.arrays):
-        raise ValueError(f"{origin.source} was trained with another normalisation than --norm={config.model.norm}.")
+    norm = _norm_for(weights, config)
     needed = {"resnet_stride": origin.resnet_stride, "preprocessing": origin.preprocessing}
     if config.train.init_checkpoint:
         if not origin.neck:
@@ -50,7 +47,7 @@ def prepare(config: Config, model_dir: str) -> tuple[Config, Weights | None]:
                 f"--init_checkpoint: {origin.source} holds a backbone only: give it as --backbone_weights."
             )
         needed = {**needed, "p6_from": origin.p6_from, "anchor_convention": origin.anchor.anchor_convention}
-    return _fill_in(config, needed, origin.source), weights
+    return _choose_norm(_fill_in(config, needed, origin.source), norm), weights
 
 
 def start(model: tf.keras.Model, weights: Weights | None, config: Config, *, num_images: int) -> None:
@@ -163,10 +160,38 @@ def _fill_in(config: Config, needed: dict[str, str], source: str) -> Config:
     )
 
 
+def _norm_for(weights: Weights, config: Config) -> str:
+    """The normalisation of a run that starts from weights, where it is to choose.
+
+    Raises:
+      ValueError: `--norm` asks for what the weights cannot be used with.
+    """
+    asked, has_statistics = config.model.norm, any(name.endswith("/moving_mean") for name in weights.arrays)
+    if asked != "auto" and (asked == "group") == has_statistics:
+        raise ValueError(f"{weights.origin.source} was trained with another normalisation than --norm={asked}.")
+    if asked != "auto":
+        return asked
+    if not has_statistics:
+        return "group"
+    # The statistics of the weights are better than those of a small batch; a batch norm that starts anew has none.
+    if config.model.head_norm == "batch" or (config.train.init_checkpoint and config.model.neck == "bifpn"):
+        return "auto"
+    log.info("--norm=auto chooses frozen, since the weights bring their statistics")
+    return "frozen"
+
+
+def _choose_norm(config: Config, norm: str) -> Config:
+    """The config with `--norm=auto` replaced."""
+    if config.model.norm != "auto":
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, norm=norm))
+
+
 def _read(config: Config) -> Weights | None:
     """The weights that the config names."""
     if config.train.backbone_weights == "imagenet":
-        return _from_file(_imagenet_file(config.model.backbone))
+        family = retinanet.BACKBONE_FAMILIES[retinanet.family_of(config.model.backbone)]
+        return _from_file(family.imagenet_weights(config.model.backbone))
     if config.train.backbone_weights:
         return _from_file(config.train.backbone_weights)
     path = config.train.init_checkpoint.rstrip("/")
@@ -201,20 +226,3 @@ def _from_run(model_dir: str, checkpoint: str | None) -> Weights:
         labels=run.config.labels,
     )
     return Weights(origin, {name: v.numpy() for name, v in pretrained.variables_by_name(run.model).items()})
-
-
-def _imagenet_file(backbone: str) -> str:
-    """ImageNet weights: of an installed package, or Keras's, from its cache or downloaded and checked by their hash."""
-    if backbone.startswith("efficientnet_lite"):
-        return efficientnet_lite.packaged_weights(backbone)
-    keras: Any = inspect.getmodule(tf.keras.applications.ResNet50)
-    if backbone not in keras.WEIGHTS_HASHES:
-        known = ", ".join(name for name in keras.WEIGHTS_HASHES if name in BACKBONES)
-        raise ValueError(
-            f"--backbone_weights=imagenet: Keras has weights for {known}, not for {backbone}: give a file, as "
-            "docs/TRANSFER.md explains."
-        )
-    name = f"{backbone}_weights_tf_dim_ordering_tf_kernels_notop.h5"
-    file_hash = keras.WEIGHTS_HASHES[backbone][1]  # the first is that of the file with the classifier
-    url = keras.BASE_WEIGHTS_PATH + name
-    return str(tf.keras.utils.get_file(name, url, cache_subdir="models", file_hash=file_hash))

@@ -27,12 +27,16 @@ class ImageDetections(NamedTuple):
 
 
 class Objects(NamedTuple):
-    """The objects of all images, image by image."""
+    """The objects of all images, image by image; after those of an image its ignored regions.
+
+    A region of every class is there once for each class that is detected in its image.
+    """
 
     images: np.ndarray  # int [n], the index of the image
     classes: np.ndarray  # int [n]
     boxes: np.ndarray  # f64 [n, 4] px
-    difficult: np.ndarray  # bool [n]
+    difficult: np.ndarray  # bool [n]; regions are difficult as well
+    regions: np.ndarray  # bool [n]
 
 
 class Found(NamedTuple):
@@ -77,12 +81,16 @@ def join_images(ground_truths: Sequence[GroundTruth], detections: Sequence[Image
     def image_indexes(lengths: Sequence[int]) -> np.ndarray:
         return np.repeat(np.arange(len(lengths)), lengths)
 
-    no_int, no_box = np.zeros(0, np.int64), np.zeros((0, 4))
+    no_int, no_box, no_bool = np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.bool_)
+    parts = list(map(_with_regions, ground_truths, detections))
     objects = Objects(
-        images=image_indexes([len(truth.classes) for truth in ground_truths]),
-        classes=joined([truth.classes for truth in ground_truths], no_int),
-        boxes=joined([truth.boxes for truth in ground_truths], no_box),
-        difficult=joined([truth.difficult for truth in ground_truths], np.zeros(0, np.bool_)),
+        images=image_indexes([len(part.classes) for part in parts]),
+        classes=joined([part.classes for part in parts], no_int),
+        boxes=joined([part.boxes for part in parts], no_box),
+        difficult=joined([part.difficult for part in parts], no_bool),
+        regions=joined(
+            [np.arange(len(part.classes)) >= len(truth.classes) for part, truth in zip(parts, ground_truths)], no_bool
+        ),
     )
     scores = joined([found.scores for found in detections], np.zeros(0))
     order = np.argsort(-scores, kind="stable")
@@ -90,6 +98,19 @@ def join_images(ground_truths: Sequence[GroundTruth], detections: Sequence[Image
     classes = joined([found.classes for found in detections], no_int)[order]
     boxes = joined([found.boxes for found in detections], no_box)[order]
     return objects, Found(images, classes, boxes, scores[order], ranks_within(np.stack([images, classes], axis=1)))
+
+
+def _with_regions(truth: GroundTruth, found: ImageDetections) -> GroundTruth:
+    """The ground truth of an image with its regions as difficult objects, each of one class, after its own."""
+    detected, every = np.unique(found.classes), truth.region_classes < 0
+    boxes = [truth.boxes, truth.regions[~every], np.repeat(truth.regions[every], len(detected), axis=0)]
+    classes = [truth.classes, truth.region_classes[~every], np.tile(detected, int(np.sum(every)))]
+    num_regions = sum(map(len, classes[1:]))
+    return truth._replace(
+        boxes=np.concatenate(boxes),
+        classes=np.concatenate(classes),
+        difficult=np.append(truth.difficult, np.ones(num_regions, np.bool_)),
+    )
 
 
 def ranks_within(keys: np.ndarray) -> np.ndarray:
@@ -103,7 +124,7 @@ def ranks_within(keys: np.ndarray) -> np.ndarray:
 
 
 def find_pairs(found: Found, objects: Objects, min_iou: float) -> Pairs:
-    """The pairs whose IoU, or for difficult objects whose cover, is at least `min_iou`, which is positive."""
+    """The pairs whose IoU, or for difficult objects and regions whose cover, is at least `min_iou` > 0."""
     num_classes = 1 + max(found.classes.max(initial=0), objects.classes.max(initial=0))
     groups = objects.images * num_classes + objects.classes
     order = np.argsort(groups, kind="stable")
@@ -139,8 +160,13 @@ def match_voc(found: Found, objects: Objects, pairs: Pairs, ious: Sequence[float
     A detection is matched to the object of its class and image that it overlaps most, difficult or not, and to no
     other. Below the IoU it is false. At or above it, it is ignored if the object is difficult, true if its score is the
     best of those matched to the object, and false (a duplicate) otherwise.
+
+    The devkit knows no ignored regions. As in COCO, a detection that would be false is ignored if at least the IoU's
+    share of it lies in a region of its class.
     """
+    in_region = objects.regions[pairs.objects]
     order = np.lexsort((-pairs.objects, pairs.ious, pairs.detections))
+    order = order[~in_region[order]]
     detections = pairs.detections[order]
     best = order[np.append(detections[1:] != detections[:-1], True)[: len(order)]]  # of equals the first object
     hits = np.zeros((len(ious), len(found.classes)), np.bool_)
@@ -152,17 +178,18 @@ def match_voc(found: Found, objects: Objects, pairs: Pairs, ious: Sequence[float
         near = near[~difficult]
         first = np.unique(pairs.objects[near], return_index=True)[1]  # the best score is first
         hits[row, pairs.detections[near[first]]] = True
-    return Verdicts(hits, counted, np.repeat(~objects.difficult[None], len(ious), axis=0))
+        counted[row, pairs.detections[in_region & (pairs.covers >= iou)]] = False
+    return Verdicts(hits, counted | hits, np.repeat(~objects.difficult[None], len(ious), axis=0))
 
 
 def match_coco(found: Found, objects: Objects, pairs: Pairs, ious: Sequence[float]) -> Verdicts:
     """Judges detections as pycocotools does (`COCOeval.evaluateImg`), for each of `COCO_AREAS` at each IoU.
 
     The rows are those of the first range of areas, one for each IoU, then those of the second, and so on. Difficult
-    objects are crowds: they need not be found, and detections inside them are ignored. Detections are taken best first.
-    Each is matched to the free object with the highest IoU, of equals to the last. One that has to be found is
-    preferred to one that need not be; only a crowd may be matched again. At most `COCO_MAX_DETECTIONS` detections of a
-    class count in an image.
+    objects and regions are crowds: they need not be found, and detections inside them are ignored. Detections are taken
+    best first. Each is matched to the free object with the highest IoU, of equals to the last. One that has to be found
+    is preferred to one that need not be; only a crowd may be matched again. At most `COCO_MAX_DETECTIONS` detections of
+    a class count in an image.
     """
     ranges = np.array(list(COCO_AREAS.values()))
     thresholds = np.minimum(ious, 1 - 1e-10)

@@ -7,6 +7,8 @@ the VOC devkit gets from 10 - 1 + 1, so the IoUs are the devkit's without a "+ 1
 Difficult objects: in VOC they need not be found, and a detection of one is ignored (it is neither right nor wrong).
 COCO has no such mark. As is usual, they become `iscrowd` there: these need not be found either, and detections inside
 them are ignored.
+
+Ignored regions are COCO's crowds. VOC's metrics, too, leave out a detection in one that would otherwise be false.
 """
 
 from __future__ import annotations
@@ -57,7 +59,8 @@ def judge(
     """Matches the detections of each image with its objects, by both rules.
 
     Args:
-      ground_truths: one for each image; `boxes` [n, 4], `classes` int [n], `difficult` bool [n].
+      ground_truths: one for each image; `boxes` [n, 4], `classes` int [n], `difficult` bool [n]; `regions` [r, 4],
+        `region_classes` int [r], -1 for every class.
       detections: one for each image, in the same order.
       labels: the class names; a class is an index into them.
       ious: IoUs, above 0 and at most 1, at which average precision is wanted besides the usual ones.
@@ -118,7 +121,7 @@ def summarize(judgement: Judgement, *, resamples: int = 0) -> dict[str, Any]:
     values.update(_recalls(judgement))
     counts = {
         "num_objects": np.bincount(objects.classes[~objects.difficult], minlength=len(labels)),
-        "num_difficult": np.bincount(objects.classes[objects.difficult], minlength=len(labels)),
+        "num_difficult": np.bincount(objects.classes[objects.difficult & ~objects.regions], minlength=len(labels)),
         "num_detections": np.bincount(found.classes, minlength=len(labels)),
     }
     result: dict[str, Any] = {name: _or_none(_mean(rows)) for name, rows in values.items()}
@@ -176,7 +179,7 @@ def _class_averages(
     averages = {kind: np.full((len(verdicts.hits), num_classes, len(weights)), np.nan) for kind in kinds}
     for index in range(num_classes):
         rows = np.flatnonzero(judgement.found.classes == index)
-        members = np.flatnonzero(judgement.objects.classes == index)
+        members = np.flatnonzero((judgement.objects.classes == index) & ~judgement.objects.regions)
         if not len(members):
             continue
         hits, counted, to_find = verdicts.hits[:, rows], verdicts.counted[:, rows], verdicts.to_find[:, members]

@@ -31,35 +31,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 from absl import flags as absl_flags
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from input import augment, files
+from input import augment, files, shards
 from input.palette import Colour, class_colour
-from trainer import command, drawing, export, formats, inference, tiles
+from trainer import command, drawing, export, inference, tiles
+from trainer.formats import LabelledBox, coco_row, voc_xml, yolo_txt
 from trainer.matching import ImageDetections
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")  # pictures of other files are written as JPEG
 _READ_SUFFIXES = (*PICTURE_SUFFIXES, ".gif")
 OUTPUTS = ("pictures", "coco", "voc", "yolo")
-_ORIENTATION = 0x0112
-_TURN = {  # what makes an image of this EXIF orientation upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-class Found(NamedTuple):
-    """One detection, in pixels of its picture."""
-
-    label: str
-    score: float
-    box: tuple[float, float, float, float]  # ymin xmin ymax xmax
+_ORIENTATION = 0x0112  # the EXIF tag
 
 
 class Picture(NamedTuple):
@@ -86,12 +70,10 @@ def load_export(export_dir: str) -> Detector:
     """
     if not os.path.exists(os.path.join(export_dir, "saved_model.pb")):
         raise FileNotFoundError(f"{export_dir} holds no export: make one with python -m trainer.export.")
-    with open(os.path.join(export_dir, "labels.txt"), encoding="utf-8") as file:
-        labels = file.read().splitlines()
     exported = tf.saved_model.load(export_dir)
     detect_bytes, detect_images = (exported.signatures[name] for name in ("serving_default", "serving_images"))
     return Detector(
-        labels=labels,
+        labels=shards.parse_labels(os.path.join(export_dir, shards.LABELS)),
         detect_bytes=lambda image_bytes: detect_bytes(image_bytes=image_bytes),
         detect_images=lambda images: detect_images(images=images),
     )
@@ -147,6 +129,7 @@ def predict(
         files.write_text(legend, "".join(f"{number} {label}\n" for label, number in numbers.items()))
         print(f"Some class names are drawn as numbers, since the font lacks their letters: see {legend}")
     results: list[dict[str, Any]] = []
+    coco_rows: list[dict[str, Any]] = []
     names: set[str] = set()
     with tqdm(total=len(paths), unit=" pictures", disable=None) as progress:
         readable = _readable(paths, batch_size, progress)
@@ -154,13 +137,20 @@ def predict(
             for picture, found in zip(batch, _detect(detector, batch, tile, overlap, batch_size)):
                 kept = found.scores >= thresholds[found.classes]
                 columns = (column[kept].tolist() for column in (found.classes, found.scores, found.boxes))
-                detections = [Found(detector.labels[index], score, tuple(box)) for index, score, box in zip(*columns)]
+                detections = [
+                    LabelledBox(detector.labels[index], box, score=score) for index, score, box in zip(*columns)
+                ]
                 name = _picture_name(picture.path, names)
                 _write_picture(picture, detections, detector.labels, numbers, output_dir, name, write)
+                coco_rows += [coco_row(os.path.splitext(name)[0], item, detector.labels) for item in detections]
                 height, width = picture.pixels.shape[:2]
                 rows = [
-                    {"label": label, "score": score, "box": dict(zip(("ymin", "xmin", "ymax", "xmax"), box))}
-                    for label, score, box in detections
+                    {
+                        "label": item.label,
+                        "score": item.score,
+                        "box": dict(zip(("ymin", "xmin", "ymax", "xmax"), item.box)),
+                    }
+                    for item in detections
                 ]
                 results.append(
                     {"path": picture.path, "width": width, "height": height, "picture": name, "detections": rows}
@@ -168,8 +158,9 @@ def predict(
     text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
     files.write_text(os.path.join(output_dir, "detections.json"), text)
     if "coco" in write:
-        text = json.dumps(_coco_results(results, detector.labels), ensure_ascii=False) + "\n"
-        files.write_text(os.path.join(output_dir, "coco_results.json"), text)
+        files.write_text(
+            os.path.join(output_dir, "coco_results.json"), json.dumps(coco_rows, ensure_ascii=False) + "\n"
+        )
     if "yolo" in write:
         files.write_text(os.path.join(output_dir, "labels.txt"), "".join(f"{label}\n" for label in detector.labels))
     return results
@@ -211,6 +202,8 @@ def _readable(paths: Sequence[str], ahead: int, progress: tqdm) -> Iterator[Pict
         try:
             with open(path, "rb") as file:
                 content = file.read()
+            if export.num_pixels(content) > export.MAX_PIXELS:
+                return f"skipped {path}: its header claims more than {export.MAX_PIXELS:,} pixels"
             return make_upright(path, content, augment.decode(content).numpy())
         except (OSError, tf.errors.InvalidArgumentError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not a whole JPEG, PNG, BMP or GIF picture"
@@ -233,18 +226,20 @@ def make_upright(path: str, content: bytes, pixels: np.ndarray) -> Picture:
     """The picture as viewers show it: turned as its EXIF orientation says."""
     try:
         with Image.open(io.BytesIO(content)) as image:
-            turn = _TURN.get(image.getexif().get(_ORIENTATION, 1))
+            orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # Pillow raises almost any exception on a damaged header, which TensorFlow may ignore
-        turn = None
-    if turn is None:
+        orientation = 1
+    if orientation == 1:
         return Picture(path, content, pixels)
-    pixels = np.asarray(Image.fromarray(pixels).transpose(turn))
+    decoded = Image.fromarray(pixels)
+    decoded.getexif()[_ORIENTATION] = orientation
+    pixels = np.asarray(ImageOps.exif_transpose(decoded))
     return Picture(path, tf.io.encode_png(pixels).numpy(), pixels)
 
 
 def _write_picture(
     picture: Picture,
-    detections: Sequence[Found],
+    detections: Sequence[LabelledBox],
     labels: Sequence[str],
     numbers: Mapping[str, str],
     output_dir: str,
@@ -253,10 +248,9 @@ def _write_picture(
 ) -> None:
     """Writes what `write` asks for of one picture."""
     height, width = picture.pixels.shape[:2]
-    objects = [formats.LabelledBox(found.label, found.box) for found in detections]
     texts = {
-        "voc": ("annotations", ".xml", lambda: formats.voc_xml(os.path.basename(picture.path), width, height, objects)),
-        "yolo": ("labels", ".txt", lambda: formats.yolo_txt(width, height, objects, labels)),
+        "voc": ("annotations", ".xml", lambda: voc_xml(os.path.basename(picture.path), width, height, detections)),
+        "yolo": ("labels", ".txt", lambda: yolo_txt(width, height, detections, labels)),
     }
     for kind, (folder, suffix, make) in texts.items():
         if kind in write:
@@ -267,23 +261,6 @@ def _write_picture(
         colours = {label: class_colour(index) for index, label in enumerate(labels)}
         draw_detections(image, detections, colours, numbers)
         image.save(os.path.join(output_dir, name), quality=95)
-
-
-def _coco_results(results: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[dict[str, Any]]:
-    """The detections in COCO's format of results."""
-    rows = []
-    for result in results:
-        for found in result["detections"]:
-            ymin, xmin, ymax, xmax = found["box"].values()
-            rows.append(
-                {
-                    "image_id": os.path.splitext(result["picture"])[0],
-                    "category_id": labels.index(found["label"]) + 1,
-                    "bbox": [xmin, ymin, xmax - xmin, ymax - ymin],
-                    "score": found["score"],
-                }
-            )
-    return rows
 
 
 def _picture_name(path: str, taken: set[str]) -> str:
@@ -300,18 +277,11 @@ def _picture_name(path: str, taken: set[str]) -> str:
 
 
 def draw_detections(
-    image: Image.Image, detections: Sequence[Found], colours: Mapping[str, Colour], numbers: Mapping[str, str]
+    image: Image.Image, detections: Sequence[LabelledBox], colours: Mapping[str, Colour], numbers: Mapping[str, str]
 ) -> None:
-    """Draws boxes, labels and scores onto an RGB image: labels over all boxes, and the first detections over others.
-
-    Lines and letters grow with the image. `numbers` has what is written instead of some class names.
-    """
-    side = (image.width * image.height) ** 0.5
-    for found in reversed(detections):
-        drawing.draw_box(image, found.box, colours[found.label], line=max(1, round(side / 250)))
-    for found in reversed(detections):
-        text = f"{numbers.get(found.label, found.label)} {found.score:.2f}"
-        drawing.draw_label(image, found.box, text, colours[found.label], font_size=max(10.0, side / 40))
+    """Draws boxes, labels and scores onto an RGB image; `numbers` has what is written instead of some class names."""
+    texts = (f"{numbers.get(found.label, found.label)} {found.score:.2f}" for found in detections)
+    drawing.draw_objects(image, [(found.box, text, colours[found.label]) for found, text in zip(detections, texts)])
 
 
 def find_pictures(patterns: Iterable[str], recursive: bool) -> list[str]:

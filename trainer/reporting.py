@@ -6,6 +6,8 @@ import datetime
 import logging
 import os
 
+from tqdm import tqdm
+
 log = logging.getLogger("retinanet")
 
 _FORMAT = logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%Y-%m-%d %H:%M:%S")
@@ -30,6 +32,13 @@ class DailyFileHandler(logging.Handler):
             self.handleError(record)
 
 
+class _Terminal(logging.StreamHandler):
+    """Writes above a progress bar, where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=self.stream)
+
+
 def log_to(model_dir: str | None) -> logging.Handler:
     """Sends the project's log to the terminal and, unless `model_dir` is None, to `RUN/logs/`.
 
@@ -39,7 +48,7 @@ def log_to(model_dir: str | None) -> logging.Handler:
     log.setLevel(logging.DEBUG)
     log.propagate = False
     if not log.handlers:
-        terminal = logging.StreamHandler()
+        terminal = _Terminal()
         terminal.setFormatter(_FORMAT)
         terminal.setLevel(logging.INFO)
         log.addHandler(terminal)

@@ -14,7 +14,7 @@ from typing import Any
 
 from input import files
 from trainer import checkpoints
-from trainer.config import Config
+from trainer.config import Config, flatten
 from trainer.reporting import log
 
 # The table of docs/MULTI_GPU.md: a name stands for a setting, or for all settings of a group. What is in neither list
@@ -25,7 +25,7 @@ MAY_CHANGE = (
     *("train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints", "train.best_metric"),
     *("train.distribution", "train.communication", "train.num_gpus", "train.logical_cpus"),
     *("train.xla", "train.compile_stages", "train.eager", "train.override_config", "train.hooks"),
-    *("train.patience", "train.on_non_finite", "train.max_rollbacks"),
+    *("train.patience", "train.on_non_finite", "train.max_rollbacks", "train.profile_steps"),
     *("train.backbone_weights", "train.init_checkpoint"),  # read at the start of a run alone
 )
 # With other values the checkpoint does not fit.
@@ -81,17 +81,8 @@ def _in(name: str, names: Sequence[str]) -> bool:
 
 def _settings(config: Config) -> dict[str, Any]:
     """Every setting by its dotted name."""
-
-    def flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-        for field in dataclasses.fields(value):
-            inner, inner_name = getattr(value, field.name), f"{name}{field.name}"
-            if dataclasses.is_dataclass(inner):
-                yield from flatten(inner, f"{inner_name}.")
-            else:
-                yield inner_name, inner
-
     return {
-        **dict(flatten(config, "")),
+        **flatten(dataclasses.asdict(config)),
         "loss scaling": config.train.precision == "mixed_float16",
         "averaged weights": config.train.ema_decay > 0,
     }

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 
 import numpy as np
 
+from input.tiles import tile_starts
 from trainer.matching import ImageDetections
 
 _SAME_OBJECT = 0.5  # share of the smaller box that the intersection covers
 _EDGE = 2.0  # px; a box that ends so close to a tile's edge inside the picture may be cut off there
-
-
-def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
-    """Where tiles start along a side of `length` px: evenly, and adjacent ones share at least `overlap` of a tile."""
-    if length <= tile:
-        return [0]
-    count = 1 + math.ceil((length - tile) / max(1, math.floor(tile * (1 - overlap))))
-    return [round(start) for start in np.linspace(0, length - tile, count)]
 
 
 def detect_in_tiles(

@@ -24,8 +24,10 @@ from trainer import (
     guards,
     initial_weights,
     optimizers,
+    profiling,
     reporting,
     resume,
+    run_report,
     schedules,
     start_up,
     watch,
@@ -103,6 +105,7 @@ class _Run:
         self.train_paths, self.val_paths, self.model_dir = train_paths, val_paths, model_dir
         self.stop, self.clock = stop, clock
         self.is_chief = distribution.is_chief(config.train)
+        self.profile = profiling.Profile(config.train)
         self.events = events.Events(self._hooks(config))
         self.strategy = _set_up_tensorflow(config)
         _check_data(config, train_paths)
@@ -128,7 +131,8 @@ class _Run:
         if not self.is_chief:
             return [writers.Progress()]
         named = events.load_hooks(config.train.hooks)
-        return [writers.Progress(), writers.MetricsFile(), writers.TensorBoard(), *named]
+        ours = [writers.Progress(), writers.MetricsFile(), writers.TensorBoard(), run_report.Report(), self.profile]
+        return [*ours, *named]
 
     def _plan(self, last_step: int) -> None:
         """Ends the run at this step."""
@@ -223,6 +227,8 @@ class _Run:
             num_images=self.num_images,
             batch_size=self.config.input.batch_size,
             num_replicas=self.strategy.num_replicas_in_sync,
+            train_records=list(self.train_paths),
+            val_records=list(self.val_paths),
             config=dataclasses.asdict(self.config),
         )
         self.rate.factor.assign(guards.ROLLBACK_FACTOR ** len(self.rollbacks))
@@ -261,7 +267,9 @@ class _Run:
           FloatingPointError: the loss was not finite.
         """
         cadences = (self.log_every, self.eval_every, self.save_every)
-        num_steps = next_stop(self.step, self.loop_steps, cadences, self.last_step) - self.step
+        target = next_stop(self.step, self.loop_steps, cadences, self.last_step)
+        num_steps = self.profile.limit(self.step, target) - self.step
+        self.profile.before_loop(self.step)
         started = self.clock()
         with watch.naming_damaged_shard(self.train_paths):
             result = self.train_loop(self.iterator, tf.constant(num_steps))
@@ -272,6 +280,7 @@ class _Run:
             log.info("compiled, and the first steps done (%d), after %.0f s", num_steps, seconds)
             self.is_compiled = True
         self.step += num_steps
+        self.profile.after_loop(self.step)
         self.data_watch.look(result)
         guards.check_finite(result, self.step, self.train_paths)
         self.alarms.look(result, loss_scale=_loss_scale(self.optimizer))
@@ -308,11 +317,13 @@ class _Run:
         now = self.clock()
         steps, seconds = self.step - self.reported_step, max(now - self.reported_time, 1e-9)
         self.reported_step, self.reported_time = self.step, now
-        if self.is_timed:  # the first report is no measure, since the compilation is in it
+        if self.is_timed:
             self.budget.add_steps(steps, seconds)
             self.fit()
+            left_s = self.budget.seconds_left(self.step, self.last_step, self.eval_every, self.save_every)
+        else:  # the compilation is in the first report, which is therefore no measure
+            left_s = (self.last_step - self.step) * seconds / max(steps, 1)
         self.is_timed = True
-        left_s = self.budget.seconds_left(self.step, self.last_step, self.eval_every, self.save_every)
         values = _means(self.results, self.optimizer)
         values["images_per_s"] = steps * self.config.input.batch_size / seconds
         values["data_wait"] = min(1.0, float(sum(result.data_wait for result in self.results)) / seconds)
@@ -321,7 +332,7 @@ class _Run:
         if price := self.config.train.price_per_hour:
             values["cost"], values["cost_left"] = values["hours"] * price, values["hours_left"] * price
         self.results = []
-        if self.is_chief:
+        if self.is_chief and self.budget.is_measured:
             self.budget.write()
         self.events.tell("on_log", step=self.step, train_steps=self.last_step, **values)
 
@@ -377,9 +388,9 @@ class _Run:
             found = self.stop.interruptible(self.evaluator)
         if found is None:
             return
-        self.metrics = found
+        self.metrics = {name: value for name, value in found.items() if name != "samples"}
         self.events.tell("on_evaluate", step=self.step, **found)
-        if self.saved.save_if_best(self.step, found, self.config.train.best_metric):
+        if self.saved.save_if_best(self.step, self.metrics, self.config.train.best_metric):
             log.info("step %d  best %s so far", self.step, self.config.train.best_metric)
             self.events.tell("on_save", step=self.step, path=self.saved.path(self.step, "best"), is_best=True)
         if self.is_chief:
@@ -393,9 +404,11 @@ def _set_up_tensorflow(config: Config) -> tf.distribute.Strategy:
     strategy = distribution.make_strategy(config.train)
     distribution.check_replicas(config, strategy.num_replicas_in_sync)
     start_up.log_devices(strategy)
+    start_up.warn_of_slow_precision(strategy, config.train.precision)
     if strategy.num_replicas_in_sync > 1:
         start_up.check_all_reduce(strategy)
     tf.config.run_functions_eagerly(config.train.eager)
+    tf.config.experimental.enable_tensor_float_32_execution(config.train.tf32)
     tf.keras.mixed_precision.set_global_policy(config.train.precision)
     tf.keras.utils.set_random_seed(config.input.seed)
     return strategy

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 import os
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
+from tensorboard.plugins.hparams import api as hparams
+from tqdm import tqdm
 
+from trainer import evaluation_page, samples
+from trainer.config import flatten
 from trainer.events import Hook
 from trainer.reporting import log
+
+_PLAIN = (bool, int, float, str)  # what TensorBoard takes as a hyperparameter
 
 
 def _numbers(event: dict[str, Any]) -> dict[str, float]:
@@ -19,21 +27,37 @@ def _numbers(event: dict[str, Any]) -> dict[str, float]:
 
 
 class Progress(Hook):
-    """A line in the log for every report, with the speed and the time left."""
+    """A line in the log for every report, with the speed and the time left; on a terminal one bar in its place."""
+
+    def on_start(self, event: dict[str, Any]) -> None:
+        self._bar = tqdm(
+            total=event["train_steps"],
+            initial=event["step"],
+            bar_format="{percentage:3.0f}%|{bar:12}| {postfix}",
+            mininterval=0.0,
+            disable=None,  # unless standard error is a terminal
+            leave=False,
+        )
 
     def on_log(self, event: dict[str, Any]) -> None:
-        money = "  cost {cost:.2f}, {cost_left:.2f} to come".format(**event) if "cost" in event else ""
-        log.info(
-            "step %d/%d  loss %.4f (class %.4f, box %.4f)  %.1f images/s  waiting for data %.0f%%  left %s%s",
-            *(event["step"], event["train_steps"], event["loss"], event["class_loss"], event["box_loss"]),
-            *(event["images_per_s"], 100 * event["data_wait"]),
-            datetime.timedelta(seconds=round(3600 * event["hours_left"])),
-            money,
-        )
+        left = f"left {datetime.timedelta(seconds=round(3600 * event['hours_left']))}"
+        if "cost" in event:
+            left += f"  cost {event['cost']:.2f}, {event['cost_left']:.2f} to come"
+        step, loss = f"step {event['step']}/{event['train_steps']}", f"loss {event['loss']:.4f}"
+        parts = f"(class {event['class_loss']:.4f}, box {event['box_loss']:.4f})"
+        speed = f"{event['images_per_s']:.1f} images/s  waiting for data {100 * event['data_wait']:.0f}%"
+        level = logging.INFO if self._bar.disable else logging.DEBUG  # beside a bar, for the log file only
+        log.log(level, f"{step}  {loss} {parts}  {speed}  {left}")
+        self._bar.total = event["train_steps"]
+        self._bar.set_postfix_str(f"{step}  {left}  {loss}  {speed}", refresh=False)
+        self._bar.update(event["step"] - self._bar.n)
 
     def on_evaluate(self, event: dict[str, Any]) -> None:
         shown = (f"{name} {value:.4f}" for name, value in _numbers(event).items() if "_ar" not in name)
         log.info("step %d  evaluation: %s", event["step"], "  ".join(shown))
+
+    def on_end(self, event: dict[str, Any]) -> None:
+        self._bar.close()
 
 
 class MetricsFile(Hook):
@@ -70,16 +94,35 @@ def _step_of(line: str) -> float:
 
 
 class TensorBoard(Hook):
-    """`RUN/events/`: the same numbers for TensorBoard."""
+    """`RUN/events/`: the same numbers for TensorBoard, with the settings, AP by class and pictures of detections."""
 
     def on_start(self, event: dict[str, Any]) -> None:
+        self._run = event
         self._writer = tf.summary.create_file_writer(os.path.join(event["model_dir"], "events"))
+        with self._writer.as_default(step=event["step"]):
+            settings = json.dumps(event["config"], indent=2, ensure_ascii=False)
+            tf.summary.text("config", "\n".join(f"    {line}" for line in settings.splitlines()))  # code in Markdown
+            named = {name: value for name, value in flatten(event["config"]).items() if name != "labels"}
+            hparams.hparams({name: value if isinstance(value, _PLAIN) else str(value) for name, value in named.items()})
 
     def on_log(self, event: dict[str, Any]) -> None:
-        self._write("train", event["step"], {name: value for name, value in event.items() if name != "step"})
+        values = {name: value for name, value in event.items() if name != "step"}
+        values["positives_per_image"] = event["positives"] / self._run["batch_size"]
+        self._write("train", event["step"], values)
 
     def on_evaluate(self, event: dict[str, Any]) -> None:
         self._write("eval", event["step"], _numbers(event))
+        for metric in ("coco_ap", "coco_ap50"):
+            by_class = {label: values[metric] for label, values in event["per_class"].items()}
+            found = {label: value for label, value in by_class.items() if value is not None}
+            self._write(f"eval_{metric}_of_class", event["step"], found)
+        read = evaluation_page.record_reader(self._run["val_records"])
+        with self._writer.as_default(step=event["step"]):
+            for number, sample in enumerate(event["samples"]):
+                encoded = read(sample["record"])["image/encoded"]
+                pair = np.asarray(samples.draw(sample, encoded, self._run["config"]["labels"]))
+                tf.summary.image(f"objects_and_detections/{number}", pair[np.newaxis], description=sample["image_id"])
+        self._writer.flush()
 
     def _write(self, group: str, step: int, values: dict[str, float]) -> None:
         with self._writer.as_default(step=step):

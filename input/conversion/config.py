@@ -43,6 +43,9 @@ class ConvertConfig:
     verify: str = "decode"
     max_pixels: int = 100_000_000
     store_max_side: int = 0  # px; 0: images are stored at their own size
+    tile: int = 0  # px; 0: images are not cut
+    overlap: float = 0.2  # the share of a tile that the next one shows too, at least
+    tile_negatives: float = 1.0  # the share of the tiles without objects that is kept
     jpeg_quality: int = 95  # of what is encoded anew
     num_shards: int = 0  # 0: as many as shard_bytes asks for
     shard_bytes: int = 128 << 20
@@ -97,6 +100,10 @@ class ConvertConfig:
             raise ConversionError("--num_shards, --shard_mb and --max_pixels must be positive.")
         if self.store_max_side < 0 or not 1 <= self.jpeg_quality <= 100:
             raise ConversionError("--store_max_side must not be negative, and --jpeg_quality be from 1 to 100.")
+        if self.tile and self.tile < 32:
+            raise ConversionError(f"--tile={self.tile} must be at least 32 pixels, or 0 for no tiles.")
+        if not 0 <= self.overlap < 1 or not 0 <= self.tile_negatives <= 1:
+            raise ConversionError("--overlap must be at least 0 and below 1, and --tile_negatives be from 0 to 1.")
 
     @property
     def format(self) -> str:
@@ -113,8 +120,8 @@ class ConvertConfig:
         """The settings that decide the outcome, beside the files and the labels."""
         names = """
             on_error strict zero_based drop_empty rename ignore_classes drop_unknown_classes dropped_classes_as
-            drop_invalid_objects exif verify max_pixels store_max_side jpeg_quality num_shards shard_bytes seed
-            val_fraction group_by
+            drop_invalid_objects exif verify max_pixels store_max_side tile overlap tile_negatives jpeg_quality
+            num_shards shard_bytes seed val_fraction group_by
         """
         values = {name: getattr(self, name) for name in names.split()}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
@@ -133,6 +140,9 @@ class ReadOptions:
     verify: str = "decode"  # or "header": what is checked of a JPEG that is stored as it is
     max_pixels: int = 100_000_000
     store_max_side: int = 0  # px; images larger than that are made smaller; 0: none
+    tile: int = 0  # px; images larger than that are cut into tiles; 0: none
+    overlap: float = 0.2  # the share of a tile that the next one shows too, at least
+    tile_negatives: float = 1.0  # the share of the tiles without objects that is kept
     jpeg_quality: int = 95  # of images that are encoded anew
     renamed: tuple[tuple[str, str], ...] = ()  # the old and the new name of a class
     ignore_classes: tuple[str, ...] = ()  # whose boxes are ignored regions; after renaming

@@ -6,11 +6,11 @@ manifest is written last.
 
 from __future__ import annotations
 
-import collections
 import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
+import itertools
 import json
 import os
 import unicodedata
@@ -21,10 +21,10 @@ from input import files, shards
 from input.conversion import looks, voc
 from input.conversion.beam import SCRATCH
 from input.conversion.config import IGNORE, ConversionError, ConvertConfig
-from input.conversion.findings import KINDS
+from input.conversion.findings import KINDS, Tally
 from input.conversion.listing import list_inputs
 from input.conversion.source import Input, Listing, name_key
-from input.conversion.staging import ShardResult, stage, staging_dir
+from input.conversion.staging import ShardResult, read_findings, stage, staging_dir
 from input.conversion.workers import Workers
 from input.shards import Finding, Findings, Manifest, ShardInfo
 
@@ -87,10 +87,8 @@ def _convert(config: ConvertConfig, workers: Workers) -> list[Manifest]:
             continue
         if config.overwrite:
             files.remove_tree(staging_dir(config.output_dir, split))
-        manifest = _make_split(split, listing, labels, config, workers)
         known = [*finished.values(), *made.values(), *_other_manifests(splits, config.output_dir)]
-        made[split] = _with_findings(manifest, [*_similar_classes(labels), *_same_images(manifest, known, listing)])
-        made[split] = _with_findings(made[split], _similar_images(made[split], known, listing))
+        made[split] = _make_split(split, listing, labels, config, workers, known)
         problems += _problems(made[split], config)
     if problems:
         remedy = "Correct the files (shards without them are not made again), or leave them out with --on_error=skip."
@@ -165,8 +163,7 @@ def _kept_classes(found: Sequence[str], config: ConvertConfig) -> tuple[str, ...
 def find_classes(inputs: Sequence[Input], workers: Workers) -> tuple[str, ...]:
     """All class names in UTF-8, sorted; of XML files."""
     chunks = [inputs[start : start + 256] for start in range(0, len(inputs), 256)]
-    found = workers.map(voc.classes_of, chunks, len(inputs), "finding classes")
-    names = set().union(*(of_image for part in found for of_image in part.values()))
+    names = set().union(*workers.map(voc.all_classes, chunks, len(inputs), "finding classes"))
     if not names:
         raise ConversionError("no annotation names a class: check --voc_dir, or give --labels.")
     return tuple(sorted(name for name in names if "\ufffd" not in name))  # the files with the others are refused
@@ -183,30 +180,47 @@ def _write_labels(labels: tuple[str, ...], output_dir: str) -> None:
 
 
 def _make_split(
-    split: str, listing: Listing, labels: tuple[str, ...], config: ConvertConfig, workers: Workers
+    split: str,
+    listing: Listing,
+    labels: tuple[str, ...],
+    config: ConvertConfig,
+    workers: Workers,
+    known: Sequence[Manifest],
 ) -> Manifest:
-    """Stages the shards of a split, without the images that yield no record."""
+    """Stages the shards of a split, without the images that yield no record, and a file of findings if there are many.
+
+    Args:
+      known: the manifests of other splits, whose images should not be here as well.
+    """
     inputs, findings = listing.inputs, list(listing.findings)
     while True:
         results = stage(split, listing._replace(inputs=inputs), labels, config, workers)
-        found = [finding for result in results for finding in result.findings]
         left_out = {image_id for result in results for image_id in result.left_out}
         inputs = [item for item in inputs if item.image_id not in left_out]
         if not inputs or all(result.num_records for result in results):
-            findings += [*found, *_maybe_zero_based(split, results)]
-            return _make_manifest(split, listing, findings, results, labels, config)
+            break
         # A shard came out empty, so few images are left: they are divided into fewer shards.
-        findings += [finding for finding in found if finding.image_id in left_out]
+        staged = read_findings(config.output_dir, split)
+        findings += [finding for finding in staged if finding.image_id in left_out]
+    manifest = _make_manifest(split, listing, results, labels, config)
+    findings += [*_maybe_zero_based(split, results), *_similar_classes(labels)]
+    findings += [*_same_images(manifest, known, listing), *_similar_images(manifest, known, listing)]
+    tally = Tally(findings)
+    for result in results:
+        tally.merge(result.finding_counts, result.finding_images, result.findings)
+    if sum(tally.counts.values()) > len(tally.kept):
+        lines = itertools.chain(findings, read_findings(config.output_dir, split))
+        with files.create(shards.findings_path(staging_dir(config.output_dir, split), split)) as file:
+            for line in lines:
+                file.write(f"{json.dumps(line._asdict(), ensure_ascii=False)}\n".encode())
+    found: dict[str, Any] = {kind: tally.of_kind(kind) for kind in KINDS}
+    return dataclasses.replace(manifest, **found)
 
 
 def _make_manifest(
-    split: str,
-    listing: Listing,
-    findings: Sequence[Finding],
-    results: Sequence[ShardResult],
-    labels: tuple[str, ...],
-    config: ConvertConfig,
+    split: str, listing: Listing, results: Sequence[ShardResult], labels: tuple[str, ...], config: ConvertConfig
 ) -> Manifest:
+    """The manifest without findings."""
     boxes_per_class = {label: sum(result.boxes_per_class.get(label, 0) for result in results) for label in labels}
     return Manifest(
         version=shards.MANIFEST_VERSION,
@@ -236,14 +250,8 @@ def _make_manifest(
         inputs={item.image_id: item.fingerprint for item in listing.inputs},
         digests=dict(sorted(item for result in results for item in result.digests.items())),
         looks=dict(sorted(item for result in results for item in result.looks.items())),
-        **{kind: _of_kind(kind, findings) for kind in KINDS},
+        **{kind: Findings({}, ()) for kind in KINDS},
     )
-
-
-def _of_kind(kind: str, findings: Iterable[Finding]) -> Findings:
-    members = sorted(finding for finding in findings if finding.reason in KINDS[kind])
-    counts = collections.Counter(finding.reason for finding in members)
-    return Findings({reason: counts[reason] for reason in KINDS[kind] if counts[reason]}, tuple(members))
 
 
 def _maybe_zero_based(split: str, results: Sequence[ShardResult]) -> Iterator[Finding]:
@@ -260,12 +268,6 @@ def _similar_classes(labels: Sequence[str]) -> Iterator[Finding]:
         key = "".join(unicodedata.normalize("NFKC", label).casefold().split())
         if (first := by_key.setdefault(key, label)) != label:
             yield Finding("", shards.LABELS, "similar_classes", f"{first!r} and {label!r}")
-
-
-def _with_findings(manifest: Manifest, findings: Sequence[Finding]) -> Manifest:
-    """The manifest with more findings."""
-    more: dict[str, Any] = {kind: _of_kind(kind, [*manifest.findings(kind).files, *findings]) for kind in KINDS}
-    return dataclasses.replace(manifest, **more)
 
 
 def _same_images(manifest: Manifest, others: Iterable[Manifest], listing: Listing) -> Iterator[Finding]:
@@ -313,9 +315,12 @@ def _similar_images(manifest: Manifest, others: Iterable[Manifest], listing: Lis
 
 def _problems(manifest: Manifest, config: ConvertConfig) -> list[str]:
     """Why the split cannot be published, a line for each problem."""
-    bad = [*manifest.refused.files, *(manifest.dropped.files + manifest.repaired.files if config.strict else ())]
+    kinds = [manifest.refused, *((manifest.dropped, manifest.repaired) if config.strict else ())]
+    bad = [finding for found in kinds for finding in found.files]
     if bad and config.on_error == "fail":
-        return sorted(f"{finding.file}: {finding.reason}: {finding.detail}" for finding in bad)
+        lines = sorted(f"{finding.file}: {finding.reason}: {finding.detail}" for finding in bad)
+        more = sum(sum(found.counts.values()) for found in kinds) - len(bad)
+        return [*lines, *([f"and {more:,} more such files in {manifest.split}"] if more else [])]
     return [] if manifest.num_images else [f"{manifest.split}: no image is left to convert."]
 
 
@@ -323,7 +328,7 @@ def _publish(manifest: Manifest, output_dir: str) -> None:
     """Gives the staged shards their names, and last writes the manifest: it is what says that all is there."""
     split = manifest.split
     final = shards.manifest_path(output_dir, split)
-    for path in (final, shards.report_path(output_dir, split)):
+    for path in (final, shards.report_path(output_dir, split), shards.findings_path(output_dir, split)):
         with contextlib.suppress(FileNotFoundError):
             files.remove(path)
     folder = staging_dir(output_dir, split)
@@ -334,8 +339,12 @@ def _publish(manifest: Manifest, output_dir: str) -> None:
         staged = os.path.join(folder, name.replace(".tfrecord", ".shard"))
         if files.exists(staged):
             files.replace(staged, os.path.join(output_dir, name))
+    staged = shards.findings_path(folder, split)
+    if files.exists(staged):
+        files.replace(staged, shards.findings_path(output_dir, split))
     with files.create(final, os.path.join(folder, "manifest.json")) as file:
-        file.write(manifest.to_json().encode())
+        for part in manifest.json_parts():
+            file.write(part.encode())
     files.remove_tree(folder)
 
 

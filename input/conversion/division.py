@@ -9,6 +9,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 from input import files
+from input.conversion import looks
 from input.conversion.config import ConversionError
 from input.conversion.source import Input
 
@@ -22,7 +23,13 @@ class _Group(NamedTuple):
     counts: collections.Counter[str]  # by class, how many of the images show it
 
 
-def choose_val(inputs: Sequence[Input], classes: Mapping[str, set[str]], fraction: float, group_by: str) -> set[str]:
+def choose_val(
+    inputs: Sequence[Input],
+    classes: Mapping[str, set[str]],
+    fraction: float,
+    group_by: str,
+    hashes: Mapping[str, str],
+) -> set[str]:
     """The ids of the images to hold out.
 
     As in iterative stratification (Sechidis, Tsoumakas and Vlahavas, 2011), the rarest class comes first, and each
@@ -33,12 +40,14 @@ def choose_val(inputs: Sequence[Input], classes: Mapping[str, set[str]], fractio
       classes: by image id, the classes that an image shows.
       fraction: of the images.
       group_by: a regular expression; images for whose id it gives the same text stay together, and so do exact copies.
+      hashes: by image id, the hash by looks.py. Near duplicates stay together as long as their group is not larger than
+        what is held out: otherwise a set of images that are all much alike could not be divided.
 
     Raises:
       ConversionError: a split would be empty.
     """
-    groups = _make_groups(inputs, classes, group_by)
     wanted = round(fraction * len(inputs))
+    groups = _make_groups(inputs, classes, group_by, hashes, wanted)
     totals: collections.Counter[str] = collections.Counter()
     for group in groups:
         totals.update(group.counts)
@@ -75,8 +84,10 @@ def _correct(val: list[_Group], train: list[_Group], wanted: int) -> None:
                 difference -= len(group.members)
 
 
-def _make_groups(inputs: Sequence[Input], classes: Mapping[str, set[str]], group_by: str) -> list[_Group]:
-    """The groups, in the order of their first images."""
+def _make_groups(
+    inputs: Sequence[Input], classes: Mapping[str, set[str]], group_by: str, hashes: Mapping[str, str], limit: int
+) -> list[_Group]:
+    """The groups, in the order of their first images; near duplicates join them up to `limit` images."""
     parents: dict[Hashable, Hashable] = {}
 
     def root(key: Hashable) -> Hashable:
@@ -91,6 +102,13 @@ def _make_groups(inputs: Sequence[Input], classes: Mapping[str, set[str]], group
             parents[root(own)] = root(("group", found[1] if found.re.groups else found[0]))
         if item.image_id in digests:
             parents[root(own)] = root(("copy", digests[item.image_id]))
+    sizes = collections.Counter(root(("image", item.image_id)) for item in inputs)
+    ids = list(hashes)
+    for first, second, _ in looks.find_pairs(list(hashes.values())):
+        one, other = root(("image", ids[first])), root(("image", ids[second]))
+        if one != other and sizes[one] + sizes[other] <= limit:
+            parents[one] = other
+            sizes[other] += sizes[one]
     groups: dict[Hashable, _Group] = {}
     for item in inputs:
         group = groups.setdefault(root(("image", item.image_id)), _Group([], collections.Counter()))

@@ -24,7 +24,7 @@ class Example(NamedTuple):
     """What is written for one source."""
 
     annotation: Annotation
-    jpeg: bytes
+    encoded: bytes  # the image; a JPEG, unless it is to be cut into tiles
     findings: list[Finding]
     source_size: Size  # of the image before it was made smaller, if it was
     source_bytes: int  # of the image's file
@@ -77,7 +77,7 @@ def read_example(source: Source, options: ReadOptions) -> Example:
         poses=[item.pose for item in objects],
         regions=[_make_region(item, options) for item in placed if item.ignored],
     )
-    return Example(annotation, image.jpeg, findings, image.source_size, image.source_bytes, image.look)
+    return Example(annotation, image.encoded, findings, image.source_size, image.source_bytes, image.look)
 
 
 def _make_region(item: Object, options: ReadOptions) -> Region:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import collections
+from collections.abc import Callable, Iterable, Mapping
+
+from input.shards import Finding, Findings
 
 # Each reason, with what it means and what is done. Refused files give no record. An object or file that was dropped is
 # left out. The record of repaired files differs from what they say. A note is for information only. Reports keep the
@@ -56,6 +59,7 @@ REPAIRED = {
 NOTED = {
     "extension": "the annotation names the image with no or another extension",
     "reencoded": "the image was encoded anew as 8-bit RGB JPEG",
+    "tiled": "the image was cut into tiles, each a record",
     "grayscale": "the image has one channel; it was kept, and readers repeat the channel three times",
     "path_in_filename": "the annotation names a folder of the image; only the last part was used",
     "exif_ignored": "the EXIF orientation was not applied: the boxes are in the frame of the stored pixels",
@@ -88,6 +92,8 @@ INVALID_OBJECTS = {
 }
 KINDS = {"refused": REFUSED, "dropped": DROPPED, "repaired": REPAIRED, "noted": NOTED}
 
+KEPT = 1000  # findings of each reason that a manifest names; where there are more, a file beside it names all
+
 Note = Callable[[str, str], None]  # records a finding: takes its reason and its detail
 
 
@@ -97,3 +103,41 @@ class Refused(Exception):
     def __init__(self, path: str, reason: str, detail: str) -> None:
         super().__init__(path, reason, detail)
         self.path, self.reason, self.detail = path, reason, detail
+
+
+class Tally:
+    """Findings counted by reason, of each of which only the first few are kept."""
+
+    def __init__(self, findings: Iterable[Finding] = ()):
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.num_images: collections.Counter[str] = collections.Counter()
+        self.kept: list[Finding] = []
+        self.add(findings)
+
+    def add(self, findings: Iterable[Finding]) -> None:
+        """Adds findings; all that an image has of a reason must come in one call."""
+        found = list(findings)
+        self.counts.update(finding.reason for finding in found)
+        self.num_images.update(reason for reason, _ in {(finding.reason, finding.image_id) for finding in found})
+        self._keep(found)
+
+    def merge(self, counts: Mapping[str, int], num_images: Mapping[str, int], kept: Iterable[Finding]) -> None:
+        """Adds what another tally of other images holds."""
+        self.counts.update(counts)
+        self.num_images.update(num_images)
+        self._keep(kept)
+
+    def _keep(self, findings: Iterable[Finding]) -> None:
+        by_reason: dict[str, list[Finding]] = {}
+        for finding in sorted([*self.kept, *findings]):
+            by_reason.setdefault(finding.reason, []).append(finding)
+        self.kept = [finding for members in by_reason.values() for finding in members[:KEPT]]
+
+    def of_kind(self, kind: str) -> Findings:
+        """What a manifest says of a kind."""
+        reasons = [reason for reason in KINDS[kind] if self.counts[reason]]
+        return Findings(
+            counts={reason: self.counts[reason] for reason in reasons},
+            files=tuple(sorted(finding for finding in self.kept if finding.reason in reasons)),
+            num_images={reason: self.num_images[reason] for reason in reasons},
+        )

@@ -1,9 +1,10 @@
-"""An image file -> the JPEG that is stored."""
+"""An image file -> the JPEG that is stored, or that is cut into tiles."""
 
 from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ from input.conversion import jpeg, looks
 from input.conversion.config import ReadOptions
 from input.conversion.findings import Note, Refused
 from input.conversion.frame import Frame, Size, is_turned
+from input.conversion.source import Input
+from input.conversion.workers import Advance
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 _FORMATS = dict(zip(_EXTENSIONS, ("JPEG", "JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "TIFF")))
@@ -37,7 +40,7 @@ Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is the limit, and is checked befor
 
 
 class StoredImage(NamedTuple):
-    jpeg: bytes
+    encoded: bytes  # a JPEG, or a BMP of an image that had to be decoded and is to be cut into tiles
     height: int
     width: int
     source_size: Size  # of the file's image, in the same frame; larger where the image was made smaller
@@ -71,7 +74,7 @@ def read_image(path: str, frame: Frame, options: ReadOptions, note: Note) -> Sto
     if shape and options.verify == "header" and expected == "JPEG" and jpeg.END_OF_IMAGE in data[-64:]:
         height, width, channels = shape
         _check_pixels(path, height, width, options)
-        if not _is_too_large((height, width), options):
+        if not (_is_too_large((height, width), options) or is_cut((height, width), options)):
             if channels == 1:
                 note("grayscale", "JPEG L")
             return StoredImage(data, height, width, (height, width), len(data))
@@ -90,6 +93,24 @@ def read_image(path: str, frame: Frame, options: ReadOptions, note: Note) -> Sto
         raise Refused(path, "not_an_image", detail) from error
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         raise Refused(path, "damaged_image", f"{type(error).__name__}: {error}") from error
+
+
+def looks_of(inputs: Sequence[Input], advance: Advance, max_pixels: int) -> dict[str, str]:
+    """By image id, the hash by looks.py of every image file that can be decoded; a JPEG is decoded at an eighth."""
+    found = {}
+    for item in inputs:
+        try:
+            data = files.read_regular(item.source.image_path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                with Image.open(io.BytesIO(data), formats=tuple(_FORMATS.values())) as image:
+                    if image.height * image.width <= max_pixels:
+                        image.draft(None, (max(image.width // 8, 1), max(image.height // 8, 1)))
+                        found[item.image_id] = looks.look_of(image)
+        except Exception:  # as in `read_image`; the conversion itself reports it
+            continue
+    advance(len(inputs))
+    return found
 
 
 def _check_pixels(path: str, height: int, width: int, options: ReadOptions) -> None:
@@ -184,6 +205,11 @@ def _is_too_large(size: Size, options: ReadOptions) -> bool:
     return 0 < options.store_max_side < max(size)
 
 
+def is_cut(size: Size, options: ReadOptions) -> bool:
+    """Whether an image of this size, as stored, is cut into tiles."""
+    return 0 < options.tile < max(size)
+
+
 def _fit(size: Size, max_side: float) -> Size:
     """The size of an image whose longer side was made `max_side`; never a larger one."""
     scale = min(max_side / max(size), 1.0)
@@ -202,6 +228,9 @@ def _encode(image: Image.Image, source_size: Size, data: bytes, turn: _Turn, opt
         height, width = _fit(source_size, options.store_max_side)
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     out = io.BytesIO()
-    image.save(out, "JPEG", quality=options.jpeg_quality)
+    if is_cut((image.height, image.width), options):
+        image.save(out, "BMP")  # which loses nothing; the tiles are encoded
+    else:
+        image.save(out, "JPEG", quality=options.jpeg_quality)
     look = looks.look_of(image)
     return StoredImage(out.getvalue(), image.height, image.width, source_size, len(data), look, turn.swaps)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 
 from input import files
-from input.conversion import coco, division, voc, yolo
+from input.conversion import coco, division, images, voc, yolo
 from input.conversion.config import ConversionError, ConvertConfig
 from input.conversion.source import Input, Listing
 from input.conversion.workers import Workers
@@ -27,7 +28,8 @@ def list_inputs(config: ConvertConfig, workers: Workers) -> dict[str, Listing]:
     listings = {}
     for split, listing in _READERS[config.format].list_splits(config).items():
         inputs = sorted(listing.inputs, key=lambda item: item.image_id)
-        listings[split] = listing._replace(inputs=_with_stats(inputs, listing.classes))
+        _fill_in_stats(inputs, listing.classes)
+        listings[split] = listing._replace(inputs=inputs)
     if not config.val_fraction:
         return listings
     if len(listings) > 1:
@@ -37,8 +39,13 @@ def list_inputs(config: ConvertConfig, workers: Workers) -> dict[str, Listing]:
     chunks = [listed.inputs[start : start + 256] for start in range(0, len(listed.inputs), 256)]
     found = workers.map(reader.classes_of, chunks, len(listed.inputs), "finding classes")
     classes = {image_id: names for part in found for image_id, names in part.items()}
+    hashes: dict[str, str] = {}
+    if config.verify == "decode":  # otherwise no image is decoded
+        find_looks = functools.partial(images.looks_of, max_pixels=config.max_pixels)
+        for part in workers.map(find_looks, chunks, len(listed.inputs), "finding near duplicates"):
+            hashes.update(part)
     order = shuffled(listed.inputs, config.seed, "val")
-    val_ids = division.choose_val(order, classes, config.val_fraction, config.group_by)
+    val_ids = division.choose_val(order, classes, config.val_fraction, config.group_by, hashes)
     return {
         name: listed._replace(
             inputs=[item for item in listed.inputs if (item.image_id in val_ids) == (name == "val")],
@@ -57,8 +64,14 @@ def describe_folders(config: ConvertConfig) -> list[str]:
     return _READERS[config.format].describe(config)
 
 
+def _fill_in_stats(inputs: list[Input], classes: Sequence[str]) -> None:
+    """Fills in `num_bytes` and `fingerprint`, in place, since a data set may have millions of images."""
+    for start in range(0, len(inputs), 4096):
+        part = slice(start, start + 4096)
+        inputs[part] = _with_stats(inputs[part], classes)
+
+
 def _with_stats(inputs: Sequence[Input], classes: Sequence[str]) -> list[Input]:
-    """The inputs with `num_bytes` and `fingerprint` filled in."""
     sources = [item.source for item in inputs]
     annotation_stats = files.stats([source.annotation_path for source in sources])
     image_stats = files.stats([source.image_path for source in sources])

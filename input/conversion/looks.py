@@ -15,7 +15,8 @@ NUM_BITS = 128
 MAX_DIFFERENT = 14  # bits; on photographs of blood cells, all much alike, different ones differ in 24 or more
 _MIN_SET = 32  # bits; an image of which fewer are set is mostly flat, and many such images have nearly the same hash
 _SIDE = 8
-_BLOCK = 4096  # hashes that are compared with all others at once
+_MOST = 10  # pairs of an image with others; enough to connect those that are all alike
+_PAIRS_AT_ONCE = 1 << 22
 _MAX_COMPARED = 150_000  # images; all pairs of more would take many minutes
 
 
@@ -29,7 +30,8 @@ def look_of(image: Image.Image) -> str:
 def find_pairs(looks: Sequence[str], others: Sequence[str] = ()) -> Iterator[tuple[int, int, int]]:
     """The pairs of hashes that differ in at most `MAX_DIFFERENT` bits, in order, with the number of bits.
 
-    Images that are mostly flat are in no pair.
+    Of each of `looks` there are the ten nearest pairs at most, the nearest first. Images that are mostly flat are in
+    none.
 
     Args:
       looks: hashes.
@@ -42,13 +44,18 @@ def find_pairs(looks: Sequence[str], others: Sequence[str] = ()) -> Iterator[tup
         return
     rows = _signs(looks)
     columns = _signs(others) if others else rows
-    for start in range(0, len(rows), _BLOCK):
-        block = rows[start : start + _BLOCK]
+    step = max(_PAIRS_AT_ONCE // max(len(columns), 1), 1)
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step]
         # The product of two rows of signs is the number of bits that agree, less the number of those that differ.
         agree = block @ (columns if others else columns[: start + len(block)]).T
-        for row, column in np.argwhere(agree >= NUM_BITS - 2 * MAX_DIFFERENT):
-            if others or column < start + row:
-                yield start + int(row), int(column), round((NUM_BITS - float(agree[row, column])) / 2)
+        if not others:
+            agree[:, start:] = np.tril(agree[:, start:], -1)  # of two images the later one has the pair
+        near = agree >= NUM_BITS - 2 * MAX_DIFFERENT
+        for row in np.flatnonzero(near.any(axis=1)).tolist():
+            found = np.flatnonzero(near[row])
+            for column in found[np.argsort(-agree[row, found], kind="stable")[:_MOST]].tolist():
+                yield start + row, column, round((NUM_BITS - float(agree[row, column])) / 2)
 
 
 def _signs(looks: Sequence[str]) -> np.ndarray:

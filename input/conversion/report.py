@@ -27,7 +27,11 @@ _MAX_FILES = 8  # files named
 
 
 def write_report(
-    output_dir: str, manifest: shards.Manifest, image_size: tuple[int, int], workers: Workers
+    output_dir: str,
+    manifest: shards.Manifest,
+    image_size: tuple[int, int],
+    workers: Workers,
+    class_pictures: int = 0,
 ) -> tuple[str, str]:
     """Writes the page; the same shards in the same folder give the same bytes.
 
@@ -36,6 +40,7 @@ def write_report(
       manifest: the manifest of the split.
       image_size: (height, width) of the network's input for which the anchors are judged.
       workers: processes to read the shards with.
+      class_pictures: how many random pictures of each class the page shows.
 
     Returns:
       The report for the terminal, and the page's path.
@@ -56,6 +61,7 @@ def write_report(
         image_size=image_size,
         shard_paths=paths,
         training=report_words.make_training_advice(manifest, data, output_dir),
+        class_pictures=class_pictures,
     )
     path = shards.report_path(output_dir, split)
     with files.create(path, os.path.join(output_dir, f".{split}.report.html.partial")) as file:
@@ -82,7 +88,12 @@ def _lines(report: Report) -> Iterator[str]:
         stored = ["  as stored", *_quantiles(survey.box_sides(report.data.boxes))]
         resized = [f"  at {report.size_name}", *_quantiles(survey.box_sides(report.boxes))]
         yield from _table([header, stored, resized], "<>>>>>")
-    sentences = [report_words.storage(report), report_words.too_many_boxes(report), *report_words.verdict(report)]
+    sentences = [
+        report_words.storage(report),
+        report_words.tiles(report),
+        report_words.too_many_boxes(report),
+        *report_words.verdict(report),
+    ]
     yield from filter(None, sentences)
     yield from _findings(manifest)
     yield from filter(None, report.training)
@@ -108,10 +119,12 @@ def _class_table(report: Report) -> Iterator[str]:
 
 
 def _findings(manifest: shards.Manifest) -> Iterator[str]:
-    if rows := report_words.finding_rows(manifest):
+    rows = report_words.finding_rows(manifest)
+    if rows:
         yield from _table([[kind, reason, f"{count:,}", meaning] for kind, reason, count, meaning in rows], "<<><")
     named = [*manifest.refused.files, *report_words.changed_files(manifest)]
     named += [finding for finding in manifest.noted.files if finding.reason in NAMED_NOTES]
+    num_named = sum(count for kind, reason, count, _ in rows if kind != "noted" or reason in NAMED_NOTES)
     seen: collections.Counter[str] = collections.Counter()
 
     def rank(index: int) -> int:
@@ -120,8 +133,8 @@ def _findings(manifest: shards.Manifest) -> Iterator[str]:
 
     for index in sorted(sorted(range(len(named)), key=rank)[:_MAX_FILES]):  # the first of every reason before others
         yield _shorten(f"    {report_words.describe_finding(named[index])}", 110)
-    if len(named) > _MAX_FILES:
-        yield f"    and {len(named) - _MAX_FILES:,} more, which the manifest names"
+    if num_named > _MAX_FILES:
+        yield f"    and {num_named - _MAX_FILES:,} more, which {report_words.where_all_are_named(manifest)} names"
 
 
 def _columns(text: str) -> int:

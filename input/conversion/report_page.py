@@ -65,7 +65,8 @@ def make_page(report: Report) -> Iterator[str]:
         *(report_words.box_facts(report) if manifest.num_boxes else []),
         f"{len(manifest.shards)} shards of {num_bytes / 2**20:,.1f} MiB together",
     ]
-    yield f"<p>{'; '.join(facts)}.</p>\n<p>{_escape(report_words.storage(report))}</p>\n<h2>Classes</h2>\n"
+    yield f"<p>{'; '.join(facts)}.</p>\n<p>{_escape(report_words.storage(report))}</p>\n"
+    yield f"<p>{_escape(report_words.tiles(report))}</p>\n<h2>Classes</h2>\n"
     yield from _class_table(report)
     yield "<h2>Do anchors fit?</h2>\n"
     for line in filter(None, [report_words.too_many_boxes(report), *report_words.verdict(report)]):
@@ -198,27 +199,43 @@ def _findings(manifest: Manifest) -> Iterator[str]:
             yield from (
                 f"<li>{html.escape(report_words.describe_finding(finding))}</li>\n" for finding in named[:_MAX_FILES]
             )
-            if len(named) > _MAX_FILES:
-                yield f"<li>and {len(named) - _MAX_FILES:,} more, which the manifest names</li>\n"
+            if (more := sum(manifest.findings(kind).counts.values()) - _MAX_FILES) > 0:
+                yield f"<li>and {more:,} more, which {report_words.where_all_are_named(manifest)} names</li>\n"
             yield "</ul></details>\n"
 
 
 def _sheets(report: Report) -> Iterator[str]:
-    image_ids = report.data.image_ids
-    samples = choose_samples(image_ids, report.manifest.settings["seed"])
+    manifest = report.manifest
+    samples = choose_samples(report.data.image_ids, manifest.settings["seed"], NUM_SAMPLES)
     yield f"<h2>{len(samples)} random images</h2>\n<p>As stored; dashed: difficult; darkened: ignored.</p>\n"
     yield '<div class="sheet">\n'
     yield from (_figure(report, index, []) for index in samples)
     yield "</div>\n"
+    yield from _class_sheets(report)
     yield from _duplicates(report)
     remarks: dict[str, list[str]] = {}
-    for finding in report_words.changed_files(report.manifest):
+    for finding in report_words.changed_files(manifest):
         remarks.setdefault(finding.image_id, []).append(report_words.describe_finding(finding))
-    repaired = sorted((image_id, index) for index, image_id in enumerate(image_ids) if image_id in remarks)
+    source_ids = report_words.source_ids(report)
+    repaired = sorted((image_id, index) for index, image_id in enumerate(source_ids) if image_id in remarks)
     if repaired:
         only = f", the first {MAX_REPAIRED} of them" if len(repaired) > MAX_REPAIRED else ""
-        yield f'<h2>{len(repaired):,} images with repairs or dropped objects{only}</h2>\n<div class="sheet">\n'
+        cut = any(sum(found.counts.values()) > len(found.files) for found in (manifest.dropped, manifest.repaired))
+        number = f"{'At least ' if cut else ''}{len(repaired):,}"
+        yield f'<h2>{number} images with repairs or dropped objects{only}</h2>\n<div class="sheet">\n'
         yield from (_figure(report, index, remarks[image_id]) for image_id, index in repaired[:MAX_REPAIRED])
+        yield "</div>\n"
+
+
+def _class_sheets(report: Report) -> Iterator[str]:
+    """Random images of each class, if that was asked for."""
+    data, labels = report.data, report.manifest.labels
+    image_of_box = np.repeat(np.arange(len(data.image_ids)), data.num_boxes)
+    for index, label in enumerate(labels) if report.class_pictures else ():
+        members = np.unique(image_of_box[data.classes == index])
+        chosen = choose_samples(data.image_ids[members], report.manifest.settings["seed"], report.class_pictures)
+        yield f'<h2>{_swatch(index)}{_escape(label)}: {len(chosen)} random images</h2>\n<div class="sheet">\n'
+        yield from (_figure(report, int(members[sample]), []) for sample in chosen)
         yield "</div>\n"
 
 
@@ -227,11 +244,12 @@ def _duplicates(report: Report) -> Iterator[str]:
     found = [finding for finding in report.manifest.noted.files if finding.reason in DUPLICATES]
     if not found:
         return
-    only = f", the first {MAX_DUPLICATES} of them" if len(found) > MAX_DUPLICATES else ""
-    yield f"<h2>{len(found):,} images that equal others or look like them{only}</h2>\n"
+    count = sum(report.manifest.noted.counts.get(reason, 0) for reason in DUPLICATES)
+    only = f", the first {MAX_DUPLICATES} of them" if count > MAX_DUPLICATES else ""
+    yield f"<h2>{count:,} images that equal others or look like them{only}</h2>\n"
     yield "<p>Where one is in another split, an evaluation there measures memory.</p>\n"
     yield '<div class="sheet">\n'
-    index_of = {image_id: index for index, image_id in enumerate(report.data.image_ids.tolist())}
+    index_of = {image_id: index for index, image_id in enumerate(report_words.source_ids(report))}
     for finding in found[:MAX_DUPLICATES]:
         other = finding.detail[len("as ") :].rpartition(":")[0] or finding.detail[len("as ") :]
         if other in index_of:
@@ -241,13 +259,13 @@ def _duplicates(report: Report) -> Iterator[str]:
     yield "</div>\n"
 
 
-def choose_samples(image_ids: np.ndarray, seed: int) -> list[int]:
-    """Indices of random images, in the order of a hash, so that the ids and the seed alone decide."""
+def choose_samples(image_ids: np.ndarray, seed: int, count: int) -> list[int]:
+    """Indices of `count` random images, in the order of a hash, so that the ids and the seed alone decide."""
 
     def order(index: int) -> bytes:
         return hashlib.sha256(f"report {seed} {image_ids[index]}".encode()).digest()
 
-    return sorted(range(len(image_ids)), key=order)[:NUM_SAMPLES]
+    return sorted(range(len(image_ids)), key=order)[:count]
 
 
 def _figure(report: Report, index: int, remarks: Sequence[str]) -> str:

@@ -13,13 +13,15 @@ import numpy as np
 
 from input import files, shards
 from input.config import AnchorConfig, InputConfig
-from input.conversion import survey
+from input.conversion import survey, tiling
 from input.conversion.findings import KINDS
 from input.shards import Finding, Manifest
 
 FEW_IMAGES = 5000  # below this, training is advised to take the settings for small data sets
 POOR = 0.9  # the anchors fit a class poorly if they match a smaller share of its boxes
 WORTH_STORING = 0.5  # storing images smaller is suggested if it leaves at most this share of the pixels
+_TILE_INPUT = 640  # px, the side of the network's input that recommended tiles are for
+_MIN_TILE = 256  # px
 HARMLESS = "folder"  # the reason of a note that says nothing about the data
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
@@ -34,6 +36,7 @@ class Report(NamedTuple):
     image_size: tuple[int, int]
     shard_paths: list[str]
     training: tuple[str, str]  # a sentence, and the command or flag that it is about
+    class_pictures: int = 0  # random pictures of each class
 
     @property
     def size_name(self) -> str:
@@ -100,6 +103,38 @@ def too_many_boxes(report: Report) -> str:
     return f"{images} more than {kept} boxes, of which training drops the smallest; --max_boxes={most} keeps all."
 
 
+def source_ids(report: Report) -> list[str]:
+    """For each record the id of the image that it was made from, which is what findings name."""
+    ids: list[str] = report.data.image_ids.tolist()
+    return [tiling.source_id(name) for name in ids] if report.manifest.settings.get("tile") else ids
+
+
+def tiles(report: Report) -> str:
+    """A sentence that recommends tiles; empty where objects are not small against their images.
+
+    Small is what even the largest size that is recommended leaves below `survey.SMALL`: of some class a tenth.
+    """
+    data, labels = report.data, report.manifest.labels
+    if not len(data.boxes) or report.manifest.settings.get("tile"):
+        return ""
+    image_size = survey.choose_image_size(data, len(labels))
+    sides = survey.by_class(survey.box_sides(survey.input_boxes(data, image_size)), data.classes, len(labels))
+    stored = survey.by_class(survey.box_sides(data.boxes), data.classes, len(labels))
+    worst = min((index for index in range(len(labels)) if len(sides[index])), key=lambda i: np.quantile(sides[i], 0.1))
+    # At this size a tile shows a tenth of that class's objects below SMALL, in an input of TILE_INPUT.
+    tile = int(_TILE_INPUT * np.quantile(stored[worst], 0.1) / survey.SMALL / 32) * 32
+    tile = max(tile, _MIN_TILE)
+    if np.quantile(sides[worst], 0.1) >= survey.SMALL or np.median(data.sizes.max(axis=1)) < 2 * tile:
+        return ""
+    heights_and_widths = data.boxes[:, 2:] - data.boxes[:, :2]
+    overlap = min(max(math.ceil(10 * np.quantile(heights_and_widths, 0.9) / tile) / 10, 0.1), 0.5)
+    return (
+        f"--tile={tile} --overlap={overlap:g} is recommended: a tenth of {clean(labels[worst])} has a side below "
+        f"{np.quantile(sides[worst], 0.1):.1f} px even at {image_size[0]}x{image_size[1]}. The network then sees it "
+        f"larger, at --image_size={_TILE_INPUT}; predict with tiles too."
+    )
+
+
 def storage(report: Report) -> str:
     """A sentence on what storing images smaller saved or would save; empty where that is not much."""
     manifest, sizes = report.manifest, report.data.sizes.astype(np.float64)
@@ -114,7 +149,7 @@ def storage(report: Report) -> str:
             f"{manifest.num_resized:,} images were made smaller: {before} of files became {after} of records, with "
             f"{share} of the pixels to decode."
         )
-    if not manifest.num_boxes:
+    if not manifest.num_boxes or tiles(report):
         return ""
     side = 2 * max(survey.choose_image_size(report.data, len(manifest.labels)))
     share = (pixels * np.minimum(side / sizes.max(axis=1), 1.0) ** 2).sum() / pixels.sum()
@@ -192,9 +227,13 @@ def make_training_advice(manifest: Manifest, data: survey.Survey, output_dir: st
 
 def shared_flaws(manifest: Manifest) -> list[str]:
     """A line for each flaw that several images, and more than a tenth of all, share; the most frequent comes first."""
-    found = {(finding.image_id, finding.reason) for kind in KINDS for finding in manifest.findings(kind).files}
-    num_images = len(manifest.inputs.keys() | {image_id for image_id, _ in found if image_id})
-    counts = collections.Counter(reason for _, reason in sorted(found) if reason != HARMLESS)
+    kinds = [manifest.findings(kind) for kind in KINDS]
+    named = {finding.image_id for found in kinds for finding in found.files if finding.image_id}
+    counts = collections.Counter(
+        {reason: count for found in kinds for reason, count in sorted(found.num_images.items())}
+    )
+    num_images = max(len(manifest.inputs.keys() | named), *counts.values(), 0)
+    del counts[HARMLESS]
     meanings = {reason: meaning for of_kind in KINDS.values() for reason, meaning in of_kind.items()}
     return [
         f"{count:,} of {num_images:,} images: {meanings[reason]} ({reason})."
@@ -216,6 +255,13 @@ def finding_rows(manifest: Manifest) -> list[tuple[str, str, int, str]]:
 def changed_files(manifest: Manifest) -> list[Finding]:
     """The findings about images whose records differ from what their files say."""
     return [finding for kind in KINDS if kind not in ("refused", "noted") for finding in manifest.findings(kind).files]
+
+
+def where_all_are_named(manifest: Manifest) -> str:
+    """The file that names all findings."""
+    kinds = [manifest.findings(kind) for kind in KINDS]
+    whole = all(sum(found.counts.values()) == len(found.files) for found in kinds)
+    return "the manifest" if whole else os.path.basename(shards.findings_path("", clean(manifest.split)))
 
 
 def describe_finding(finding: Finding) -> str:

@@ -11,13 +11,14 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from input import files, shards, tfrecord
+from input.conversion import tiling
 from input.conversion.config import ConvertConfig, ReadOptions
 from input.conversion.example import Example, read_example
-from input.conversion.findings import DROPPED, REPAIRED, Refused
+from input.conversion.findings import DROPPED, REPAIRED, Refused, Tally
 from input.conversion.listing import shuffled
 from input.conversion.source import Input, Listing, Source, name_key
 from input.conversion.workers import Advance, Workers
@@ -60,7 +61,9 @@ class ShardResult:
     digests: dict[str, str]  # image id -> the start of the stored image's SHA-256
     looks: dict[str, str]  # image id -> the hash of how the image looks, where it was decoded
     left_out: Sequence[str]  # image ids
-    findings: Sequence[Finding]
+    findings: Sequence[Finding]  # all in the file, of each reason the first few in memory
+    finding_counts: dict[str, int]  # by reason
+    finding_images: dict[str, int]  # by reason, how many images
 
 
 def staging_dir(output_dir: str, split: str) -> str:
@@ -79,6 +82,8 @@ def stage(
 ) -> list[ShardResult]:
     """Makes the shards of a split in its hidden folder; those that are already there are taken over."""
     inputs = listing.inputs
+    if config.tile:
+        tiling.check_ids(inputs)
     count = num_shards(inputs, config)
     folder = staging_dir(config.output_dir, split)
     files.make_dirs(folder)
@@ -97,6 +102,9 @@ def stage(
         verify=config.verify,
         max_pixels=config.max_pixels,
         store_max_side=config.store_max_side,
+        tile=config.tile,
+        overlap=config.overlap,
+        tile_negatives=0.0 if config.drop_empty else config.tile_negatives,
         jpeg_quality=config.jpeg_quality,
         renamed=config.new_names,
         ignore_classes=config.ignore_classes,
@@ -134,7 +142,7 @@ def _finished(task: ShardTask, final: str) -> ShardResult | None:
     try:
         fields = json.loads(files.read(task.path + ".json"))
         findings = [Finding(*finding) for finding in fields.pop("findings")]
-        result = ShardResult(findings=findings, **fields)
+        result = ShardResult(findings=Tally(findings).kept, **fields)
     except (AttributeError, FileNotFoundError, KeyError, TypeError, ValueError):
         return None
     shard_is_there = any(
@@ -158,36 +166,39 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
     digest = hashlib.sha256()
     with files.create(task.path + ".shard") as shard:
         for count, item in enumerate(task.inputs, 1):
-            example, found = _read(item.source, task)
+            example, records, found = _read(item.source, task)
             findings += found
-            if example:
-                annotation = example.annotation
-                sha256 = hashlib.sha256(example.jpeg).hexdigest()
+            if example and records:
+                whole = example.annotation
+                sha256 = hashlib.sha256(example.encoded).hexdigest()
                 digests[item.image_id] = sha256[:16]
                 if example.look:
                     looks[item.image_id] = example.look
-                record = tfrecord.frame_record(tfrecord.encode_example(annotation, example.jpeg, sha256))
-                shard.write(record)
-                digest.update(record)
-                boxes_per_class.update(annotation.class_names)
-                images_per_class.update(set(annotation.class_names))
-                counts["num_bytes"] += len(record)
-                counts["num_records"] += 1
-                counts["num_negatives"] += not annotation.boxes
-                counts["num_difficult"] += sum(annotation.difficult)
-                counts["num_truncated"] += sum(annotation.truncated)
-                counts["num_ignored"] += len(annotation.regions)
-                counts["num_resized"] += example.source_size != (annotation.height, annotation.width)
+                counts["num_resized"] += example.source_size != (whole.height, whole.width)
                 counts["source_pixels"] += example.source_size[0] * example.source_size[1]
                 counts["source_bytes"] += example.source_bytes
                 counts["num_at_zero"] += sum(finding.reason == "zero_coordinate" for finding in found)
                 counts["num_at_end"] += sum(
-                    ymax >= annotation.height or xmax >= annotation.width for _, _, ymax, xmax in annotation.boxes
+                    ymax >= whole.height or xmax >= whole.width for _, _, ymax, xmax in whole.boxes
                 )
+                for annotation, encoded, *_ in records:
+                    own = "" if encoded is not example.encoded else sha256
+                    record = tfrecord.frame_record(tfrecord.encode_example(annotation, encoded, own))
+                    shard.write(record)
+                    digest.update(record)
+                    boxes_per_class.update(annotation.class_names)
+                    images_per_class.update(set(annotation.class_names))
+                    counts["num_bytes"] += len(record)
+                    counts["num_records"] += 1
+                    counts["num_negatives"] += not annotation.boxes
+                    counts["num_difficult"] += sum(annotation.difficult)
+                    counts["num_truncated"] += sum(annotation.truncated)
+                    counts["num_ignored"] += len(annotation.regions)
             else:
                 left_out.append(item.image_id)
             if count % 16 == 0 or count == len(task.inputs):
                 advance((count - 1) % 16 + 1)
+    tally = Tally(findings)
     result = ShardResult(
         key=task.key,
         sha256=digest.hexdigest(),
@@ -197,25 +208,36 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
         looks=looks,
         left_out=left_out,
         findings=findings,
+        finding_counts=dict(tally.counts),
+        finding_images=dict(tally.num_images),
         **counts,
     )
     with files.create(task.path + ".json") as file:
-        file.write(json.dumps(dataclasses.asdict(result), ensure_ascii=False).encode())
-    return result
+        file.write(json.dumps(vars(result), ensure_ascii=False).encode())
+    return dataclasses.replace(result, findings=tally.kept)
 
 
-def _read(source: Source, task: ShardTask) -> tuple[Example | None, list[Finding]]:
-    """What to write for one source, if anything, and what was found."""
+def read_findings(output_dir: str, split: str) -> Iterator[Finding]:
+    """All findings about the images of the staged shards."""
+    folder = staging_dir(output_dir, split)
+    for name in sorted(files.names(folder)):
+        if name.endswith(".json"):
+            yield from (Finding(*row) for row in json.loads(files.read(os.path.join(folder, name)))["findings"])
+
+
+def _read(source: Source, task: ShardTask) -> tuple[Example | None, list[Example], list[Finding]]:
+    """One source, if it can be used; the records to write: itself or its tiles; and what was found."""
     try:
         example = read_example(source, task.options)
+        findings = example.findings
+        empty = not example.annotation.boxes
+        if empty:
+            reason = "dropped_empty" if task.drop_empty else "no_objects"
+            findings.append(Finding(source.image_id, example.annotation.filename, reason, ""))
+        flawed = any(found.reason in REPAIRED or found.reason in DROPPED for found in findings)
+        if (empty and task.drop_empty) or (task.strict and flawed):
+            return None, [], findings
+        return example, tiling.cut(example, task.options), findings
     except Refused as refusal:
         name = name_key(os.path.basename(refusal.path))
-        return None, [Finding(source.image_id, name, refusal.reason, refusal.detail)]
-    findings = example.findings
-    empty = not example.annotation.boxes
-    if empty:
-        reason = "dropped_empty" if task.drop_empty else "no_objects"
-        findings.append(Finding(source.image_id, example.annotation.filename, reason, ""))
-    flawed = any(found.reason in REPAIRED or found.reason in DROPPED for found in findings)
-    unwanted = (empty and task.drop_empty) or (task.strict and flawed)
-    return None if unwanted else example, findings
+        return None, [], [Finding(source.image_id, name, refusal.reason, refusal.detail)]

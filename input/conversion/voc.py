@@ -78,6 +78,11 @@ def classes_of(inputs: Sequence[Input], advance: Advance) -> dict[str, set[str]]
     return found
 
 
+def all_classes(inputs: Sequence[Input], advance: Advance) -> set[str]:
+    """The classes that the annotations name."""
+    return set().union(*classes_of(inputs, advance).values())
+
+
 # Which files there are.
 
 
