@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -32,6 +34,16 @@ def measure(work: Callable[[], Any]) -> Cost:
     work()
     wall, end = time.perf_counter() - start, os.times()
     return Cost(wall=wall, cpu=end.user + end.system - cpu.user - cpu.system)
+
+
+def peer_cpu_ms(command: str) -> float:
+    """The processor time of a peer's program for an image, in ms: its last line has "N cpu_ms/image"."""
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    last_line = result.stdout.strip().splitlines()[-1]
+    found = re.search(r"([\d.]+) cpu_ms/image", last_line)
+    if not found:
+        raise ValueError(f"the last line of --peer_command has no 'N cpu_ms/image': {last_line!r}.")
+    return float(found.group(1))
 
 
 def make_batch(config: Config, batch_size: int, seed: int = 0) -> Batch:

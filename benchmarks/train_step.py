@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -97,15 +95,6 @@ def make_convolutions(model: tf.keras.Model, image_shape: tuple[int, ...]) -> Ca
     return lambda: run(inputs)[-1].numpy()
 
 
-def peer_cpu_ms() -> float:
-    result = subprocess.run(FLAGS.peer_command, shell=True, capture_output=True, text=True, check=True)
-    last_line = result.stdout.strip().splitlines()[-1]
-    found = re.search(r"([\d.]+) cpu_ms/image", last_line)
-    if not found:
-        raise ValueError(f"the last line of --peer_command has no 'N cpu_ms/image': {last_line!r}.")
-    return float(found.group(1))
-
-
 def main(_: list[str]) -> None:
     config = make_config()
     trainer = synthetic.Trainer(config, tf.distribute.OneDeviceStrategy("/cpu:0"))
@@ -122,7 +111,7 @@ def main(_: list[str]) -> None:
         }
         turn["share_of_conv_peak"] = turn["conv_cpu_ms_per_image"] / turn["cpu_ms_per_image"]
         if FLAGS.peer_command:
-            turn["peer_cpu_ms_per_image"] = peer_cpu_ms()
+            turn["peer_cpu_ms_per_image"] = synthetic.peer_cpu_ms(FLAGS.peer_command)
             turn["ratio_to_peer"] = turn["peer_cpu_ms_per_image"] / turn["cpu_ms_per_image"]
         turns.append(turn)
         print({name: round(value, 3) for name, value in turn.items()}, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -29,7 +30,7 @@ def value_of(model: tf.keras.Model) -> float:
     return float(model.get_weights()[0][0, 0])
 
 
-def make_checkpoints(folder: pathlib.Path, **options: bool) -> tuple[checkpoints.Checkpoints, tf.keras.Model]:
+def make_checkpoints(folder: pathlib.Path, **options: Any) -> tuple[checkpoints.Checkpoints, tf.keras.Model]:
     """The checkpoints of a run that keeps two, and its model with the value 7."""
     model = make_model()
     set_value(model, 7)

@@ -54,3 +54,16 @@ def test_replicas():
     result = last_line("benchmarks/replicas.py", *TINY)
     assert result["overhead"] > 0 < result["overhead_sync"]
     assert result["sync_loss_difference"] < 1e-3
+
+
+@pytest.mark.slow
+def test_inference():
+    settings = ("--backbone=resnet18", "--image_size=64", "--images=2", "--batch_sizes=1,2", "--rounds=1")
+    peer = "--peer_command=echo peer 1.00 images/s {batch_size}2.5 cpu_ms/image"
+    result = last_line("benchmarks/inference.py", *settings, peer)
+    assert {name: values["peer_cpu_ms"] for name, values in result.items()} == {"batch_1": 12.5, "batch_2": 22.5}
+    for values in result.values():
+        assert values["network_cpu_ms"] > 0 < values["predict_cpu_ms"]
+        share = values["postprocess_cpu_ms"] / values["network_cpu_ms"]
+        assert values["postprocess_share"] == pytest.approx(share, abs=0.01)
+        assert values["ratio_to_peer"] == pytest.approx(values["peer_cpu_ms"] / values["network_cpu_ms"], abs=0.01)

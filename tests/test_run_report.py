@@ -44,7 +44,8 @@ def start_event(folder, records, step=0):
 
 
 def log_event(step):
-    return {"step": step, "loss": 500.0 / step, "learning_rate": 0.1, "images_per_s": 4.0, "data_wait": 0.25}
+    speed = {"images_per_s": 4.0, "data_wait": 0.25, "hours_left": (1000 - step) * 2 / 4 / 3600}
+    return {"step": step, "loss": 500.0 / step, "learning_rate": 0.1, **speed}
 
 
 def evaluate_event(records, step):
@@ -79,7 +80,7 @@ def test_the_page_follows_the_run(tmp_path, records, monkeypatch):
     report.on_log(log_event(20))
     text, root = read(tmp_path)
     assert "speed 4.0 images/s, waiting for data 25%" in text
-    assert "training time left 0:08:10" in text  # 980 steps of 2 images at 4 images/s
+    assert "time left 0:08:10" in text  # 980 steps of 2 images at 4 images/s
     curves = [element.get("aria-label") for element in root.iter("{http://www.w3.org/1999/xhtml}svg")]
     assert curves == ["loss", "learning rate", "images a second", "share of the time waiting for data"]
 

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -103,6 +104,7 @@ class Checkpoints:
       keep: how many of the latest to keep.
       is_chief: false in a worker whose files nobody reads. It saves too, because saving is collective, and then
         deletes what it wrote.
+      all_workers: tells whether a value is true in every worker, so that all know whether saving has failed in one.
     """
 
     def __init__(
@@ -114,12 +116,13 @@ class Checkpoints:
         *,
         keep: int,
         is_chief: bool = True,
+        all_workers: Callable[[bool], bool] = bool,
     ) -> None:
         _remove_damaged_lists(model_dir)
         self._checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer)
         if averaged is not None:
             self._checkpoint.averaged = averaged
-        self._is_chief = is_chief
+        self._is_chief, self._all_workers = is_chief, all_workers
         self._root = model_dir if is_chief else os.path.join(model_dir, f"worker-{os.getpid()}.partial")
         self._model_dir = model_dir
         self._latest = tf.train.CheckpointManager(
@@ -182,6 +185,9 @@ class Checkpoints:
         return not self.has_failed
 
     def _write(self, manager: tf.train.CheckpointManager, step: int) -> bool:
+        return self._all_workers(self._write_own(manager, step))
+
+    def _write_own(self, manager: tf.train.CheckpointManager, step: int) -> bool:
         try:
             manager.save(checkpoint_number=step)
         except (tf.errors.OpError, OSError) as error:

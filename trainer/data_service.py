@@ -44,19 +44,30 @@ def start(role: str, *, port: int = 0, dispatcher: str = "", host: str = "localh
     )
 
 
+def answers(address: str) -> bool:
+    """Whether something listens at this address, written grpc://HOST:PORT."""
+    return _why_silent(address) is None
+
+
 def require_running(address: str) -> None:
     """Refuses a service that does not answer; TensorFlow would wait for it forever, without a message.
 
     Raises:
       ValueError: nothing answers at the address.
     """
+    if error := _why_silent(address):
+        raise ValueError(
+            f"--data_service={address} does not answer ({error}): write grpc://HOST:PORT, as the dispatcher prints it."
+        )
+
+
+def _why_silent(address: str) -> Exception | None:
     host, _, port = address.partition("://")[2].rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"--data_service={address} does not answer ({error}): write grpc://HOST:PORT, as the dispatcher prints it."
-        ) from error
+        return error
+    return None
 
 
 def main() -> None:

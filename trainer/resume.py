@@ -25,7 +25,8 @@ MAY_CHANGE = (
     *("train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints", "train.best_metric"),
     *("train.distribution", "train.communication", "train.num_gpus", "train.logical_cpus"),
     *("train.xla", "train.compile_stages", "train.eager", "train.override_config", "train.hooks"),
-    *("train.patience", "train.on_non_finite", "train.max_rollbacks", "train.profile_steps"),
+    "train.profile_steps",
+    *("train.patience", "train.on_non_finite", "train.max_rollbacks"),
     *("train.backbone_weights", "train.init_checkpoint"),  # read at the start of a run alone
 )
 # With other values the checkpoint does not fit.
@@ -45,8 +46,8 @@ def require_same_run(config: Config, train_paths: Sequence[str], model_dir: str)
     """
     if not checkpoints.list_steps(model_dir) or not os.path.exists(checkpoints.config_path(model_dir)):
         return []
-    was, now = (_settings(settings) for settings in (checkpoints.read_config(model_dir), config))
-    was["records"], now["records"] = _read_records(model_dir), _describe_records(train_paths)
+    was, now = (flat_settings(settings) for settings in (checkpoints.read_config(model_dir), config))
+    was["records"], now["records"] = _read_records(model_dir), describe_records(train_paths)
     if was["records"] is None:  # of an earlier version
         del was["records"], now["records"]
     changed = [name for name in now if now[name] != was[name] and not _in(name, MAY_CHANGE)]
@@ -72,14 +73,14 @@ def write_down(config: Config, train_paths: Sequence[str], model_dir: str, *, st
         with open(os.path.join(model_dir, "overrides.jsonl"), "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "changes": changes}) + "\n")
     checkpoints.save_config(config, model_dir)
-    files.write_text(_records_path(model_dir), json.dumps(_describe_records(train_paths)) + "\n")
+    files.write_text(_records_path(model_dir), json.dumps(describe_records(train_paths)) + "\n")
 
 
 def _in(name: str, names: Sequence[str]) -> bool:
     return any(name == other or name.startswith(f"{other}.") for other in names)
 
 
-def _settings(config: Config) -> dict[str, Any]:
+def flat_settings(config: Config) -> dict[str, Any]:
     """Every setting by its dotted name."""
     return {
         **flatten(dataclasses.asdict(config)),
@@ -99,7 +100,7 @@ def _records_path(model_dir: str) -> str:
     return os.path.join(model_dir, "records.json")
 
 
-def _describe_records(paths: Sequence[str]) -> list[list[Any]]:
+def describe_records(paths: Sequence[str]) -> list[list[Any]]:
     """The name and the bytes of each shard, in order; the folder may change."""
     return [[os.path.basename(path), size] for path, (size, _) in zip(paths, files.stats(paths))]
 

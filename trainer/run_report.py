@@ -61,6 +61,7 @@ class Report(Hook):
             self._state.update(evaluation=None, figures=[])  # the run was resumed from before it
         self._earlier_s, self._began = self._state["seconds"], time.monotonic()
         self._environment = environment()
+        self._data = list(_data_table(event["config"]["labels"], event["train_records"], event["val_records"]))
         self._latest: dict[str, Any] = {"step": event["step"]}
         self._write("running")
 
@@ -114,7 +115,7 @@ class Report(Hook):
             relative = f"eval/{os.path.basename(path)}"
             yield f'<p><a href="{page.escape(relative)}">Evaluation: {page.escape(relative)}</a></p>\n'
         yield "<h2>Data</h2>\n"
-        yield from _data_table(self._run["config"]["labels"], self._run["train_records"], self._run["val_records"])
+        yield from self._data
         yield "<h2>Settings other than the default</h2>\n"
         yield from _table(_changed_settings(self._run["config"]))
         config = page.escape(json.dumps(self._run["config"], indent=1, ensure_ascii=False))
@@ -131,7 +132,7 @@ class Report(Hook):
         }
         if speed := self._latest.get("images_per_s"):
             if step < last:
-                rows["training time left"] = _duration((last - step) * self._run["batch_size"] / speed)
+                rows["time left"] = _duration(3600 * self._latest["hours_left"])
             rows["speed"] = f"{speed:,.1f} images/s, waiting for data {100 * self._latest['data_wait']:.0f}%"
         if price := self._run["config"]["train"].get("price_per_hour"):
             rows["cost so far"] = f"{price * self._state['seconds'] / 3600:,.2f}"
@@ -184,14 +185,13 @@ def _data_table(labels: Sequence[str], train_paths: Sequence[str], val_paths: Se
     yield '<div class="wide"><table><tr><th></th>'
     yield page.cells(["shards", "images", "boxes", *map(page.escape, labels)], "th") + "</tr>\n"
     for use, paths in (("training", train_paths), ("evaluation", val_paths)):
-        for path in sorted({shards.manifest_path(os.path.dirname(path), shards.split_name(path)) for path in paths}):
-            split = os.path.basename(path).partition(".manifest")[0]
-            members = [
-                name for name in paths if shards.manifest_path(os.path.dirname(name), shards.split_name(name)) == path
-            ]
+        splits: dict[tuple[str, str], list[str]] = {}
+        for path in paths:
+            splits.setdefault((os.path.dirname(path), shards.split_name(path)), []).append(path)
+        for (folder, split), members in splits.items():
             counts = [format(len(members), ","), format(sum(shards.count_records(members)), ",")]
-            if files.exists(path):
-                manifest = shards.read_manifest(path)
+            if files.exists(manifest_path := shards.manifest_path(folder, split)):
+                manifest = shards.read_manifest(manifest_path)
                 boxes = [manifest.num_boxes, *(manifest.boxes_per_class.get(label, 0) for label in labels)]
                 counts += [format(count, ",") for count in boxes]
             yield f"<tr><td>{use}: {page.escape(split)}</td>{page.cells(counts)}</tr>\n"

@@ -110,10 +110,9 @@ def make_train_step(
         # TensorFlow reverses the gradients, so that the first pack is that of the last layers and travels while the
         # backward pass computes the rest.
         gradients = replicas.all_reduce("sum", gradients, options=_IN_PACKS)
-        norm = tf.linalg.global_norm(gradients)
         optimizer.apply_gradients(zip(gradients, model.trainable_variables), skip_gradients_aggregation=True)
         global_losses = tf.unstack(replicas.all_reduce("sum", tf.stack(local)))
-        return StepResult(Losses(*global_losses), num_positives, norm)
+        return StepResult(Losses(*global_losses), num_positives, tf.linalg.global_norm(gradients))
 
     return train_step
 

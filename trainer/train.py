@@ -31,6 +31,7 @@ from trainer import (
     schedules,
     start_up,
     watch,
+    workers,
     writers,
 )
 from trainer.config import Config
@@ -73,6 +74,7 @@ def train_and_evaluate(
     Raises:
       ValueError: settings that do not fit together, or data without records.
       FloatingPointError: the loss was not a finite number.
+      ConnectionError: another worker is lost.
     """
     if config.train.patience and not val_paths:
         raise ValueError(f"--patience={config.train.patience} counts evaluations: give --val_records.")
@@ -80,7 +82,7 @@ def train_and_evaluate(
     handler = reporting.log_to(model_dir if distribution.is_chief(config.train) else None)
     try:
         alone = resume.sole_trainer(model_dir) if distribution.is_chief(config.train) else contextlib.nullcontext()
-        with watch.StopSignal() as stop, alone:
+        with watch.StopSignal() as stop, alone, workers.naming_lost_worker(model_dir):
             return _Run(config, train_paths, val_paths, model_dir, stop, clock).run()
     except Exception as error:
         log.error("%s", error)
@@ -107,7 +109,9 @@ class _Run:
         self.is_chief = distribution.is_chief(config.train)
         self.profile = profiling.Profile(config.train)
         self.events = events.Events(self._hooks(config))
-        self.strategy = _set_up_tensorflow(config)
+        self.strategy = _set_up_tensorflow(config, train_paths)
+        stop.take_signals()
+        self.workers = workers.Workers(self.strategy)
         _check_data(config, train_paths)
         self.config, self.weights = initial_weights.prepare(config, model_dir)
         self.changes = resume.require_same_run(self.config, train_paths, model_dir)
@@ -126,6 +130,7 @@ class _Run:
         self.results: list[LoopResult] = []  # of the loops since the last report
         self.loop_steps = 1  # of the next loop
         self.is_compiled = self.is_timed = self.is_fitted = False
+        self.stopped_by: int | None = None  # the signal that one of the workers got
 
     def _hooks(self, config: Config) -> list[events.Hook]:
         if not self.is_chief:
@@ -165,6 +170,7 @@ class _Run:
             self.averaged,
             keep=config.train.keep_checkpoints,
             is_chief=self.is_chief,
+            all_workers=self.workers.all,
         )
 
     def run(self) -> RunResult:
@@ -173,7 +179,7 @@ class _Run:
         try:
             with guards.explaining_lack_of_memory(self.config, self.strategy.num_replicas_in_sync):
                 self.start()
-                while self.step < self.last_step and self.stop.received is None and not self._is_stale():
+                while self._goes_on():
                     try:
                         self.advance()
                     except FloatingPointError as bad_loss:
@@ -190,9 +196,20 @@ class _Run:
             error = str(exception) or type(exception).__name__
             raise
         finally:
-            result = RunResult(step=self.step, metrics=self.metrics, stopped_by=self.stop.received)
+            result = RunResult(step=self.step, metrics=self.metrics, stopped_by=self.stopped_by)
             self.events.tell("on_end", train_steps=self.last_step, error=error, **result._asdict())
         return result
+
+    def _goes_on(self) -> bool:
+        """Whether to train on; workers agree on that, and on the next loop's length."""
+        rows = self.workers.gather(self.stop.received or 0, self.loop_steps, self._is_stale())
+        signals, loop_steps, stale = rows.T.astype(int).tolist()
+        self.loop_steps = min(loop_steps)
+        self.stopped_by = max(signals) or None
+        if self.stopped_by and self.workers.num > 1:
+            signalled = [index for index, number in enumerate(signals) if number]
+            log.info("worker %s was signalled: all stop at step %d", ", ".join(map(str, signalled)), self.step)
+        return self.step < self.last_step and self.stopped_by is None and not any(stale)
 
     def _is_due(self, every: int) -> bool:
         return is_due(self.step, every, self.last_step)
@@ -238,7 +255,9 @@ class _Run:
             self.save()  # so that there is a step to go back to from the first on
         evaluated = self.model if self.averaged is None else self.averaged
         self.evaluator = (
-            evaluate.make_evaluator(evaluated, self.config, self.val_paths, strategy=self.strategy)
+            evaluate.make_evaluator(
+                evaluated, self.config, self.val_paths, strategy=self.strategy, before_batch=self._leave_if_signalled
+            )
             if self.val_paths
             else None
         )
@@ -271,7 +290,8 @@ class _Run:
         num_steps = self.profile.limit(self.step, target) - self.step
         self.profile.before_loop(self.step)
         started = self.clock()
-        with watch.naming_damaged_shard(self.train_paths):
+        waiting = watch.no_silent_wait(self.config.input.data_service, is_compiled=self.is_compiled)
+        with watch.naming_damaged_shard(self.train_paths), waiting:
             result = self.train_loop(self.iterator, tf.constant(num_steps))
         seconds = self.clock() - started
         if self.is_compiled:
@@ -342,6 +362,7 @@ class _Run:
         if not hours or (self.step >= self.last_step and self.is_fitted):
             return
         last_step = self.budget.last_step_within(hours, self.step, self.eval_every, self.save_every)
+        last_step = int(self.workers.gather(last_step)[0, 0])  # each worker has its own clock
         if self.is_fitted:
             self.last_step = last_step
         else:
@@ -372,7 +393,7 @@ class _Run:
                 f"step {self.step} of {self.last_step} was reached but could not be saved: free space in "
                 f"{self.model_dir}; the same command then resumes from step {max(self.saved.saved_step, 0)}."
             )
-        if self.stop.received is not None and self.step < self.last_step:
+        if self.stopped_by and self.step < self.last_step:
             log.info("stopped at step %d of %d; the same command resumes here", self.step, self.last_step)
         elif self.step < self.last_step:
             log.info(
@@ -385,7 +406,7 @@ class _Run:
         if not self.evaluator:
             return
         with self.budget.measure("evaluation"):
-            found = self.stop.interruptible(self.evaluator)
+            found = self.stop.interruptible(self.evaluator, at_once=self.workers.num == 1)
         if found is None:
             return
         self.metrics = {name: value for name, value in found.items() if name != "samples"}
@@ -398,10 +419,16 @@ class _Run:
             self.budget.write()
         self.reported_time = self.clock()  # its time is not that of training
 
+    def _leave_if_signalled(self) -> None:
+        """Ends an evaluation in all workers at the same batch, where one was signalled."""
+        if self.workers.num > 1 and self.workers.gather(self.stop.received or 0).any():
+            raise watch.Interrupted
 
-def _set_up_tensorflow(config: Config) -> tf.distribute.Strategy:
+
+def _set_up_tensorflow(config: Config, train_paths: Sequence[str]) -> tf.distribute.Strategy:
     """Makes the strategy and applies the settings that TensorFlow keeps for the whole process."""
     strategy = distribution.make_strategy(config.train)
+    workers.require_same_command(config, train_paths)
     distribution.check_replicas(config, strategy.num_replicas_in_sync)
     start_up.log_devices(strategy)
     start_up.warn_of_slow_precision(strategy, config.train.precision)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import TypeVar
@@ -14,28 +15,35 @@ import tensorflow as tf
 
 from input import shards, tfrecord
 from input.config import InputConfig
+from trainer import data_service
 from trainer.loop import LoopResult
 from trainer.reporting import log
 
 Result = TypeVar("Result")
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
+_SECONDS_TO_STOP = 22.0  # a preempted machine has 30 seconds; at most 25 pass until this process has ended
+_SECONDS_TO_LOOK = 10.0  # how often a loop that has not returned is looked at
+_SECONDS_TO_LOSE = 30.0  # without an answer, and the dispatcher of a tf.data service counts as lost
+_SECONDS_TO_SAY = 60.0  # how often a wait is mentioned
 
 
-class _Interrupted(BaseException):
-    """Not an Exception, so that nothing on its way up takes it for an error."""
+class Interrupted(BaseException):
+    """A signal ends an evaluation. Not an Exception, so that nothing on its way up takes it for an error."""
 
 
 class StopSignal:
     """Remembers SIGTERM (a preempted machine) and SIGINT, so that the run can save and stop between two loops.
 
     Python itself would look at a signal only when the compiled loop returns, so a thread waits for it: the log answers
-    at once, and a second signal ends the process at once, with the exit code 128 + its number.
+    at once, and a second signal ends the process at once, with the exit code 128 + its number. So does the thread where
+    the run does not end in time, since the loop may wait for a machine that is gone.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._interruptible = False
+        self._timer: threading.Timer | None = None
         self._restore = contextlib.ExitStack()
 
     def __enter__(self) -> StopSignal:
@@ -49,9 +57,16 @@ class StopSignal:
         self._restore.callback(os.close, writing)  # ends the thread
         self._restore.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(writing, warn_on_full_buffer=False))
         for number in _STOPPING:
-            self._restore.callback(signal.signal, number, signal.signal(number, self._interrupt))
+            self._restore.callback(signal.signal, number, signal.getsignal(number))
+        self.take_signals()
         thread.start()
         return self
+
+    def take_signals(self) -> None:
+        """Sets the handlers; again once TensorFlow has started the server of several workers, which takes SIGTERM."""
+        if threading.current_thread() is threading.main_thread():
+            for number in _STOPPING:
+                signal.signal(number, self._interrupt)
 
     def _listen(self, pipe: int) -> None:
         is_first = True
@@ -65,25 +80,43 @@ class StopSignal:
             self.received = number
             name = signal.Signals(number).name
             log.warning("%s: saving after this loop; send it again to stop at once, without saving", name)
+            self._timer = threading.Timer(_SECONDS_TO_STOP, self._give_up, [number])
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _give_up(self, number: int) -> None:
+        log.error(
+            "%s came %d s ago, and this step or its checkpoint is still not done: ending without it. The same command "
+            "resumes from the last checkpoint",
+            *(signal.Signals(number).name, _SECONDS_TO_STOP),
+        )
+        os._exit(128 + number)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or number
         if self._interruptible:
             self._interruptible = False
-            raise _Interrupted
+            raise Interrupted
 
-    def interruptible(self, function: Callable[[], Result]) -> Result | None:
-        """What `function` returns; None where a signal has ended it, or came before."""
-        self._interruptible = True
+    def interruptible(self, function: Callable[[], Result], *, at_once: bool = True) -> Result | None:
+        """What `function` returns; None where it was interrupted.
+
+        Args:
+          function: what to call.
+          at_once: interrupt it when a signal comes, or has come before. Otherwise it raises `Interrupted` by itself.
+        """
+        self._interruptible = at_once
         try:
-            return None if self.received is not None else function()
-        except _Interrupted:
+            return None if at_once and self.received is not None else function()
+        except Interrupted:
             return None
         finally:
             self._interruptible = False
 
     def __exit__(self, *exception: object) -> None:
         self._restore.close()
+        if self._timer:
+            self._timer.cancel()
 
 
 class DataWatch:
@@ -142,3 +175,43 @@ def naming_damaged_shard(paths: Sequence[str]) -> Iterator[None]:
                 message = f"{damage} The same training command then resumes from the last checkpoint."
                 raise tfrecord.DamagedShardError(message) from error
         raise
+
+
+@contextlib.contextmanager
+def no_silent_wait(service: str, *, is_compiled: bool) -> Iterator[None]:
+    """Looks after a loop that does not return, from a thread, since TensorFlow waits for lost machines forever.
+
+    The process ends where the dispatcher is lost; the loop cannot be left otherwise. Every other wait is logged: the
+    workers of a service may come back.
+
+    Args:
+      service: the address of the tf.data service, or "".
+      is_compiled: whether the loop has been compiled before, which takes minutes.
+    """
+    has_returned = threading.Event()
+
+    def look() -> None:
+        started = answered = said = time.monotonic()
+        while not has_returned.wait(_SECONDS_TO_LOOK):
+            now = time.monotonic()
+            if not service or data_service.answers(service):
+                answered = now
+            elif now - answered >= _SECONDS_TO_LOSE:
+                log.error(
+                    "the dispatcher of --data_service=%s is lost: it has not answered for %d s. Start the service and "
+                    "then this command again, which resumes from the last checkpoint",
+                    *(service, now - answered),
+                )
+                os._exit(1)
+            if is_compiled and now - said >= _SECONDS_TO_SAY:
+                said = now
+                log.warning(
+                    "no step has been done for %d s: the run waits for data%s",
+                    *(now - started, "; do the workers of --data_service run?" if service else " or another worker"),
+                )
+
+    threading.Thread(target=look, daemon=True).start()
+    try:
+        yield
+    finally:
+        has_returned.set()

@@ -33,23 +33,22 @@ class Progress(Hook):
         self._bar = tqdm(
             total=event["train_steps"],
             initial=event["step"],
-            bar_format="{percentage:3.0f}%|{bar:12}| {postfix}",
+            bar_format="{percentage:3.0f}%|{bar:8}| {desc}",
             mininterval=0.0,
             disable=None,  # unless standard error is a terminal
             leave=False,
         )
 
     def on_log(self, event: dict[str, Any]) -> None:
-        left = f"left {datetime.timedelta(seconds=round(3600 * event['hours_left']))}"
-        if "cost" in event:
-            left += f"  cost {event['cost']:.2f}, {event['cost_left']:.2f} to come"
+        left = datetime.timedelta(seconds=round(3600 * event["hours_left"]))
         step, loss = f"step {event['step']}/{event['train_steps']}", f"loss {event['loss']:.4f}"
         parts = f"(class {event['class_loss']:.4f}, box {event['box_loss']:.4f})"
         speed = f"{event['images_per_s']:.1f} images/s  waiting for data {100 * event['data_wait']:.0f}%"
+        money = "  cost {cost:.2f}, {cost_left:.2f} to come".format(**event) if "cost" in event else ""
         level = logging.INFO if self._bar.disable else logging.DEBUG  # beside a bar, for the log file only
-        log.log(level, f"{step}  {loss} {parts}  {speed}  {left}")
-        self._bar.total = event["train_steps"]
-        self._bar.set_postfix_str(f"{step}  {left}  {loss}  {speed}", refresh=False)
+        log.log(level, f"{step}  {loss} {parts}  {speed}  left {left}{money}")
+        self._bar.set_description_str(f"{step}  left {left}  {loss}  {speed}{money}", refresh=False)
+        self._bar.total = event["train_steps"]  # --max_hours may have changed it
         self._bar.update(event["step"] - self._bar.n)
 
     def on_evaluate(self, event: dict[str, Any]) -> None:
