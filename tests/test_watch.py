@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 
@@ -14,9 +15,11 @@ import sys
 from trainer import reporting, watch
 import tensorflow as tf
 reporting.log_to(None)
+for name, seconds in {seconds}.items():
+    setattr(watch, name, seconds)
 body = lambda i: i + 1
 loop = tf.function(lambda: tf.while_loop(lambda i: i < 10**12, body, [tf.constant(0, tf.int64)]))
-with watch.StopSignal() as stop:
+with watch.StopSignal() as stop, watch.no_silent_wait({service!r}, is_compiled=True):
     print("ready", flush=True)
     loop()
 """
@@ -53,7 +56,7 @@ def test_a_signal_ends_an_evaluation(number: signal.Signals) -> None:
 
 
 def test_a_second_signal_ends_a_compiled_loop_at_once() -> None:
-    process = start(LOOPING)
+    process = start(LOOPING.format(service="", seconds={}))
     assert process.stderr is not None
     process.send_signal(signal.SIGTERM)
     assert "SIGTERM: saving" in process.stderr.readline()  # the log answers, and the loop goes on
@@ -61,3 +64,24 @@ def test_a_second_signal_ends_a_compiled_loop_at_once() -> None:
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGINT
+
+
+def test_a_signal_ends_a_loop_that_does_not_return() -> None:
+    process = start(LOOPING.format(service="", seconds={"_SECONDS_TO_STOP": 0.5}))
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "still not done: ending without it. The same command resumes from the last checkpoint" in err
+
+
+def test_a_lost_dispatcher_ends_the_run_and_other_waits_are_mentioned() -> None:
+    seconds = {"_SECONDS_TO_LOOK": 0.1, "_SECONDS_TO_LOSE": 0.3, "_SECONDS_TO_SAY": 0.2}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        service = f"grpc://127.0.0.1:{server.getsockname()[1]}"
+        process = start(LOOPING.format(service=service, seconds=seconds))
+        assert process.stderr is not None
+        assert "the run waits for data; do the workers of --data_service run?" in process.stderr.readline()
+        assert process.poll() is None
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert f"the dispatcher of --data_service={service} is lost: it has not answered for" in err

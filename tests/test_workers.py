@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pytest
 import tensorflow as tf
 import toy_shards
@@ -106,9 +108,10 @@ def test_a_signal_to_one_worker_stops_all_at_the_same_step(start):
 
 @pytest.mark.slow
 def test_a_signal_during_an_evaluation_stops_all_and_they_resume(start, records):
-    flags = (f"--val_records={records}/val-*", "--log_every=1", "--eval_every=2")
+    flags = (f"--val_records={records}/val-*", "--log_every=1", "--eval_every=1")
     pair = start("--train_steps=100", *flags)
     pair.wait_for("step 2/", worker=0)
+    time.sleep(1)  # most of the time is that of evaluations
     pair.processes[0].send_signal(signal.SIGINT)
     assert pair.end() == [128 + signal.SIGINT] * 2, pair.output(0) + pair.output(1)
     (step,) = checkpoints.list_steps(str(pair.model_dir))
@@ -145,6 +148,44 @@ def test_workers_with_other_flags_are_refused_by_name(start):
         ) in pair.output(worker)
 
 
+@pytest.mark.slow
+def test_a_lost_decoder_slows_a_run_and_a_lost_dispatcher_ends_it(tmp_path, records):
+    """Decoders are the workers of a tf.data service."""
+    servers = []
+
+    def serve(*flags: str) -> str:
+        command = [sys.executable, "-m", "trainer.data_service", *flags]
+        servers.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT))
+        return servers[-1].stdout.readline() if "--role=dispatcher" in flags else ""
+
+    port = re.search(r":(\d+),", serve("--role=dispatcher"))[1]
+    for _ in range(2):
+        serve("--role=worker", f"--dispatcher=localhost:{port}")
+    flags = [flag for flag in FLAGS if "multi_worker" not in flag]
+    flags += [
+        f"--train_records={records}/train-*",
+        f"--model_dir={tmp_path}",
+        f"--data_service=grpc://localhost:{port}",
+    ]
+    command = [sys.executable, str(CHECKOUT / "tests" / "one_worker.py"), *flags, "--train_steps=100000"]
+    run = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=CHECKOUT, env={**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    )
+    try:
+        lines = iter(run.stderr)
+        next(line for line in lines if "step 3/" in line)
+        servers[1].kill()
+        killed_at = time.monotonic()
+        next(line for line in lines if "images/s" in line and time.monotonic() - killed_at > 15)
+        servers[0].kill()
+        assert "is lost: it has not answered for" in next(line for line in lines if "dispatcher" in line)
+        assert run.wait(timeout=60) == 1
+    finally:
+        for process in (run, *servers):
+            process.kill()
+            process.wait()
+
+
 def test_one_worker_agrees_with_itself(two_replicas):
     group = workers.Workers(two_replicas)
     assert group.num == 1
@@ -168,3 +209,13 @@ def test_which_worker_is_lost(monkeypatch, tmp_path, text, lost):
     message = f"worker {lost} is lost: .* resume from step 0" if lost else "replica:0/task:0"
     with pytest.raises(expected, match=message), workers.naming_lost_worker(str(tmp_path)):
         raise tf.errors.InternalError(None, None, text)
+
+
+def test_workers_that_restored_other_steps_are_refused(two_replicas, monkeypatch):
+    group = workers.Workers(two_replicas)
+    group.require_same_step(40, "RUN")
+    monkeypatch.setattr(group, "gather", lambda step: np.array([[step], [0.0]]))
+    with pytest.raises(
+        ValueError, match="worker 0 resumes at step 40, but worker 1 at step 0: --model_dir=RUN must be"
+    ):
+        group.require_same_step(40, "RUN")

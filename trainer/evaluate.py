@@ -46,7 +46,7 @@ def make_finder(
     *,
     batch_size: int | None = None,
     strategy: tf.distribute.Strategy | None = None,
-    before_batch: Callable[[], None] = lambda: None,
+    between_batches: Callable[[], None] = lambda: None,
 ) -> Callable[[], Evaluated]:
     """Reads the ground truth once and compiles once, for several evaluations during a run.
 
@@ -57,7 +57,7 @@ def make_finder(
       batch_size: over all replicas, rounded to a multiple of their number; None for `config.input.batch_size`.
       strategy: splits each batch over its replicas; None for the current one. Each of several workers evaluates all
         images, so that each knows the result.
-      before_batch: called before each batch; what it raises ends the evaluation.
+      between_batches: called before the first batch and after each; what it raises ends the evaluation.
 
     Returns:
       A function without arguments that finds what the model's present weights do.
@@ -106,8 +106,8 @@ def make_finder(
     def find() -> Evaluated:
         detections = {}
         sums, num_positives = np.zeros(len(Losses._fields)), 0.0
+        between_batches()
         for batch in dataset:
-            before_batch()
             for result in strategy.experimental_local_results(detect_batch(batch)):
                 found, record_index, values, positives = tf.nest.map_structure(lambda values: values.numpy(), result)
                 sums, num_positives = sums + values, num_positives + float(positives)
@@ -120,6 +120,7 @@ def make_finder(
                         scores=found.scores[row, :count],
                         classes=found.classes[row, :count],
                     )
+            between_batches()
         damaged = sorted(set(range(len(ground_truths))) - detections.keys())
         for name in shards.name_records(paths, damaged):
             log.warning("an image that cannot be decoded is left out of the evaluation: %s", name)

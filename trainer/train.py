@@ -227,6 +227,7 @@ class _Run:
             if self.averaged is not None:
                 averages.start(self.averaged, self.model)
         self.step = int(self.optimizer.iterations.numpy())
+        self.workers.require_same_step(self.step, self.model_dir)
         if self.budget.is_measured:
             self.fit()
         if self.is_chief:
@@ -256,7 +257,7 @@ class _Run:
         evaluated = self.model if self.averaged is None else self.averaged
         self.evaluator = (
             evaluate.make_evaluator(
-                evaluated, self.config, self.val_paths, strategy=self.strategy, before_batch=self._leave_if_signalled
+                evaluated, self.config, self.val_paths, strategy=self.strategy, between_batches=self._leave_if_signalled
             )
             if self.val_paths
             else None
@@ -270,7 +271,7 @@ class _Run:
                 self.strategy.num_replicas_in_sync,
             )
         is_evaluated = not self._is_due(self.eval_every) or resume.read_evaluated_step(self.model_dir) == self.step
-        if self.evaluator and self.step and not is_evaluated:
+        if self.evaluator and self.step and not self.workers.all(is_evaluated):
             log.info("the evaluation of step %d was not completed, so it comes first", self.step)
             self.evaluate()
 

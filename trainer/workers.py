@@ -56,6 +56,20 @@ class Workers:
         """Whether the value is true in every worker; each waits for the others, as in `gather`."""
         return bool(self.gather(value).all())
 
+    def require_same_step(self, step: int, model_dir: str) -> None:
+        """Refuses workers that have restored different steps, since not all of them see the same folder.
+
+        Raises:
+          ValueError: names the workers.
+        """
+        steps = self.gather(step)[:, 0].astype(int).tolist()
+        others = [f"worker {index} at step {other}" for index, other in enumerate(steps) if other != steps[0]]
+        if others:
+            raise ValueError(
+                f"worker 0 resumes at step {steps[0]}, but {', '.join(others)}: --model_dir={model_dir} must be a "
+                "folder that all workers see."
+            )
+
     def _sum_rows(self, values: tf.Tensor) -> tf.Tensor:
         """Each worker's row, as a sum of matrices that are zero in the others' rows."""
 
