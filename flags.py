@@ -97,7 +97,12 @@ _define(
     choices=PREPROCESSINGS,
 )
 _define(InputConfig, "batch_size", "Images in a step, over all replicas.", lower_bound=1)
-_define(InputConfig, "max_boxes", "Largest number of boxes in an image; the smallest are dropped.", lower_bound=1)
+_define(
+    InputConfig,
+    "max_boxes",
+    "Largest number of objects in an image; the smallest beyond it are ignored.",
+    lower_bound=1,
+)
 _define(InputConfig, "shuffle_buffer", "Encoded records in the shuffle buffer.", lower_bound=1)
 flags.DEFINE_enum("augment", "default", ["none", "paper", "default", "strong"], "Preset of the augmentation.")
 for _name, _help in {
@@ -328,6 +333,12 @@ _define(
     "fit is initialised anew.",
 )
 _define(TrainConfig, "precision", "Precision of the network; float16 scales the loss.", choices=PRECISIONS)
+_define(
+    TrainConfig,
+    "tf32",
+    "Let Ampere GPUs and later multiply float32 with ten bits of mantissa (TensorFloat-32), several times faster. "
+    "--notf32: with all bits.",
+)
 _define(
     TrainConfig,
     "distribution",

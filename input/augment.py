@@ -199,24 +199,36 @@ def crop_boxes(
 
 
 def keep_boxes(
-    boxes: tf.Tensor, classes: tf.Tensor, difficult: tf.Tensor, keep: tf.Tensor, max_boxes: int
+    boxes: tf.Tensor, classes: tf.Tensor, difficult: tf.Tensor, keep: tf.Tensor, max_boxes: int, num_slots: int
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The boxes to keep, in their order and padded to `max_boxes`; if there are more, the largest.
+    """The boxes to keep, in their order and padded to `num_slots`.
+
+    Of more than `max_boxes` objects the largest stay objects, and the others become ignored regions. Regions are
+    dropped, the smallest first, where there is no slot left.
 
     Args:
       boxes: f32 [b, n, 4].
       classes: i32 [b, n].
       difficult: bool [b, n].
       keep: bool [b, n].
-      max_boxes: m.
+      max_boxes: how many objects an image has at most.
+      num_slots: m, at least `max_boxes`.
 
     Returns:
-      boxes f32 [b, m, 4], classes i32 [b, m] (-1 pads), difficult bool [b, m], and i32 [b]: how many were dropped.
+      boxes f32 [b, m, 4], classes i32 [b, m] (-1 pads), difficult bool [b, m], and i32 [b]: how many objects are beyond
+      `max_boxes`.
     """
-    missing = tf.maximum(max_boxes - tf.shape(boxes)[1], 0)
+    missing = tf.maximum(num_slots - tf.shape(boxes)[1], 0)
     boxes = tf.pad(boxes, [[0, 0], [0, missing], [0, 0]])
     classes, difficult, keep = (tf.pad(values, [[0, 0], [0, missing]]) for values in (classes, difficult, keep))
-    largest = tf.math.top_k(tf.where(keep, box_ops.area(boxes), -1.0), max_boxes).indices
+    is_object = keep & (classes != IGNORED)
+    num_beyond = tf.math.count_nonzero(is_object, axis=1, dtype=tf.int32) - max_boxes
+    areas = box_ops.area(boxes)
+    by_size = tf.argsort(tf.where(is_object, areas, -1.0), direction="DESCENDING", stable=True)
+    is_object &= tf.argsort(by_size) < max_boxes  # the place of each in that order
+    classes, difficult = tf.where(is_object, classes, IGNORED), difficult | ~is_object
+    # Objects come first, so that each has a slot.
+    largest = tf.math.top_k(tf.where(is_object, np.inf, tf.where(keep, areas, -1.0)), num_slots).indices
     kept = tf.gather(keep, largest, batch_dims=1)
     order = tf.argsort(tf.where(kept, largest, tf.shape(boxes)[1]), axis=1)
     largest = tf.gather(largest, order, batch_dims=1)
@@ -224,10 +236,10 @@ def keep_boxes(
         tf.gather(values, largest, batch_dims=1) for values in (boxes, classes, difficult, keep)
     )
     return (
-        tf.ensure_shape(tf.where(kept[..., tf.newaxis], boxes, 0.0), [None, max_boxes, 4]),
-        tf.ensure_shape(tf.where(kept, classes, BACKGROUND), [None, max_boxes]),
-        tf.ensure_shape(difficult & kept, [None, max_boxes]),
-        tf.maximum(tf.math.count_nonzero(keep, axis=1, dtype=tf.int32) - max_boxes, 0),
+        tf.ensure_shape(tf.where(kept[..., tf.newaxis], boxes, 0.0), [None, num_slots, 4]),
+        tf.ensure_shape(tf.where(kept, classes, BACKGROUND), [None, num_slots]),
+        tf.ensure_shape(difficult & kept, [None, num_slots]),
+        tf.maximum(num_beyond, 0),
     )
 
 
@@ -306,8 +318,9 @@ def load_and_crop(
     # A dataset, because its `padded_batch` pads while it copies the images into the batch, which is done in any case.
     images = tf.data.Dataset.from_tensor_slices(per_image).map(load)
     images = images.padded_batch(batch_size, [height, width * 3], tf.constant(PAD_VALUE, tf.uint8))
+    keep &= records.classes != BACKGROUND
     boxes, classes, difficult, num_dropped = keep_boxes(
-        boxes, records.classes, records.difficult, keep & (records.classes != BACKGROUND), config.max_boxes
+        boxes, records.classes, records.difficult, keep, config.max_boxes, config.num_slots
     )
     return Batch(
         images=tf.reshape(images.get_single_element(), [batch_size, height, width, 3]),
@@ -326,7 +339,7 @@ def load_and_crop(
 
 def blank(config: InputConfig, *, record_index: tf.Tensor, random_numbers: tf.Tensor) -> Batch:
     """A batch to show in place of b images that cannot be decoded: grey, without objects, not `valid`."""
-    count, boxes = record_index.shape[0], config.max_boxes
+    count, boxes = record_index.shape[0], config.num_slots
     return Batch(
         images=tf.fill([count, *config.image_size, 3], tf.constant(PAD_VALUE, tf.uint8)),
         boxes=tf.zeros([count, boxes, 4]),

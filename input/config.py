@@ -210,7 +210,7 @@ class InputConfig:
     # How pixels become the network's input; auto: as the starting weights need, without any as imagenet.
     preprocessing: str = "auto"
     batch_size: int = 16  # of all replicas together
-    max_boxes: int = 100  # every image is padded to so many boxes; of more, the largest are kept
+    max_boxes: int = 100  # objects of an image; of more, the largest are learnt, and the others ignored
     shuffle_buffer: int = 2048  # records, still encoded
     seed: int = 0
     target_assignment: str = "device"  # or "host"
@@ -224,6 +224,11 @@ class InputConfig:
     anchor: AnchorConfig = AnchorConfig()
     match: MatchConfig = MatchConfig()
     augment: AugmentConfig = AugmentConfig.preset("default")
+
+    @property
+    def num_slots(self) -> int:
+        """The boxes that every image is padded to: a quarter more than `max_boxes`, for ignored regions."""
+        return self.max_boxes + self.max_boxes // 4
 
     def __post_init__(self) -> None:
         if min(self.image_size) <= 0 or any(side % 32 for side in self.image_size):

@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     # f32 [b, 4], (scale_y, scale_x, offset_y, offset_x): input px = scale * original px + offset; None likewise
     transforms: tf.Tensor | None
     valid: tf.Tensor  # bool [b], false for a damaged image and for the padding of the last evaluation batch
-    num_dropped: tf.Tensor  # i32 [b], boxes beyond `max_boxes`
+    num_dropped: tf.Tensor  # i32 [b], objects beyond `max_boxes`, which are ignored
     record_index: tf.Tensor  # i64 [b], counted over all shards read in order: names the image
     random_numbers: tf.Tensor  # f32 [b, random_numbers.NUM_PER_IMAGE], which decide each image's augmentation
 

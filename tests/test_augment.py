@@ -8,7 +8,7 @@ import toy_shards
 from input import augment, batch_augment, tfrecord, windows
 from input.config import RANDAUGMENT_LIMITS, AugmentConfig, InputConfig
 from input.random_numbers import NUM_PER_IMAGE, RandomNumbers, strength
-from input.types import PAD_VALUE, Batch
+from input.types import IGNORED, PAD_VALUE, Batch
 
 SIZE = (64, 96)
 RED = (255, 0, 0)
@@ -161,13 +161,33 @@ def test_the_largest_of_too_many_boxes_are_kept_in_their_order():
     boxes = tf.constant([[[0.0, 0, 2, 2], [0, 0, 9, 9], [0, 0, 1, 1], [0, 0, 5, 5]]] * 3)
     classes, difficult = tf.tile([[0, 1, 2, 3]], [3, 1]), tf.tile([[True, False, True, False]], [3, 1])
     keep = tf.constant([[True] * 4, [True, False, True, False], [False] * 3 + [True]])
-    kept, classes, difficult, dropped = augment.keep_boxes(boxes, classes, difficult, keep, 2)
+    kept, classes, difficult, dropped = augment.keep_boxes(boxes, classes, difficult, keep, 2, 2)
     np.testing.assert_array_equal(kept[0], [[0, 0, 9, 9], [0, 0, 5, 5]])
     np.testing.assert_array_equal(kept[1], [[0, 0, 2, 2], [0, 0, 1, 1]])
     np.testing.assert_array_equal(kept[2], [[0, 0, 5, 5], [0, 0, 0, 0]])
     np.testing.assert_array_equal(classes, [[1, 3], [0, 2], [3, -1]])
     np.testing.assert_array_equal(difficult, [[False, False], [True, True], [False, False]])
     np.testing.assert_array_equal(dropped, [2, 0, 0])
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_objects_beyond_the_largest_become_regions(in_graph):
+    """By hand, with places for two objects and two regions: areas 4, 81, 1 and 25, and a region of 100 or of 9."""
+    boxes = tf.constant(
+        [[[0.0, 0, 2, 2], [0, 0, 9, 9], [0, 0, 10, 10], [0, 0, 1, 1], [0, 0, 5, 5]]] * 2
+        + [[[0.0, 0, 2, 2], [0, 0, 9, 9], [0, 0, 3, 3], [0, 0, 1, 1], [0, 0, 5, 5]]]
+    )
+    classes, difficult = tf.tile([[0, 1, IGNORED, 2, 3]], [3, 1]), tf.tile([[False, True, True, False, False]], [3, 1])
+    keep = tf.constant([[True] * 5, [True, False, True, False, False], [True] * 5])
+    keep_boxes = tf.function(augment.keep_boxes) if in_graph else augment.keep_boxes
+    kept, classes, difficult, dropped = keep_boxes(boxes, classes, difficult, keep, 2, 4)
+    np.testing.assert_array_equal(classes, [[IGNORED, 1, IGNORED, 3], [0, IGNORED, -1, -1], [IGNORED, 1, IGNORED, 3]])
+    np.testing.assert_array_equal(
+        difficult, [[True, True, True, False], [False, True, False, False], [True, True, True, False]]
+    )
+    np.testing.assert_array_equal(kept[0], [[0, 0, 2, 2], [0, 0, 9, 9], [0, 0, 10, 10], [0, 0, 5, 5]])
+    np.testing.assert_array_equal(kept[1], [[0, 0, 2, 2], [0, 0, 10, 10], [0] * 4, [0] * 4])
+    np.testing.assert_array_equal(dropped, [2, 0, 2])
 
 
 def test_an_image_without_objects():

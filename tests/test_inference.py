@@ -44,6 +44,20 @@ def test_without_a_best_checkpoint_the_latest_or_the_named_one_is_loaded(tmp_pat
     assert inference.load_for_inference(folder, str(tmp_path / "checkpoints")).step == 2
 
 
+def test_a_damaged_checkpoint_gives_way_to_another_unless_it_was_asked_for(tmp_path, caplog):
+    folder = one_weight.save_run(tmp_path, steps=(1, 2), best=((1, 0.4),))
+    for path, taken in (("best/ckpt-1", "checkpoints/ckpt-2"), ("checkpoints/ckpt-2", "checkpoints/ckpt-1")):
+        data = tmp_path / f"{path}.data-00000-of-00001"
+        data.write_bytes(data.read_bytes()[:-1])
+        assert inference.find_checkpoint(folder) == f"{folder}/{taken}"
+        assert f"{path} is damaged, so another checkpoint is taken" in caplog.text
+        with pytest.raises(ValueError, match=f"--checkpoint=.*{path} is damaged .*: give another one of this run"):
+            inference.find_checkpoint(folder, f"{folder}/{path}")
+    (tmp_path / "checkpoints" / "ckpt-1.index").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged, as the log says: put back a copy"):
+        inference.find_checkpoint(folder)
+
+
 def test_a_missing_run_or_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json does not exist: --model_dir must name"):
         inference.load_for_inference(str(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 
 import pytest
@@ -37,6 +38,37 @@ def test_gpus_are_listed_and_the_unused_are_named(gpus, caplog):
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert "no kernels compiled for compute capability 9.0" in warning
     assert "CUDA_CACHE_PATH" in warning
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "advice"),
+    [
+        ((6, 1), "mixed_float16", "gains nothing on GPUs of compute capability 6.1, .*: use float32"),
+        ((7, 5), "mixed_bfloat16", "gains nothing on GPUs of compute capability 7.5, .*: use mixed_float16"),
+        ((7, 0), "mixed_float16", None),
+        ((8, 0), "mixed_bfloat16", None),
+        ((5, 0), "float32", None),
+        (None, "mixed_bfloat16", "slower than float32 on a CPU"),
+        (None, "float32", None),
+    ],
+)
+def test_a_precision_that_the_hardware_is_slow_in(gpus, monkeypatch, caplog, capability, precision, advice):
+    if capability is None:
+        monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [])
+    details = {"compute_capability": capability}
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: details)
+    start_up.warn_of_slow_precision(gpus, precision)
+    assert len(caplog.messages) == (advice is not None)
+    assert advice is None or re.search(advice, caplog.text)
+
+
+@pytest.mark.parametrize("capability", [(10, 0), (12, 0)])
+def test_blackwell_is_named(gpus, monkeypatch, caplog, capability):
+    details = {"device_name": "NVIDIA B200", "compute_capability": capability}
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: details)
+    start_up.log_devices(gpus)
+    assert [message for message in caplog.messages if "neither TensorFlow 2.15 nor 2.21 supports" in message]
+    assert "CUDA_CACHE_PATH" not in caplog.text
 
 
 @pytest.mark.parametrize(

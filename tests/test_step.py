@@ -6,12 +6,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+import small_network
 import tensorflow as tf
 import tiny
 import toy_shards
 from tensorflow.python.distribute import cross_device_utils
 
-from input import pipeline
+from input import batch_augment, pipeline, targets, types
 from input.config import AugmentConfig
 from model import resnet
 from trainer import checkpoints, optimizers, step
@@ -150,6 +151,47 @@ def test_mixed_precision_follows_float32(paths, on_one_device, policy):
     ours, theirs = (np.concatenate([move.ravel() for move in moves]) for moves in (moves, expected_moves))
     cosine = ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs)
     assert cosine > 0.98
+
+
+def float64_gradients(weights, images, assigned, settings):
+    """Of the focal loss and smooth L1 as the papers write them, for `small_network`; differentiated in float64."""
+    kernel, bias = (tf.Variable(value, dtype=tf.float64) for value in weights)
+    parts = tf.cast(tf.nn.avg_pool2d(tf.cast(images, tf.float64), 8, 8, "VALID"), tf.float64)
+    num_anchors = assigned.class_targets.shape[1]
+    with tf.GradientTape() as tape:
+        values = tf.reshape(tf.reshape(parts, [len(images), -1]) @ kernel + bias, [len(images), num_anchors, -1])
+        scores = tf.sigmoid(values[..., 4:] - 4.0)
+        is_class = assigned.class_targets[..., tf.newaxis] == tf.range(scores.shape[-1])
+        p_t = tf.where(is_class, scores, 1 - scores)
+        alpha_t = tf.where(is_class, tf.constant(settings.focal_alpha, tf.float64), 1 - settings.focal_alpha)
+        focal = -tf.reduce_sum(alpha_t * (1 - p_t) ** settings.focal_gamma * tf.math.log(p_t), axis=-1)
+        distance = tf.abs(values[..., :4] - tf.cast(assigned.box_targets, tf.float64))
+        beta = settings.smooth_l1_beta
+        smooth_l1 = tf.where(distance < beta, distance**2 / (2 * beta), distance - beta / 2)
+        is_positive = assigned.class_targets >= 0
+        loss = tf.reduce_sum(focal[assigned.class_targets != types.IGNORED])
+        loss += settings.box_loss_weight * tf.reduce_sum(smooth_l1[is_positive])
+        loss /= tf.cast(tf.math.count_nonzero(is_positive), tf.float64)
+    return tape.gradient(loss, [kernel, bias])
+
+
+def test_gradients_equal_those_of_float64(paths, monkeypatch):
+    weights = []
+
+    def make_model(config):
+        model = small_network.make_model(config)
+        weights.extend(variable.numpy() for variable in model.trainable_variables)
+        return model
+
+    monkeypatch.setattr(checkpoints, "make_model", make_model)
+    config = tiny.config(input=dataclasses.replace(tiny.CONFIG.input, augment=AugmentConfig()))
+    result, moves = one_step(tf.distribute.OneDeviceStrategy("/cpu:0"), paths, config)
+    batch = next(iter(pipeline.make_dataset(paths, config.input, training=True, batch_size=BATCH_SIZE)))
+    batch = batch_augment.augment(batch, config.input.augment, config.input.preprocessing)
+    assigned = targets.assign(batch, config.input, method="dense")
+    assert result.num_positives == np.sum(assigned.class_targets.numpy() >= 0)
+    for move, gradient in zip(moves, float64_gradients(weights, batch.images, assigned, config.loss)):
+        np.testing.assert_allclose(-move, gradient, rtol=1e-4, atol=1e-5 * np.abs(gradient).max())
 
 
 def test_images_without_objects_train_without_nan(tmp_path):

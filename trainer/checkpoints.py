@@ -60,9 +60,9 @@ def make_model(config: Config) -> tf.keras.Model:
     )
 
 
-def list_steps(model_dir: str) -> list[int]:
-    """The steps of which `RUN/checkpoints/` holds a file, damaged or not, from the latest down."""
-    folder = os.path.join(model_dir, "checkpoints")
+def list_steps(model_dir: str, folder: str = "checkpoints") -> list[int]:
+    """The steps of which `RUN/checkpoints/` (or `best`) holds a file, damaged or not, from the latest down."""
+    folder = os.path.join(model_dir, folder)
     names = files.names(folder) if files.is_dir(folder) else []
     found = (re.fullmatch(r"ckpt-(\d+)\.(index|data-\d+-of-\d+)", name) for name in names)
     return sorted({int(match[1]) for match in found if match}, reverse=True)

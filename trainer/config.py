@@ -75,6 +75,7 @@ class TrainConfig:
     max_hours: float = 0.0  # of the whole run, in place of epochs and train_steps; 0: no limit
     price_per_hour: float = 0.0  # of the machines, in any currency
     precision: str = "float32"
+    tf32: bool = True  # on Ampere GPUs and later, in float32
     distribution: str = "auto"
     communication: str = "auto"  # of several workers
     num_gpus: int = -1  # -1: all

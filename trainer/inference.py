@@ -13,6 +13,7 @@ from model import postprocess
 from model.types import Detections, Predictions
 from trainer import checkpoints
 from trainer.config import Config
+from trainer.reporting import log
 
 
 class TrainedRun(NamedTuple):
@@ -29,6 +30,7 @@ def find_checkpoint(model_dir: str, checkpoint: str | None = None) -> str:
 
     Raises:
       FileNotFoundError: there is none.
+      ValueError: all are damaged, or the one asked for is.
     """
     if checkpoint:
         if tf.io.gfile.isdir(checkpoint):
@@ -39,11 +41,21 @@ def find_checkpoint(model_dir: str, checkpoint: str | None = None) -> str:
                 f"--checkpoint={checkpoint}: there is no {checkpoint}.index; give a folder of checkpoints or a path "
                 "such as RUN/checkpoints/ckpt-500."
             )
+        if damage := checkpoints.find_damage(checkpoint):
+            raise ValueError(f"--checkpoint={checkpoint} is damaged ({damage}): give another one of this run.")
         return checkpoint
-    for folder in ("best", "checkpoints"):
-        path = tf.train.latest_checkpoint(os.path.join(model_dir, folder))
-        if path:
+    found = [
+        os.path.join(model_dir, folder, f"ckpt-{step}")
+        for folder in ("best", "checkpoints")
+        for step in checkpoints.list_steps(model_dir, folder)
+    ]
+    for path in found:
+        damage = checkpoints.find_damage(path)
+        if damage is None:
             return path
+        log.warning("%s is damaged, so another checkpoint is taken: %s", path, damage)
+    if found:
+        raise ValueError(f"every checkpoint in {model_dir} is damaged, as the log says: put back a copy.")
     raise FileNotFoundError(f"{model_dir} holds no checkpoint yet: train first, or wait for the first evaluation.")
 
 

@@ -57,13 +57,17 @@ class Report(Hook):
         self._state: dict[str, Any] = {"seconds": 0.0, "evaluation": None, "figures": []}
         if files.exists(self._state_path):
             self._state = json.loads(files.read(self._state_path))
-        if self._state["evaluation"] and self._state["evaluation"]["step"] > event["step"]:
-            self._state.update(evaluation=None, figures=[])  # the run was resumed from before it
+        self.on_rollback(event)
         self._earlier_s, self._began = self._state["seconds"], time.monotonic()
         self._environment = environment()
         self._data = list(_data_table(event["config"]["labels"], event["train_records"], event["val_records"]))
         self._latest: dict[str, Any] = {"step": event["step"]}
         self._write("running")
+
+    def on_rollback(self, event: dict[str, Any]) -> None:
+        """Forgets an evaluation of a later step; a run may also be resumed from before it."""
+        if self._state["evaluation"] and self._state["evaluation"]["step"] > event["step"]:
+            self._state.update(evaluation=None, figures=[])
 
     def on_log(self, event: dict[str, Any]) -> None:
         self._latest = event
@@ -78,6 +82,8 @@ class Report(Hook):
     def on_end(self, event: dict[str, Any]) -> None:
         if event["error"] is not None:
             self._write(f"failed: {event['error']}")
+        elif event["stopped_by"] is None and event["step"] < event["train_steps"]:
+            self._write("complete: ended by --patience")
         elif event["step"] < event["train_steps"]:
             self._write(f"stopped by {signal.Signals(event['stopped_by']).name}; the same command resumes it")
         else:
@@ -102,7 +108,9 @@ class Report(Hook):
         yield f"<h1>{page.escape(name)}</h1>\n"
         yield from _table(self._status(state))
         yield '<h2>Curves</h2>\n<div class="plots">'
-        yield from _plots(read_metrics(self._run["model_dir"]), self._run["train_steps"])
+        yield from _plots(
+            read_metrics(self._run["model_dir"]), self._latest.get("train_steps", self._run["train_steps"])
+        )
         yield "</div>\n"
         if self._state["evaluation"]:
             yield f"<h2>Average precision after step {self._state['evaluation']['step']:,}</h2>\n"
@@ -134,6 +142,8 @@ class Report(Hook):
             rows["speed"] = f"{speed:,.1f} images/s, waiting for data {100 * self._latest['data_wait']:.0f}%"
         if price := self._run["config"]["train"].get("price_per_hour"):
             rows["cost so far"] = f"{price * self._state['seconds'] / 3600:,.2f}"
+            if cost_left := self._latest.get("cost_left"):
+                rows["cost to come"] = f"{cost_left:,.2f}"
         return rows
 
 

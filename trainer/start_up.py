@@ -10,6 +10,8 @@ import tensorflow as tf
 
 from trainer.reporting import log
 
+_BLACKWELL = (10, 12)  # major compute capabilities
+_FASTER_FROM = {"mixed_float16": (7, 0), "mixed_bfloat16": (8, 0)}  # the compute capability with units for it
 _NUM_SUMMED = 2**18  # numbers that the check adds up: a megabyte, so that a collective sends more than one packet
 
 
@@ -48,7 +50,12 @@ def log_devices(strategy: tf.distribute.Strategy) -> None:
             log.info("%s, not used: see --num_gpus and --distribution", name)
             continue
         log.info("%s, %s", name, _memory_of(gpu))
-        if not _has_kernels_for(capability):
+        if capability[0] in _BLACKWELL:
+            log.warning(
+                "this GPU is of the Blackwell generation, which neither TensorFlow 2.15 nor 2.21 supports: after the "
+                "minutes in which the driver compiles kernels the run may fail; see docs/VERSIONS.md"
+            )
+        elif not _has_kernels_for(capability):
             log.warning(
                 "this TensorFlow holds no kernels compiled for compute capability %s: the driver compiles them at the "
                 "first start, which takes minutes. Set CUDA_CACHE_PATH to a folder that outlives the machine and "
@@ -57,6 +64,28 @@ def log_devices(strategy: tf.distribute.Strategy) -> None:
             )
     if not gpus and num_gpus_of_machine():
         log.warning("training on the CPU, although this machine has GPUs: %s", why_no_gpu())
+
+
+def warn_of_slow_precision(strategy: tf.distribute.Strategy, precision: str) -> None:
+    """Warns of a device that is slower in this precision than in float32, since it has no units for it."""
+    if precision == "float32":
+        return
+    gpus = tf.config.list_physical_devices("GPU") if tf.config.list_logical_devices("GPU") else []
+    if not gpus:
+        log.warning("--precision=%s is several times slower than float32 on a CPU: use it on GPUs only", precision)
+        return
+    used = {tf.DeviceSpec.from_string(device).device_index for device in strategy.extended.worker_devices}
+    capabilities = [
+        tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0))
+        for index, gpu in enumerate(gpus)
+        if index in used
+    ]
+    if min(capabilities) < _FASTER_FROM[precision]:
+        other = "mixed_float16" if (7, 0) <= min(capabilities) < (8, 0) else "float32"
+        log.warning(
+            "--precision=%s gains nothing on GPUs of compute capability %s, which have no units for it: use %s",
+            *(precision, ".".join(map(str, min(capabilities))), other),
+        )
 
 
 def _memory_of(gpu: tf.config.PhysicalDevice) -> str:

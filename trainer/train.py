@@ -338,11 +338,13 @@ class _Run:
         now = self.clock()
         steps, seconds = self.step - self.reported_step, max(now - self.reported_time, 1e-9)
         self.reported_step, self.reported_time = self.step, now
-        if self.is_timed:  # the first report is no measure, since the compilation is in it
+        if self.is_timed:
             self.budget.add_steps(steps, seconds)
             self.fit()
+            left_s = self.budget.seconds_left(self.step, self.last_step, self.eval_every, self.save_every)
+        else:  # the compilation is in the first report, which is therefore no measure
+            left_s = (self.last_step - self.step) * seconds / max(steps, 1)
         self.is_timed = True
-        left_s = self.budget.seconds_left(self.step, self.last_step, self.eval_every, self.save_every)
         values = _means(self.results, self.optimizer)
         values["images_per_s"] = steps * self.config.input.batch_size / seconds
         values["data_wait"] = min(1.0, float(sum(result.data_wait for result in self.results)) / seconds)
@@ -351,7 +353,7 @@ class _Run:
         if price := self.config.train.price_per_hour:
             values["cost"], values["cost_left"] = values["hours"] * price, values["hours_left"] * price
         self.results = []
-        if self.is_chief:
+        if self.is_chief and self.budget.is_measured:
             self.budget.write()
         self.events.tell("on_log", step=self.step, train_steps=self.last_step, **values)
 
@@ -430,9 +432,11 @@ def _set_up_tensorflow(config: Config, train_paths: Sequence[str]) -> tf.distrib
     workers.require_same_command(config, train_paths)
     distribution.check_replicas(config, strategy.num_replicas_in_sync)
     start_up.log_devices(strategy)
+    start_up.warn_of_slow_precision(strategy, config.train.precision)
     if strategy.num_replicas_in_sync > 1:
         start_up.check_all_reduce(strategy)
     tf.config.run_functions_eagerly(config.train.eager)
+    tf.config.experimental.enable_tensor_float_32_execution(config.train.tf32)
     tf.keras.mixed_precision.set_global_policy(config.train.precision)
     tf.keras.utils.set_random_seed(config.input.seed)
     return strategy

@@ -150,7 +150,7 @@ class DataWatch:
         if result.num_with_dropped_boxes and not self._warned_of_dropped_boxes:
             self._warned_of_dropped_boxes = True
             log.warning(
-                "%d images of this loop hold more boxes than --max_boxes=%d, of which the largest are kept; "
+                "%d images of this loop hold more boxes than --max_boxes=%d, of which the smallest are not learnt; "
                 "metrics.jsonl counts such images from here on",
                 int(result.num_with_dropped_boxes),
                 self._config.max_boxes,
