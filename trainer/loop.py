@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -108,6 +108,31 @@ def make_train_loop(
         )
 
     return train_loop
+
+
+def mean_values(results: Sequence[LoopResult], optimizer: tf.keras.optimizers.Optimizer) -> dict[str, float]:
+    """The mean losses of some loops, and further values."""
+    num_steps = sum(int(result.num_steps) for result in results)
+    means = {
+        **{name: float(sum(getattr(result.losses, name) for result in results)) / num_steps for name in Losses._fields},
+        "learning_rate": float(optimizer.learning_rate.numpy()),
+        "positives": float(sum(result.num_positives for result in results)) / num_steps,
+    }
+    if num_damaged := sum(int(result.num_damaged) for result in results):
+        means["damaged_images"] = num_damaged
+    if num_with_dropped_boxes := sum(int(result.num_with_dropped_boxes) for result in results):
+        means["images_with_dropped_boxes"] = num_with_dropped_boxes
+    num_updates = num_steps - sum(float(result.num_skipped) for result in results)
+    means["gradient_norm"] = float(sum(result.gradient_norm for result in results)) / max(num_updates, 1.0)
+    if (loss_scale := loss_scale_of(optimizer)) is not None:
+        means["loss_scale"] = loss_scale
+    return means
+
+
+def loss_scale_of(optimizer: tf.keras.optimizers.Optimizer) -> float | None:
+    """The present loss scale; None where the loss is not scaled."""
+    scales = isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
+    return float(optimizer.loss_scale) if scales else None
 
 
 def is_due(step: int, every: int, last: int) -> bool:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from input import shards
-from model.types import Losses
 from trainer import (
     averages,
     budget,
@@ -35,7 +34,15 @@ from trainer import (
     writers,
 )
 from trainer.config import Config
-from trainer.loop import LoopResult, is_due, make_train_loop, next_stop, steps_within
+from trainer.loop import (
+    LoopResult,
+    is_due,
+    loss_scale_of,
+    make_train_loop,
+    mean_values,
+    next_stop,
+    steps_within,
+)
 from trainer.reporting import log
 
 
@@ -304,7 +311,7 @@ class _Run:
         self.profile.after_loop(self.step)
         self.data_watch.look(result)
         guards.check_finite(result, self.step, self.train_paths)
-        self.alarms.look(result, loss_scale=_loss_scale(self.optimizer))
+        self.alarms.look(result, loss_scale=loss_scale_of(self.optimizer))
         self.results.append(result)
 
     def roll_back(self, bad_loss: FloatingPointError) -> None:
@@ -345,7 +352,7 @@ class _Run:
         else:  # the compilation is in the first report, which is therefore no measure
             left_s = (self.last_step - self.step) * seconds / max(steps, 1)
         self.is_timed = True
-        values = _means(self.results, self.optimizer)
+        values = mean_values(self.results, self.optimizer)
         values["images_per_s"] = steps * self.config.input.batch_size / seconds
         values["data_wait"] = min(1.0, float(sum(result.data_wait for result in self.results)) / seconds)
         values["hours"] = self.budget.seconds / 3600
@@ -457,27 +464,3 @@ def _describe(config: Config, strategy: tf.distribute.Strategy) -> str:
         f"batch {config.input.batch_size} on {strategy.num_replicas_in_sync} x {distribution.device_type(strategy)}, "
         f"{config.train.precision}"
     )
-
-
-def _means(results: Sequence[LoopResult], optimizer: tf.keras.optimizers.Optimizer) -> dict[str, float]:
-    """The mean losses of some loops, and further values."""
-    num_steps = sum(int(result.num_steps) for result in results)
-    means = {
-        **{name: float(sum(getattr(result.losses, name) for result in results)) / num_steps for name in Losses._fields},
-        "learning_rate": float(optimizer.learning_rate.numpy()),
-        "positives": float(sum(result.num_positives for result in results)) / num_steps,
-    }
-    if num_damaged := sum(int(result.num_damaged) for result in results):
-        means["damaged_images"] = num_damaged
-    if num_with_dropped_boxes := sum(int(result.num_with_dropped_boxes) for result in results):
-        means["images_with_dropped_boxes"] = num_with_dropped_boxes
-    num_updates = num_steps - sum(float(result.num_skipped) for result in results)
-    means["gradient_norm"] = float(sum(result.gradient_norm for result in results)) / max(num_updates, 1.0)
-    if (loss_scale := _loss_scale(optimizer)) is not None:
-        means["loss_scale"] = loss_scale
-    return means
-
-
-def _loss_scale(optimizer: tf.keras.optimizers.Optimizer) -> float | None:
-    scales = isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
-    return float(optimizer.loss_scale) if scales else None
