@@ -17,7 +17,7 @@ smoke: venv
 	@$(python) -m trainer.demo --smoke
 
 test: venv
-	@$(python) -m pytest -n $(JOBS)
+	@$(python) -m pytest -n $(JOBS) --dist=worksteal
 
 test-slow: venv
 	@$(python) -m pytest -m slow
