@@ -19,3 +19,11 @@ tf.config.set_logical_device_configuration(_cpu, [tf.config.LogicalDeviceConfigu
 def two_replicas():
     """A MirroredStrategy over two CPU devices; it reduces on one, so that a process may have several strategies."""
     return tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"], cross_device_ops=tf.distribute.ReductionToOneDevice())
+
+
+@pytest.fixture(autouse=True)
+def restore_globals():
+    """A run sets what TensorFlow keeps for the whole process."""
+    yield
+    tf.keras.mixed_precision.set_global_policy("float32")
+    tf.config.run_functions_eagerly(False)

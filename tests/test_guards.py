@@ -27,8 +27,6 @@ def records(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(checkpoints, "make_model", small_network.make_model)
-    yield
-    tf.keras.mixed_precision.set_global_policy("float32")
 
 
 def run(records, model_dir, *, val=(), labels=toy_shards.LABELS, batch_size=2, **settings):

@@ -14,6 +14,7 @@ import sys
 
 import numpy as np
 import pytest
+import small_network
 import tensorflow as tf
 import tiny
 import toy_shards
@@ -33,11 +34,10 @@ def records(tmp_path_factory):
     return {split: toy_shards.write_shards(folder, count, split=split) for split, count in (("train", 10), ("val", 3))}
 
 
-@pytest.fixture(autouse=True)
-def restore_globals():
-    yield
-    tf.keras.mixed_precision.set_global_policy("float32")
-    tf.config.run_functions_eagerly(False)
+@pytest.fixture
+def small(monkeypatch):
+    """The network compiles in a few seconds."""
+    monkeypatch.setattr(checkpoints, "make_model", small_network.make_model)
 
 
 def run(records, model_dir, config=tiny.CONFIG):
@@ -142,7 +142,7 @@ def without_time(metrics):
     return {name: value for name, value in metrics.items() if name != "evaluation_s"}
 
 
-def test_a_run_goes_on_when_the_disk_is_full_for_a_while(records, tmp_path, monkeypatch):
+def test_a_run_goes_on_when_the_disk_is_full_for_a_while(records, tmp_path, monkeypatch, small):
     save, failures = tf.train.CheckpointManager.save, []
 
     def save_or_fail(manager, *arguments, checkpoint_number):
@@ -165,7 +165,7 @@ def test_a_run_goes_on_when_the_disk_is_full_for_a_while(records, tmp_path, monk
         run(records, tmp_path, tiny.config(train={"train_steps": 8}))
 
 
-def test_averaged_weights_are_resumed_and_evaluated(records, tmp_path):
+def test_averaged_weights_are_resumed_and_evaluated(records, tmp_path, small):
     optimizer = OptimizerConfig(learning_rate=0.01, lr_schedule="constant")
     config = tiny.config(train={"ema_decay": 0.9, "optimizer": optimizer})
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -199,7 +199,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(records, t
     assert "not a finite number" in log.read_text()
 
 
-def test_damaged_images_and_images_with_dropped_boxes_are_reported(tmp_path):
+def test_damaged_images_and_images_with_dropped_boxes_are_reported(tmp_path, small):
     paths = toy_shards.write_shards(tmp_path / "records", 8, num_shards=1)
     serialized = list(tfrecord.read_records(paths[0]))
     example = tf.train.Example.FromString(serialized[3])
@@ -366,6 +366,7 @@ def test_other_ways_to_train_agree(records, uninterrupted, tmp_path, flag):
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.05 if "mixed" in flag else 1e-3)
 
 
+@pytest.mark.slow
 def test_two_workers(records, uninterrupted, tmp_path):
     """Two processes on this machine; only the chief writes."""
     with socket.socket() as first, socket.socket() as second:

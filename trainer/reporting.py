@@ -36,7 +36,8 @@ class _Terminal(logging.StreamHandler):
     """Writes above a progress bar, where there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=self.stream)
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)  # an error, such as a full disk, does not end the run
 
 
 def log_to(model_dir: str | None) -> logging.Handler:
