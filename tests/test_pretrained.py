@@ -122,6 +122,8 @@ def test_keras_features_equal_keras(keras_resnet50, tmp_path):
     assert weights.origin.preprocessing == "caffe"
     assert weights.origin.resnet_stride == "1x1"
     assert weights.origin.batch_norm_epsilon == 1.001e-5
+    with pytest.raises(ValueError, match=r"ours\.safetensors: this command wrote it already"):
+        import_weights.import_weights(str(tmp_path / "ours.safetensors"), str(tmp_path / "again.safetensors"))
 
     backbone = retinanet.make_backbone(ModelConfig(resnet_stride="1x1"))
     images = tf.random.stateless_normal([2, 64, 96, 3], seed=[0, 0])

@@ -47,6 +47,8 @@ def import_weights(
         raise ValueError(f"--output={output}: its name must end in .safetensors.")
     if not os.path.exists(source):
         raise FileNotFoundError(f"--source={source}: there is no such file.")
+    if source.endswith(".safetensors") and pretrained.load(source):
+        raise ValueError(f"--source={source}: this command wrote it already; give it to trainer.task as it is.")
     labels: Sequence[str] = ()
     if labels_path:
         with open(labels_path, encoding="utf-8") as file:
