@@ -171,11 +171,11 @@ def _center_in(boxes: tf.Tensor, region: tf.Tensor) -> tf.Tensor:
     return tf.reduce_all((center >= region[..., :2]) & (center < region[..., 2:]), axis=-1)
 
 
-def _join(parts: list[_Objects], max_boxes: int) -> _Objects:
-    """The objects of several parts in one; if there are more than `max_boxes`, the largest."""
+def _join(parts: list[_Objects], num_slots: int) -> _Objects:
+    """The objects of several parts in one; if there are more than `num_slots`, the largest."""
     joined = _Objects(*(tf.concat(values, axis=1) for values in zip(*parts)))
     area = tf.where(joined.classes == BACKGROUND, -1.0, box_ops.area(joined.boxes))
-    largest = tf.math.top_k(area, max_boxes).indices
+    largest = tf.math.top_k(area, num_slots).indices
     return _Objects(*(tf.gather(values, largest, batch_dims=1) for values in joined))
 
 
@@ -196,7 +196,7 @@ def _quadrants(image_size: tuple[int, int]) -> list[tuple[int, int]]:
 def augment_boxes(batch: Batch, config: AugmentConfig) -> Batch:
     """The batch with its objects moved to where `augment_images` moves their pixels."""
     random = RandomNumbers.of(batch.random_numbers)
-    image_size, max_boxes = tuple(batch.images.shape[1:3]), batch.boxes.shape[1]
+    image_size, num_slots = tuple(batch.images.shape[1:3]), batch.boxes.shape[1]
     height, width = image_size
     ymin, xmin, ymax, xmax = tf.unstack(batch.boxes, axis=2)
     flipped_x = (random.horizontal_flip < config.horizontal_flip)[:, tf.newaxis]
@@ -214,17 +214,17 @@ def augment_boxes(batch: Batch, config: AugmentConfig) -> Batch:
         for shift, offset in enumerate(_quadrants(image_size)):
             tile = objects.partners(shift).only(happens)
             tiles.append(tile._replace(boxes=tile.boxes / 2 + tf.constant([*offset, *offset], tf.float32)))
-        objects = _join([objects.only(~happens), *tiles], max_boxes)
+        objects = _join([objects.only(~happens), *tiles], num_slots)
     if config.cutmix:
         region = _cutmix_region(random, config, image_size)
         pasted = objects.partners(1).within(region, config.min_visible)
-        objects = _join([objects.outside(region, config.min_visible), pasted], max_boxes)
+        objects = _join([objects.outside(region, config.min_visible), pasted], num_slots)
     if config.mixup:
         happens, share = (random.mixup < config.mixup)[:, tf.newaxis], _mixup_share(random)[:, tf.newaxis]
         partners = objects.partners(1)
         partners = partners._replace(weights=partners.weights * (1 - share)).only(happens)
         own = objects._replace(weights=objects.weights * tf.where(happens, share, 1.0))
-        objects = _join([own, partners], max_boxes)
+        objects = _join([own, partners], num_slots)
     if config.cutout or config.randaugment:
         objects = objects.outside(_cutout_region(random, config, image_size), config.min_visible)
 

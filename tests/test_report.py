@@ -480,7 +480,7 @@ def test_images_with_more_boxes_than_training_keeps(tree):
         boxes = [object_xml("cat", (1 + i % 12, 1 + i // 12, 40, 30)) for i in range(count)]
         tree.add(str(count), annotation_xml(*boxes, filename=f"{count}.jpg"))
     made = Made(tree)
-    sentence = "2 images hold more than 100 boxes, of which training drops the smallest; --max_boxes=123 keeps all."
+    sentence = "2 images hold more than 100 boxes, of which the smallest are not learnt; --max_boxes=123 keeps all."
     assert sentence in made.text.splitlines()
     assert sentence in made.words(".//x:p")
     assert " --max_boxes=123 " in made.text.splitlines()[-1]

@@ -22,7 +22,7 @@ from absl import flags as absl_flags
 from input import anchors, files, pipeline, shards, targets, types
 from model import losses
 from model.types import Detections, Losses, Predictions
-from trainer import command, diagnosis, evaluation_page, inference, metrics, samples
+from trainer import command, diagnosis, evaluation_page, formats, inference, metrics, samples
 from trainer.config import Config
 from trainer.matching import ImageDetections
 from trainer.reporting import log
@@ -212,16 +212,9 @@ def evaluate_run(
 def coco_results(evaluated: Evaluated) -> list[dict[str, Any]]:
     """Every detection in COCO's format of results."""
     return [
-        {
-            "image_id": truth.image_id,
-            "category_id": category + 1,
-            "bbox": [xmin, ymin, xmax - xmin, ymax - ymin],
-            "score": score,
-        }
+        formats.coco_row(truth.image_id, category, box, score)
         for truth, found in zip(evaluated.ground_truths, evaluated.detections)
-        for (ymin, xmin, ymax, xmax), score, category in zip(
-            found.boxes.tolist(), found.scores.tolist(), found.classes.tolist()
-        )
+        for box, score, category in zip(found.boxes.tolist(), found.scores.tolist(), found.classes.tolist())
     ]
 
 

@@ -60,12 +60,19 @@ def yolo_txt(width: int, height: int, objects: Sequence[LabelledBox], labels: Se
     return "".join(f"{line}\n" for line in lines)
 
 
-def coco_row(image_id: str, found: LabelledBox, labels: Sequence[str]) -> dict[str, Any]:
-    """A detection in COCO's format of results; `category_id` is the line in `labels.txt`, counted from 1."""
-    ymin, xmin, ymax, xmax = found.box
+def coco_row(image_id: str, class_index: int, box: Sequence[float], score: float) -> dict[str, Any]:
+    """A detection in COCO's format of results; `category_id` is the line in `labels.txt`, counted from 1.
+
+    Args:
+      image_id: of the image.
+      class_index: counted from 0.
+      box: ymin xmin ymax xmax, edges in px.
+      score: 0 to 1.
+    """
+    ymin, xmin, ymax, xmax = box
     return {
         "image_id": image_id,
-        "category_id": labels.index(found.label) + 1,
+        "category_id": class_index + 1,
         "bbox": [xmin, ymin, xmax - xmin, ymax - ymin],
-        "score": found.score,
+        "score": score,
     }

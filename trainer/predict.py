@@ -142,7 +142,10 @@ def predict(
                 ]
                 name = _picture_name(picture.path, names)
                 _write_picture(picture, detections, detector.labels, numbers, output_dir, name, write)
-                coco_rows += [coco_row(os.path.splitext(name)[0], item, detector.labels) for item in detections]
+                stem = os.path.splitext(name)[0]
+                coco_rows += [
+                    coco_row(stem, detector.labels.index(item.label), item.box, item.score) for item in detections
+                ]
                 height, width = picture.pixels.shape[:2]
                 rows = [
                     {

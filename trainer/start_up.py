@@ -37,9 +37,7 @@ def why_no_gpu() -> str:
 
 def log_devices(strategy: tf.distribute.Strategy) -> None:
     """Logs the GPUs that are used and those that are not, and warns of what will be slow."""
-    gpus = tf.config.list_physical_devices("GPU")
-    used = {tf.DeviceSpec.from_string(device).device_index for device in strategy.extended.worker_devices}
-    used = used if tf.config.list_logical_devices("GPU") else set()
+    gpus, used = tf.config.list_physical_devices("GPU"), _used_gpus(strategy)
     for index, gpu in enumerate(gpus):
         details = tf.config.experimental.get_device_details(gpu)
         capability = details.get("compute_capability", (0, 0))
@@ -70,11 +68,10 @@ def warn_of_slow_precision(strategy: tf.distribute.Strategy, precision: str) -> 
     """Warns of a device that is slower in this precision than in float32, since it has no units for it."""
     if precision == "float32":
         return
-    gpus = tf.config.list_physical_devices("GPU") if tf.config.list_logical_devices("GPU") else []
-    if not gpus:
+    gpus, used = tf.config.list_physical_devices("GPU"), _used_gpus(strategy)
+    if not used:
         log.warning("--precision=%s is several times slower than float32 on a CPU: use it on GPUs only", precision)
         return
-    used = {tf.DeviceSpec.from_string(device).device_index for device in strategy.extended.worker_devices}
     capabilities = [
         tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0))
         for index, gpu in enumerate(gpus)
@@ -86,6 +83,13 @@ def warn_of_slow_precision(strategy: tf.distribute.Strategy, precision: str) -> 
             "--precision=%s gains nothing on GPUs of compute capability %s, which have no units for it: use %s",
             *(precision, ".".join(map(str, min(capabilities))), other),
         )
+
+
+def _used_gpus(strategy: tf.distribute.Strategy) -> set[int]:
+    """The indexes of the GPUs that the replicas run on; none on CPUs."""
+    if not tf.config.list_logical_devices("GPU"):
+        return set()
+    return {tf.DeviceSpec.from_string(device).device_index for device in strategy.extended.worker_devices}
 
 
 def _memory_of(gpu: tf.config.PhysicalDevice) -> str:

@@ -370,7 +370,6 @@ class _Run:
         if not hours or (self.step >= self.last_step and self.is_fitted):
             return
         last_step = self.budget.last_step_within(hours, self.step, self.eval_every, self.save_every)
-        last_step = int(self.workers.gather(last_step)[0, 0])  # each worker has its own clock
         if self.is_fitted:
             self.last_step = last_step
         else:

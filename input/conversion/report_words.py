@@ -100,7 +100,7 @@ def too_many_boxes(report: Report) -> str:
     if not number:
         return ""
     images = "1 image holds" if number == 1 else f"{number:,} images hold"
-    return f"{images} more than {kept} boxes, of which training drops the smallest; --max_boxes={most} keeps all."
+    return f"{images} more than {kept} boxes, of which the smallest are not learnt; --max_boxes={most} keeps all."
 
 
 def source_ids(report: Report) -> list[str]:
