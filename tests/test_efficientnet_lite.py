@@ -29,12 +29,6 @@ GOLDEN = {
 PUBLISHED = {"efficientnet_lite0": 4_652_008, "efficientnet_lite1": 5_416_680, "efficientnet_lite2": 6_092_072}
 
 
-@pytest.fixture(autouse=True)
-def restored_policy():
-    yield
-    tf.keras.mixed_precision.set_global_policy("float32")
-
-
 def make_network(name, **settings):
     network = retinanet.make_backbone(ModelConfig(backbone=name, **settings))
     network(tf.zeros([1, 64, 96, 3]))

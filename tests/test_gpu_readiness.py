@@ -7,7 +7,6 @@ import functools
 import itertools
 import pathlib
 import tempfile
-from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -99,13 +98,11 @@ each_case = pytest.mark.parametrize(
 
 
 @pytest.fixture(autouse=True)
-def small_backbone_and_restored_policy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     """One block a stage: tracing takes most of this file's time."""
     monkeypatch.setitem(resnet.LAYOUTS, "resnet18", (False, (1, 1, 1, 1)))
     one_block_each = tuple(((6, 3, 2, filters, 1),) for filters in (24, 40, 112, 320))
     monkeypatch.setattr(efficientnet_lite, "STAGES", one_block_each)
-    yield
-    tf.keras.mixed_precision.set_global_policy("float32")
 
 
 @functools.cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +14,6 @@ from model.config import ModelConfig
 CONFIG = ModelConfig(norm="sync", batch_norm_momentum=0.75)
 IMAGES = tf.random.stateless_normal([4, 3, 5, 64], seed=[0, 1], mean=3.0, stddev=2.0)
 UPSTREAM = tf.random.stateless_normal(IMAGES.shape, seed=[2, 3])
-
-
-@pytest.fixture(autouse=True)
-def restore_policy() -> Any:
-    yield
-    tf.keras.mixed_precision.set_global_policy("float32")
 
 
 def randomise(layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:

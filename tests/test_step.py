@@ -26,12 +26,6 @@ def paths(tmp_path_factory):
     return toy_shards.write_shards(tmp_path_factory.mktemp("records"))
 
 
-@pytest.fixture(autouse=True)
-def restore_policy():
-    yield
-    tf.keras.mixed_precision.set_global_policy("float32")
-
-
 def one_step(strategy, paths, config=tiny.CONFIG, *, method="sparse", compile_stages=False, on_host=False):
     """The result of one step on the first global batch, and by how much it moved each variable."""
     tf.keras.utils.set_random_seed(3)
