@@ -30,14 +30,14 @@ flags.DEFINE_list("only", [], "Names of switches; default: all.")
 STEPS = 320  # of 4 images each
 SWITCHES = {
     "giou": ("--box_loss=giou",),
+    "atss": ("--assignment=atss",),
+    "quality_focal": ("--class_loss=quality_focal",),
     "ties_all": ("--low_quality_ties=all",),
     "ties_nearest": ("--low_quality_ties=nearest",),
     "no_head_norm": ("--head_norm=none",),
     "batch_8": ("--batch_size=8", f"--train_steps={STEPS // 2}", f"--warmup_steps={STEPS // 20}"),
-    "atss": ("--assignment=atss",),
-    "quality_focal": ("--class_loss=quality_focal",),
-    "jitter": ("--augment=default", "--scale_min=0.5", "--scale_max=1.5"),
     "local_norm": ("--norm=local",),
+    "augment": ("--augment=default",),
     "bifpn": ("--neck=bifpn", "--neck_repeats=2"),
     "averaged": ("--ema_decay=0.98",),
 }
