@@ -102,7 +102,9 @@ def measure(model: tf.keras.Model, config: Config, batch_size: int, folder: str)
             run_postprocess(predictions, transforms, sizes).boxes.numpy()
 
     def whole() -> None:
-        predict.predict(detector, paths, os.path.join(folder, "output"), score_threshold=threshold, batch_size=batch_size)
+        predict.predict(
+            detector, paths, os.path.join(folder, "output"), score_threshold=threshold, batch_size=batch_size
+        )
 
     work = {"network": network, "postprocess": postprocess, "predict": whole}
     for block in work.values():

@@ -156,4 +156,6 @@ def test_a_plot_maps_its_ranges_to_the_square():
         "t", "x", "y", [page.Line("red", np.array([0.0, 50.0]), np.array([0.0, 4.0]))], x_end=100, y_end=2
     )
     (line,) = ElementTree.fromstring(drawn).iter("polyline")
+    texts = [element.text for element in ElementTree.fromstring(page.plot("t", "x", "y", [], y_end=5e-4)).iter("text")]
+    assert {"5e-4", "2.5e-4", "0.5"} <= set(texts)
     assert line.get("points") == "44.0,262.0 164.0,22.0"  # half of 240 px to the right; cut off at the top
