@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import time
@@ -30,10 +29,9 @@ class Cost(NamedTuple):
 
 
 def measure(work: Callable[[], Any]) -> Cost:
-    cpu, start = os.times(), time.perf_counter()
+    cpu, start = time.process_time(), time.perf_counter()
     work()
-    wall, end = time.perf_counter() - start, os.times()
-    return Cost(wall=wall, cpu=end.user + end.system - cpu.user - cpu.system)
+    return Cost(wall=time.perf_counter() - start, cpu=time.process_time() - cpu)
 
 
 def peer_cpu_ms(command: str) -> float:

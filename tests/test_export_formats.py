@@ -60,8 +60,8 @@ def photograph():
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", TOLERANCES)
 def test_the_program_in_the_docs_finds_what_the_model_does(kind, model, photograph, tmp_path):
-    if kind == "onnx" and not importlib.util.find_spec("tf2onnx"):
-        pytest.skip("the converter is an extra")
+    if kind == "onnx" and not all(map(importlib.util.find_spec, ("tf2onnx", "onnxruntime"))):
+        pytest.skip("needs pip install -e '.[onnx]' onnxruntime, on Python 3.9 to 3.11")
     records = toy_shards.write_shards(tmp_path / "records") if kind == "tflite_int8" else []
     export.export(model, CONFIG, str(tmp_path / "EXPORT"), kind=kind, records=records)
     Image.fromarray(photograph).save(tmp_path / "photo.jpg", "PNG")  # the same pixels for every decoder
@@ -140,6 +140,12 @@ def test_images_to_learn_the_ranges_from_are_spread_evenly(tmp_path, monkeypatch
     assert [np.count_nonzero(image[0, :, 0]) // 8 for image in images] == [1, 4, 7]
     with pytest.raises(ValueError, match="tflite_int8 needs --records"):
         export_formats.convert(painted.PaintFinder(), painted.CONFIG, "tflite_int8")
+
+
+def test_the_extra_that_onnx_needs_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tf2onnx", None)
+    with pytest.raises(ValueError, match=r"--format=onnx needs a converter: pip install 'retinanet-tf\[onnx\]'"):
+        export_formats.convert(painted.PaintFinder(), painted.CONFIG, "onnx")
 
 
 def test_what_is_known_of_the_checkpoint_travels_with_it(tmp_path):

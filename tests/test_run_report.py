@@ -75,11 +75,12 @@ def test_the_page_follows_the_run(tmp_path, records, monkeypatch):
     with open(tmp_path / "RUN <1>/metrics.jsonl", "w", encoding="utf-8") as file:
         for step in (10, 20):
             file.write(json.dumps(log_event(step)) + "\n")
-        file.write('{"step": 30, "lo')  # being written
+        file.write('{"step": 20, "eval/evaluation_s": 9.0}\n{"step": 30, "lo')  # being written
     report.on_log(log_event(10))
     report.on_log(log_event(20))
     text, root = read(tmp_path)
     assert "speed 4.0 images/s, waiting for data 25%" in text
+    assert "time so far 0:02:00 evaluations 0:00:09, 7.5% of this time" in text
     assert "time left 0:08:10" in text  # 980 steps of 2 images at 4 images/s
     curves = [element.get("aria-label") for element in root.iter("{http://www.w3.org/1999/xhtml}svg")]
     assert curves == ["loss", "learning rate", "images a second", "share of the time waiting for data"]
@@ -155,4 +156,6 @@ def test_a_plot_maps_its_ranges_to_the_square():
         "t", "x", "y", [page.Line("red", np.array([0.0, 50.0]), np.array([0.0, 4.0]))], x_end=100, y_end=2
     )
     (line,) = ElementTree.fromstring(drawn).iter("polyline")
+    texts = [element.text for element in ElementTree.fromstring(page.plot("t", "x", "y", [], y_end=5e-4)).iter("text")]
+    assert {"5e-4", "2.5e-4", "0.5"} <= set(texts)
     assert line.get("points") == "44.0,262.0 164.0,22.0"  # half of 240 px to the right; cut off at the top

@@ -112,7 +112,10 @@ def plot(title: str, x_name: str, y_name: str, lines: Sequence[Line], *, x_end: 
 def _tick(value: float) -> str:
     if value >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.0e}" if 0 < value < 0.001 else f"{value:.3g}"
+    if 0 < value < 0.001:
+        digits, exponent = f"{value:.1e}".split("e")
+        return f"{float(digits):g}e{int(exponent)}"
+    return f"{value:.3g}"
 
 
 def axis_end(values: np.ndarray) -> float:

@@ -44,6 +44,7 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")  # pictures of other files 
 _READ_SUFFIXES = (*PICTURE_SUFFIXES, ".gif")
 OUTPUTS = ("pictures", "coco", "voc", "yolo")
 _ORIENTATION = 0x0112  # the EXIF tag
+_num_pixels = tf.function(export.num_pixels, input_signature=[tf.TensorSpec([], tf.string)])
 
 
 class Picture(NamedTuple):
@@ -131,17 +132,23 @@ def predict(
     results: list[dict[str, Any]] = []
     coco_rows: list[dict[str, Any]] = []
     names: set[str] = set()
-    with tqdm(total=len(paths), unit=" pictures", disable=None) as progress:
+    with tqdm(total=len(paths), unit=" pictures", disable=None) as progress, futures.ThreadPoolExecutor(2) as pool:
         readable = _readable(paths, batch_size, progress)
+        writing: list[futures.Future[None]] = []
         while batch := list(itertools.islice(readable, batch_size)):
-            for picture, found in zip(batch, _detect(detector, batch, tile, overlap, batch_size)):
+            all_found = _detect(detector, batch, tile, overlap, batch_size)
+            for written in writing:  # of the batch before, which were written while the model ran
+                written.result()
+            writing.clear()
+            for picture, found in zip(batch, all_found):
                 kept = found.scores >= thresholds[found.classes]
                 columns = (column[kept].tolist() for column in (found.classes, found.scores, found.boxes))
                 detections = [
                     LabelledBox(detector.labels[index], box, score=score) for index, score, box in zip(*columns)
                 ]
                 name = _picture_name(picture.path, names)
-                _write_picture(picture, detections, detector.labels, numbers, output_dir, name, write)
+                arguments = (picture, detections, detector.labels, numbers, output_dir, name, write)
+                writing.append(pool.submit(_write_picture, *arguments))
                 stem = os.path.splitext(name)[0]
                 coco_rows += [
                     coco_row(stem, detector.labels.index(item.label), item.box, item.score) for item in detections
@@ -158,6 +165,8 @@ def predict(
                 results.append(
                     {"path": picture.path, "width": width, "height": height, "picture": name, "detections": rows}
                 )
+        for written in writing:
+            written.result()
     text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
     files.write_text(os.path.join(output_dir, "detections.json"), text)
     if "coco" in write:
@@ -205,7 +214,7 @@ def _readable(paths: Sequence[str], ahead: int, progress: tqdm) -> Iterator[Pict
         try:
             with open(path, "rb") as file:
                 content = file.read()
-            if export.num_pixels(content) > export.MAX_PIXELS:
+            if _num_pixels(content) > export.MAX_PIXELS:
                 return f"skipped {path}: its header claims more than {export.MAX_PIXELS:,} pixels"
             return make_upright(path, content, augment.decode(content).numpy())
         except (OSError, tf.errors.InvalidArgumentError) as error:
@@ -236,8 +245,10 @@ def make_upright(path: str, content: bytes, pixels: np.ndarray) -> Picture:
         return Picture(path, content, pixels)
     decoded = Image.fromarray(pixels)
     decoded.getexif()[_ORIENTATION] = orientation
-    pixels = np.asarray(ImageOps.exif_transpose(decoded))
-    return Picture(path, tf.io.encode_png(pixels).numpy(), pixels)
+    upright = ImageOps.exif_transpose(decoded)
+    encoded = io.BytesIO()
+    upright.save(encoded, "BMP")  # without loss, as PNG, which takes thirty times as long
+    return Picture(path, encoded.getvalue(), np.asarray(upright))
 
 
 def _write_picture(

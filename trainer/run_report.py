@@ -106,11 +106,10 @@ class Report(Hook):
         name = os.path.basename(self._run["model_dir"].rstrip("/"))
         yield page.head(f"{name}: training", _STYLE, refresh_s=_EVERY_S if state == "running" else None)
         yield f"<h1>{page.escape(name)}</h1>\n"
-        yield from _table(self._status(state))
+        metrics = read_metrics(self._run["model_dir"])
+        yield from _table(self._status(state, metrics))
         yield '<h2>Curves</h2>\n<div class="plots">'
-        yield from _plots(
-            read_metrics(self._run["model_dir"]), self._latest.get("train_steps", self._run["train_steps"])
-        )
+        yield from _plots(metrics, self._latest.get("train_steps", self._run["train_steps"]))
         yield "</div>\n"
         if self._state["evaluation"]:
             yield f"<h2>Average precision after step {self._state['evaluation']['step']:,}</h2>\n"
@@ -129,13 +128,16 @@ class Report(Hook):
         yield from _table(self._environment)
         yield "</body></html>\n"
 
-    def _status(self, state: str) -> dict[str, str]:
+    def _status(self, state: str, metrics: Sequence[dict[str, Any]]) -> dict[str, str]:
         step, last = self._latest["step"], self._latest.get("train_steps", self._run["train_steps"])
         rows = {
             "state": f"{state} (written {datetime.datetime.now():%Y-%m-%d %H:%M:%S})",
             "step": f"{step:,} of {last:,}, in batches of {self._run['batch_size']:,}",
             "time so far": _duration(self._state["seconds"]),
         }
+        if evaluations_s := sum(line.get("eval/evaluation_s", 0.0) for line in metrics):
+            share = evaluations_s / self._state["seconds"]
+            rows["evaluations"] = f"{_duration(evaluations_s)}, {100 * share:.1f}% of this time"
         if speed := self._latest.get("images_per_s"):
             if step < last:
                 rows["time left"] = _duration(3600 * self._latest["hours_left"])
