@@ -18,7 +18,7 @@ from input.conversion.layout import SPLIT_NAMES, list_folder, unwrap
 from input.conversion.objects import find_kind, read_finite
 from input.conversion.source import Input, Labels, Listing, Object, Source, clean_text
 from input.conversion.workers import Advance
-from input.shards import Finding
+from input.manifest import Finding
 from input.tfrecord import Box
 
 _NO_LABELS = re.compile(r"(classes|train|val|valid|test|notes|readme.*|.*requirements)$", re.IGNORECASE)
