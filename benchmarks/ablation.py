@@ -11,7 +11,6 @@ The last line printed is JSON: for each run its AP, how far it is above that of 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,13 +43,6 @@ SWITCHES = {
 }
 
 
-def compare(first: Path, second: Path, records: str) -> dict[str, Any]:
-    """What `trainer.compare` prints of two runs."""
-    command = [sys.executable, "-m", "trainer.compare", str(first), str(second), f"--records={records}"]
-    done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main(_: list[str]) -> None:
     folder, voc_dir = Path(FLAGS.output_dir).resolve(), Path(FLAGS.voc_dir).resolve()
     if unknown := set(FLAGS.only) - SWITCHES.keys():
@@ -73,7 +65,7 @@ def main(_: list[str]) -> None:
         found = runs.train_and_evaluate(folder / name, (*common, *switch), records=records)
         results[name] = {key: round(found[key], 4) for key in ("coco_ap", "coco_ap50", "train_loss")}
         if name != "default":
-            compared = compare(folder / "default", folder / name, records)["coco_ap"]
+            compared = runs.compare(folder / "default", folder / name, records)["coco_ap"]
             results[name]["difference"] = round(compared["difference"], 4)
             results[name]["interval"] = [round(bound, 4) for bound in compared["interval"]]
         print(f"{name:16} {results[name]}", flush=True)
