@@ -19,10 +19,10 @@ workers and to find the classes; the peak resident memory of all processes toget
 
   python benchmarks/convert.py --scale [--num_images=100000] [--num_workers=1]
 
-times whole commands instead: `--num_images` small drawn images (64x48, all different, each with an annotation that
-lacks its `<pose>`, which is noted), and a tenth of them, are converted and reported in a process each. The JSON line
-has milliseconds per image, the seconds of the report, and the peak memory of all processes together. With one worker
-the times are those of the processor, so that other work on the machine does not count.
+times whole commands instead: `--num_images` small drawn images (64x48, all different, each with ten boxes that lack
+their `<pose>`, which is noted), and a tenth of them, are converted and reported in a process each. The JSON line has
+milliseconds per image, the seconds of the report, and the peak memory of all processes together. With one worker the
+times are those of the processor, so that other work on the machine does not count.
 """
 
 from __future__ import annotations
@@ -127,15 +127,17 @@ def link_voc(source: pathlib.Path, folder: pathlib.Path, count: int) -> None:
 
 
 def draw_small(folder: pathlib.Path, count: int) -> None:
-    """Small images of noise, none like another, with one box each."""
+    """Small images of noise, none like another, with ten boxes each."""
     rng = np.random.default_rng(0)
     make_folders(folder)
-    note = OBJECT.replace("\t\t<pose>Unspecified</pose>\n", "").format(0, 5, 5, 30, 30)
+    template = OBJECT.replace("\t\t<pose>Unspecified</pose>\n", "")
     for index in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (8, 9, 3), np.uint8))
         name = f"{index:07d}"
         coarse.resize((64, 48), Image.Resampling.BILINEAR).save(folder / "JPEGImages" / f"{name}.jpg", quality=85)
-        xml = ANNOTATION.replace("640", "64").replace("480", "48").format(name, name, note)
+        corners = rng.integers(1, (50, 34), (10, 2)).tolist()
+        objects = "".join(template.format(side % 3, x, y, x + side, y + side) for side, (x, y) in enumerate(corners, 5))
+        xml = ANNOTATION.replace("640", "64").replace("480", "48").format(name, name, objects)
         (folder / "Annotations" / f"{name}.xml").write_text(xml)
 
 

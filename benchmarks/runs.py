@@ -31,13 +31,13 @@ def call(log_path: Path, *arguments: str | Path) -> None:
         raise RuntimeError(f"{' '.join(map(str, arguments))} failed; the end of {log_path}:\n{tail}")
 
 
-def convert(voc_dir: Path, image_set: str, shards: Path) -> None:
+def convert(voc_dir: Path, image_set: str, shards: Path, *settings: str) -> None:
     """Converts a split of a VOC folder, unless the folder holds it already."""
     if (shards / f"{image_set}.manifest.json").exists():
         return
     shards.mkdir(parents=True, exist_ok=True)
-    settings = (f"--voc_dir={voc_dir}", f"--image_set={image_set}", f"--output_dir={shards}")
-    call(shards / "convert.log", "prepare_tfrecords.py", *settings)
+    files = (f"--voc_dir={voc_dir}", f"--image_set={image_set}", f"--output_dir={shards}")
+    call(shards / "convert.log", "prepare_tfrecords.py", *files, *settings)
 
 
 def choose(voc_dir: Path, folder: Path, num_images: int) -> str:
@@ -74,3 +74,10 @@ def train_and_evaluate(run: Path, settings: tuple[str, ...], *, records: str) ->
     losses = [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
     last = losses[-max(len(losses) // 10, 1) :]
     return {**json.loads(result_path.read_text(encoding="utf-8")), "train_loss": sum(last) / len(last)}
+
+
+def compare(first: Path, second: Path, records: str) -> dict[str, Any]:
+    """What `trainer.compare` prints of two runs."""
+    command = [sys.executable, "-m", "trainer.compare", str(first), str(second), f"--records={records}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])

@@ -16,6 +16,7 @@ from input import shards, tfrecord
 from input.conversion import convert, findings
 from input.conversion.config import ConversionError, ConvertConfig
 from input.conversion.workers import Workers
+from input.manifest import Manifest
 
 PLAIN = "<pose>Unspecified</pose><truncated>0</truncated><difficult>{}</difficult>"
 BOX = [10.0, 5.0, 20.0, 20.0]  # x, y, width, height: the cat of `voc_tree.annotation_xml`
@@ -36,7 +37,7 @@ def drawn_tree(root: pathlib.Path) -> voc_tree.VocTree:
     return tree
 
 
-def run(output: pathlib.Path, **settings: Any) -> shards.Manifest:
+def run(output: pathlib.Path, **settings: Any) -> Manifest:
     (manifest,) = convert.convert(ConvertConfig(output_dir=str(output), **settings), Workers(1))
     return manifest
 
@@ -79,7 +80,7 @@ class Made:
             "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
         }
 
-    def convert(self, **settings: Any) -> shards.Manifest:
+    def convert(self, **settings: Any) -> Manifest:
         (self.folder / "made.json").write_text(json.dumps(self.document))
         settings = {"on_error": "skip", "images_dir": str(self.images), **settings}
         return run(self.folder / "out", coco_json=str(self.folder / "made.json"), **settings)

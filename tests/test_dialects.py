@@ -44,7 +44,6 @@ TOOLS = {
                 f"\t{SIZE}\n\t<segmented>0</segmented>\n"
                 f"\t<object>\n\t\t<name>cat</name>\n\t\t{FLAGS}\n\t\t<bndbox>{CORNERS}</bndbox>\n\t</object>\n</annotation>\n"
             ),
-            "classes.txt": "cat\n",
         },
         "all",
         "a",
@@ -70,16 +69,17 @@ TOOLS = {
         set(),
         {"zero_based": True},
     ),
-    # CVAT, "PASCAL VOC 1.1": no pose, <occluded>, <attributes> with names of their own; a subfolder for each subset.
+    # CVAT, "PASCAL VOC 1.1": no pose, <occluded>, <attributes> with names of their own; subfolders in ids; no depth.
     "CVAT": Tool(
         {
             "JPEGImages/day 1/a.jpg": "",
             "ImageSets/Main/default.txt": "day 1/a\n",
             "labelmap.txt": "# label:color_rgb:parts:actions\ncat:128,0,0::\n",
             "Annotations/day 1/a.xml": (
-                "<annotation><folder>day 1</folder><filename>day 1/a.jpg</filename><source><database>Unknown</database>"
+                "<annotation><folder></folder><filename>day 1/a.jpg</filename><source><database>Unknown</database>"
                 "<annotation>Unknown</annotation><image>Unknown</image></source>"
-                f"{SIZE}<segmented>0</segmented><object><name>cat</name><truncated>0</truncated><occluded>1</occluded>"
+                "<size><width>60</width><height>40</height><depth></depth></size><segmented>0</segmented>"
+                "<object><name>cat</name><truncated>0</truncated><occluded>1</occluded>"
                 f"<difficult>0</difficult><bndbox>{FLOATS}</bndbox><attributes><attribute><name>rotation</name>"
                 "<value>0.0</value></attribute></attributes></object></annotation>"
             ),
@@ -90,11 +90,11 @@ TOOLS = {
         {"fields_absent", "path_in_filename"},
         {"image_set": "default", "zero_based": True},
     ),
-    # VoTT: an image set for each class, with flags; a path into the export; floats from 0.
+    # VoTT: image sets for each class, with flags; a path into the export; floats from 0.
     "VoTT": Tool(
         {
             "JPEGImages/a.jpg": "",
-            "ImageSets/Main/cat_train.txt": "a.jpg 1\n",
+            "ImageSets/Main/cat_train.txt": "a.jpg 1",
             "pascal_label_map.pbtxt": "item {\n id: 1\n name: 'cat'\n}\n",
             "Annotations/a.xml": (
                 '<annotation verified="yes"><folder>Annotation</folder><filename>a.jpg</filename>'
@@ -128,7 +128,7 @@ TOOLS = {
         BOX,
         set(),
     ),
-    # Label Studio: the name without extension, `images` in lower case.
+    # Label Studio: integers from 0, `images` in lower case; older versions write the name without extension.
     "Label Studio": Tool(
         {
             "images/0a1b2c3d-a.jpg": "",
@@ -136,30 +136,35 @@ TOOLS = {
                 '<?xml version="1.0" encoding="utf-8"?>'
                 "<annotation><folder>images</folder><filename>0a1b2c3d-a</filename>"
                 "<source><database>MyDatabase</database><annotation>COCO2017</annotation><image>flickr</image>"
-                "<flickrid>NULL</flickrid></source><owner><flickrid>NULL</flickrid><name>Label Studio</name></owner>"
+                "<flickrid>NULL</flickrid><annotator>1</annotator></source>"
+                "<owner><flickrid>NULL</flickrid><name>Label Studio</name></owner>"
                 f"{SIZE}<segmented>0</segmented><object><name>cat</name>{FLAGS}"
                 f"<bndbox>{CORNERS}</bndbox></object></annotation>"
             ),
         },
         "all",
         "0a1b2c3d-a",
-        BOX,
+        (6.0, 11.0, 25.0, 30.0),
         {"extension"},
+        {"zero_based": True},
     ),
-    # Labelbox's exporter: polygons in place of boxes.
+    # Labelbox's exporter: images by their ids, floats from 0, polygons in place of boxes that are no rectangles.
     "Labelbox": Tool(
         {
-            "images/ck1.png.jpg": "",
-            "annotations/ck1.png.xml": (
-                "<annotation><folder>images</folder><filename>ck1.png.jpg</filename><source><database>Labelbox</database>"
-                f"</source>{SIZE}<segmented>0</segmented><object><name>cat</name>{FLAGS}<polygon><x1>11</x1><y1>6</y1>"
-                "<x2>30</x2><y2>10</y2><x3>20</x3><y3>25</y3></polygon></object></annotation>"
+            "images/ck1.jpeg": "",
+            "annotations/ck1.xml": (
+                "<annotation>\n  <folder>images</folder>\n  <filename>ck1.jpeg</filename>\n"
+                "  <path>/home/anna/images/ck1.jpeg</path>\n  <source><database>Unknown</database></source>\n"
+                f"  {SIZE}\n  <segmented>0</segmented>\n  <object><name>cat</name>{FLAGS}\n"
+                "    <polygon>\n<x1>10.5</x1>\n<y1>25.75</y1>\n<x2>30.5</x2>\n<y2>10.0</y2>\n<x3>20.0</x3>\n"
+                "<y3>5.25</y3>\n    </polygon>\n  </object>\n</annotation>"
             ),
         },
         "all",
-        "ck1.png",
-        BOX,
+        "ck1",
+        ZERO_BASED_BOX,
         {"polygon"},
+        {"zero_based": True},
     ),
     # roLabelImg: rotated boxes, angles in radians; sizes of 0 come from images that could not be opened.
     "roLabelImg": Tool(
@@ -185,7 +190,7 @@ def write(root: pathlib.Path, tool: Tool) -> None:
     for name, content in tool.files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded(picture()) if name.endswith(".jpg") else content.encode())
+        path.write_bytes(encoded(picture()) if name.endswith((".jpg", ".jpeg")) else content.encode())
 
 
 @pytest.mark.parametrize("name", TOOLS)

@@ -10,12 +10,12 @@ import voc_tree
 from test_looks import scene
 from voc_tree import annotation_xml, encoded, object_xml, picture
 
-from input import shards
 from input.conversion import convert, listing
 from input.conversion.config import ConversionError, ConvertConfig
 from input.conversion.division import choose_val
 from input.conversion.source import Input
 from input.conversion.workers import Workers
+from input.manifest import read_manifest
 
 
 def make_inputs(ids: list[str]) -> list[Input]:
@@ -104,7 +104,7 @@ def test_the_command_divides_by_class(tmp_path):
         _, val = convert.convert(config, Workers(1))
         assert val.images_per_class == {"cat": 9, "cow": 1}
     assert val.settings["group_by"] == ""
-    assert shards.read_manifest(f"{tmp_path}/out0/val.manifest.json").split == "val"
+    assert read_manifest(f"{tmp_path}/out0/val.manifest.json").split == "val"
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from input import files, shards, tfrecord
 from input.conversion import convert, report, staging
 from input.conversion.config import ConversionError, ConvertConfig
 from input.conversion.workers import Workers
+from input.manifest import Manifest, read_manifest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -164,7 +165,7 @@ def bucket(tmp_path, tree) -> Iterator[str]:
     files.remove_tree(root)
 
 
-def run(voc_dir: str, output_dir: str, **settings: Any) -> shards.Manifest:
+def run(voc_dir: str, output_dir: str, **settings: Any) -> Manifest:
     config = ConvertConfig(output_dir=output_dir, voc_dirs=(voc_dir,), image_set="train", num_shards=3, **settings)
     with Workers(1) as workers:
         (manifest,) = convert.convert(config, workers)
@@ -186,7 +187,7 @@ def test_from_bucket_to_bucket(tree, bucket, tmp_path):
     paths = shards.expand_glob(f"{remote}/train-*")
     assert paths == [f"{remote}/{shard.name}" for shard in manifest.shards]
     assert shards.read_labels(paths) == ("cat", "dog")
-    assert shards.read_manifest(f"{remote}/train.manifest.json") == there
+    assert read_manifest(f"{remote}/train.manifest.json") == there
     assert shards.count_records(paths) == [4, 4, 4]
     for truth, same in zip(
         shards.read_annotations(paths), shards.read_annotations(shards.expand_glob(f"{local}/*.tfrecord"))

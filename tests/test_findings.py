@@ -8,11 +8,10 @@ import pytest
 import voc_tree
 from voc_tree import annotation_xml, object_xml
 
-from input import shards
 from input.conversion import convert, findings, report
 from input.conversion.config import ConversionError, ConvertConfig
 from input.conversion.workers import Workers
-from input.shards import Finding
+from input.manifest import Finding, Findings, read_manifest
 
 
 def test_a_tally_counts_all_and_keeps_the_first(monkeypatch):
@@ -22,9 +21,9 @@ def test_a_tally_counts_all_and_keeps_the_first(monkeypatch):
     other = findings.Tally([*clipped[4:], Finding("", "train", "similar_classes", "")])
     tally.merge(other.counts, other.num_images, other.kept)
     tally.add([])
-    assert tally.of_kind("repaired") == shards.Findings({"clipped_box": 6}, tuple(clipped[4:]), {"clipped_box": 3})
+    assert tally.of_kind("repaired") == Findings({"clipped_box": 6}, tuple(clipped[4:]), {"clipped_box": 3})
     assert tally.of_kind("noted").num_images == {"similar_classes": 1}
-    assert tally.of_kind("refused") == shards.Findings({}, (), {})
+    assert tally.of_kind("refused") == Findings({}, (), {})
 
 
 def test_many_findings_go_to_a_file_beside_the_manifest(tmp_path, monkeypatch):
@@ -37,7 +36,7 @@ def test_many_findings_go_to_a_file_beside_the_manifest(tmp_path, monkeypatch):
     with Workers(1) as workers:
         (manifest,) = convert.convert(config, workers)
         text, _ = report.write_report(config.output_dir, manifest, (64, 64), workers)
-    assert manifest == shards.read_manifest(f"{tmp_path}/out/all.manifest.json")
+    assert manifest == read_manifest(f"{tmp_path}/out/all.manifest.json")
     assert manifest.repaired.counts == {"clipped_box": 24}
     assert manifest.repaired.num_images == {"clipped_box": 12}
     assert [finding.image_id for finding in manifest.repaired.files] == ["i00", "i00", "i01"]

@@ -52,12 +52,14 @@ DROPPED = {
 }
 
 
-def fuzz(cases: st.SearchStrategy, check: typing.Callable[[typing.Any], str]) -> collections.Counter[str]:
+def fuzz(
+    cases: st.SearchStrategy, check: typing.Callable[[typing.Any], str], num_cases: int = CASES
+) -> collections.Counter[str]:
     """Calls `check` with every case, and counts what it returns."""
     outcomes: collections.Counter[str] = collections.Counter()
 
     @settings(
-        max_examples=CASES,
+        max_examples=num_cases,
         derandomize="FUZZ_CASES" not in os.environ,
         database=None,
         deadline=None,
@@ -68,7 +70,7 @@ def fuzz(cases: st.SearchStrategy, check: typing.Callable[[typing.Any], str]) ->
         outcomes[check(case)] += 1
 
     try_case()
-    assert sum(outcomes.values()) >= CASES
+    assert sum(outcomes.values()) >= num_cases
     return outcomes
 
 

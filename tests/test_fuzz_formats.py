@@ -1,13 +1,18 @@
-"""For any COCO and YOLO files the converter gives valid records or refuses them by name: no traceback and no hang.
+"""For any COCO, YOLO and archive files the converter gives records or refuses them by name: no traceback and no hang.
 
-Each test tries 400 generated cases, so each format has at least 1,000; FUZZ_CASES as in test_fuzz_converter.py.
+Each test tries 400 generated cases, or 600, so that COCO, YOLO's text files, its data.yaml and archives have at least
+1,000 each; FUZZ_CASES as in test_fuzz_converter.py.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import pathlib
+import tarfile
 import typing
+import warnings
+import zipfile
 
 import pytest
 from hypothesis import strategies as st
@@ -29,43 +34,50 @@ from test_fuzz_converter import (
     read_annotation,
     texts,
 )
+from voc_tree import annotation_xml
 
+from input import archives
 from input.conversion import findings, listing
 from input.conversion.config import ConversionError, ConvertConfig, ReadOptions
 from input.conversion.example import Example
 from input.conversion.source import Listing
 from input.conversion.workers import Workers
 
+MORE_CASES = CASES * 3 // 2
 DROPPING = {"drop_unknown_classes": True, "drop_invalid_objects": True}
 
 
 class Folder:
     """A data set of one image, b.jpg, in a format of which a test writes the rest."""
 
-    def __init__(self, folder: pathlib.Path, file_name: str, **settings: str):
-        (folder / "images").mkdir()
+    def __init__(self, folder: pathlib.Path, file_name: str, **settings: typing.Any):
+        (folder / "images").mkdir(parents=True)
         (folder / "labels").mkdir()
         (folder / "images" / "b.jpg").write_bytes(JPEG)
         (folder / "data.yaml").write_text(f"names: {json.dumps(LABELS, ensure_ascii=False)}", encoding="utf-8")
         self.path = folder / file_name
-        self.config = ConvertConfig(output_dir="", **typing.cast(typing.Any, settings))
+        self.config = ConvertConfig(output_dir="", **settings)
 
-    def list_inputs(self) -> Listing | str:
-        """The listing, or a word for why there is none."""
+    def list_inputs(self) -> list[Listing] | str:
+        """The listing of each split, or a word for why there is none."""
         try:
             with no_hang():
-                listings = listing.list_inputs(self.config, Workers(1))
+                return [*listing.list_inputs(self.config, Workers(1)).values()]
         except ConversionError as error:
             as_json(str(error))
-            return "not listed"
-        (listed,) = listings.values()
-        return listed
+        except OSError as error:  # the commands show it as it is
+            if "not a sound archive" not in str(error):
+                raise
+        return "not listed"
 
     def read(self, **settings: typing.Any) -> list[Example | str]:
         """For each image its record, or why there is none; after every check that holds for any input."""
-        listed = self.list_inputs()
-        if isinstance(listed, str):
-            return [listed]
+        listings = self.list_inputs()
+        if isinstance(listings, str):
+            return [listings]
+        return [outcome for listed in listings for outcome in self.read_split(listed, **settings)]
+
+    def read_split(self, listed: Listing, **settings: typing.Any) -> typing.Iterator[Example | str]:
         for finding in listed.findings:
             assert any(finding.reason in reasons for reasons in findings.KINDS.values())
             as_json("".join(finding))
@@ -78,20 +90,18 @@ class Folder:
             max_pixels=200_000,
             **settings,
         )
-        outcomes: list[Example | str] = []
         for item in listed.inputs:
             as_json(item.image_id)
             outcome = read_annotation(item.source, options)
             assert outcome == read_annotation(item.source, options)
             if isinstance(outcome, Example):
                 check_record(outcome, options, item.image_id)
-                outcomes.append(outcome)
+                yield outcome
             else:
                 _, reason, detail = outcome
                 assert reason in findings.REFUSED
                 as_json(detail)
-                outcomes.append(reason)
-        return outcomes
+                yield reason
 
 
 def first_of(outcomes: list[Example | str]) -> Example | str:
@@ -310,7 +320,7 @@ def test_yolo_lines(yolo):
         return name_of(outcome)
 
     cases = st.tuples(any_lines, st.sampled_from(("\n", "\r\n", "\n\n")))
-    outcomes = fuzz(cases, check)
+    outcomes = fuzz(cases, check, MORE_CASES)
     assert min(outcomes["record"], outcomes["unknown_class"]) > CASES // 10
 
 
@@ -376,4 +386,149 @@ def test_damaged_data_yaml(yolo):
         return name_of(first_of(yolo.read()))
 
     outcomes = fuzz(damaged([(".yaml", YAML)], Spots(rb"[:\n]", 2), YAML_TOKENS), check)
+    assert min(outcomes["record"], outcomes["not listed"]) > CASES // 20
+
+
+paths = st.sampled_from(("images", "./images/", "labels", ".", "..", "images/b.jpg", "none.txt", "/none", "~", "", "*"))
+yaml_values = st.one_of(paths, paths, st.lists(paths, max_size=3), values)
+yaml_names = st.one_of(
+    st.just(LABELS),
+    st.lists(st.sampled_from(("cat", "dog", "", " ", "\0")) | scalars, max_size=6),
+    st.dictionaries(st.sampled_from((*"0123", "-1", "x", "")), scalars, max_size=5),
+    values,
+)
+yaml_documents = st.fixed_dictionaries(
+    {"names": yaml_names},
+    optional={
+        **dict.fromkeys(("path", "train", "val", "test"), yaml_values),
+        **dict.fromkeys(("nc", "kpt_shape"), values),
+    },
+)
+
+
+def test_any_data_yaml(yolo):
+    """Written as JSON, which is YAML too."""
+    yolo.path.write_text("0 0.5 0.5 0.25 0.25\n")
+    path = yolo.path.parents[1] / "data.yaml"
+
+    def check(document):
+        path.write_text(json.dumps(document))
+        return name_of(first_of(yolo.read()))
+
+    outcomes = fuzz(yaml_documents | values, check, MORE_CASES)
+    assert min(outcomes["record"], outcomes["not listed"]) > CASES // 20
+
+
+# Archives.
+
+
+@pytest.fixture
+def packed(tmp_path) -> dict[str, Folder]:
+    """By extension, an archive in place of a VOC folder."""
+    kinds = ("zip", "tar")
+    return {
+        f".{kind}": Folder(tmp_path / kind, f"a.{kind}", voc_dirs=(f"{tmp_path}/{kind}/a.{kind}",)) for kind in kinds
+    }
+
+
+def read_archive(packed: dict[str, Folder], extension: str, data: bytes) -> str:
+    archives._open.cache_clear()  # it knows an archive by its size and time, of which the clock has too few
+    packed[extension].path.write_bytes(data)
+    return name_of(first_of(packed[extension].read()))
+
+
+class Entry(typing.NamedTuple):
+    """A file, or something else, in an archive."""
+
+    name: str
+    content: bytes
+    tar_type: bytes = tarfile.REGTYPE
+    compression: int = zipfile.ZIP_STORED
+
+
+def zip_of(entries: typing.Iterable[Entry]) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(buffer, "w") as archive:
+        warnings.simplefilter("ignore")  # of a name that is there twice
+        for entry in entries:
+            archive.writestr(entry.name, entry.content, entry.compression)
+    return buffer.getvalue()
+
+
+def tar_of(entries: typing.Iterable[Entry], kind: int) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=kind) as archive:
+        for entry in entries:
+            info = tarfile.TarInfo(entry.name)
+            info.type, info.linkname = entry.tar_type, "JPEGImages/b.jpg"
+            info.size = len(entry.content) if entry.tar_type == tarfile.REGTYPE else 0
+            archive.addfile(info, io.BytesIO(entry.content))
+    return buffer.getvalue()
+
+
+ENTRIES = [Entry("Annotations/b.xml", annotation_xml().encode()), Entry("JPEGImages/b.jpg", JPEG)]
+TAR_KINDS = (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)  # a plain one holds no long names
+ARCHIVE_TOKENS = (
+    *(b"PK\1\2", b"PK\3\4", b"PK\5\6", b"PK\6\6", b"PK\6\7", b"ustar", b"../", b"\\", b"/", b"\0" * 512, b"\xff" * 4),
+    *(b"\x7f\xff\xff\xff", b"L", b"x", b"g", b"S", b"2", b"77777777777", b"20 path=../../x\n", b"19 size=99999999\n"),
+)
+
+
+def test_damaged_archives(packed):
+    deflated = [entry._replace(compression=zipfile.ZIP_DEFLATED) for entry in ENTRIES]
+    long_name = [*ENTRIES, Entry(f"JPEGImages/{'ü' * 120}.txt", b"")]
+    originals = [(".zip", zip_of(ENTRIES)), (".zip", zip_of(deflated)), (".zip", zip_of(long_name))]
+    originals += [(".tar", tar_of(long_name, kind)) for kind in TAR_KINDS]
+
+    def check(case):
+        return read_archive(packed, *case)
+
+    outcomes = fuzz(damaged(originals, Spots(rb"PK|Annotations|ustar", 60), ARCHIVE_TOKENS), check, MORE_CASES)
+    assert min(outcomes["record"], outcomes["not listed"]) > CASES // 20
+
+
+names = st.sampled_from(
+    (
+        *("Annotations/b.xml", "JPEGImages/b.jpg", "Annotations/b.xml", "JPEGImages/b.jpg", "b.xml", "b.jpg", "c.jpg"),
+        *(
+            "./Annotations/b.xml",
+            "JPEGImages\\b.jpg",
+            "../b.jpg",
+            "/b.jpg",
+            "C:\\b.jpg",
+            "a//b.jpg",
+            "a/",
+            "/",
+            ".",
+            "x",
+        ),
+        *("Annotations", "JPEGImages", "JPEGImages/b.jpg/c.xml", "a.zip/b.jpg", "a.tar", "ImageSets/Main/train.txt"),
+        *(
+            "é.xml",
+            "e\u0301.jpg",
+            "JPEGImages/B.JPG",
+            f"{'x' * 300}.xml",
+            "new\nline.jpg",
+            "day 1/b.xml",
+            "day 1/b.jpg",
+        ),
+    )
+)
+contents = st.sampled_from((ENTRIES[0].content, ENTRIES[0].content, JPEG, JPEG, b"", b"b\n", b"<annotation/>", b"\xff"))
+tar_types = st.sampled_from((*[tarfile.REGTYPE] * 6, *b"1234567SLKgxX")).map(
+    lambda kind: kind if isinstance(kind, bytes) else bytes([kind])
+)
+compressions = st.sampled_from((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
+any_entries = st.lists(
+    st.builds(Entry, names, contents, tar_types, compressions) | st.sampled_from(ENTRIES), max_size=6
+)
+
+
+def test_any_archive(packed):
+    def check(case):
+        entries, kind = case
+        data = zip_of(entries) if kind is None else tar_of(entries, kind)
+        return read_archive(packed, ".zip" if kind is None else ".tar", data)
+
+    outcomes = fuzz(st.tuples(any_entries, st.sampled_from((None, *TAR_KINDS))), check)
     assert min(outcomes["record"], outcomes["not listed"]) > CASES // 20

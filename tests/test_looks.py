@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import pathlib
 
@@ -11,10 +12,10 @@ import voc_tree
 from PIL import Image, ImageEnhance
 from voc_tree import annotation_xml, encoded
 
-from input import shards
 from input.conversion import convert, looks, report
 from input.conversion.config import ConvertConfig
 from input.conversion.workers import Workers
+from input.manifest import manifest_path
 
 
 def scene(seed: int, height: int = 240, width: int = 320) -> Image.Image:
@@ -87,25 +88,63 @@ def test_the_page_shows_both_images_of_a_pair(tmp_path):
     assert [part.partition("</b>")[0] for part in section.split("<figcaption><b>")[1:]] == ["b", "c"]
 
 
-def test_the_search_agrees_with_brute_force(monkeypatch):
-    monkeypatch.setattr(looks, "_PAIRS_AT_ONCE", 7 * 40)
-    rng = np.random.default_rng(0)
-    bits = rng.integers(0, 2, (40, looks.NUM_BITS), np.uint8)
-    for row in range(20):  # half of them near another, around the threshold
-        bits[20 + row] = bits[row]
-        flipped = rng.choice(looks.NUM_BITS, looks.MAX_DIFFERENT - 2 + row % 5, replace=False)
-        bits[20 + row, flipped] ^= 1
+@pytest.mark.parametrize("seed", range(20))
+def test_the_search_agrees_with_brute_force(seed, monkeypatch):
+    """For hashes in small groups, whose members differ in numbers of bits around the threshold."""
+    monkeypatch.setattr(looks, "_AT_ONCE", 50)
+    rng = np.random.default_rng(seed)
+    num_groups = int(rng.integers(1, 60))
+    groups = rng.integers(0, 2, (num_groups, looks.NUM_BITS), np.uint8)
+    bits = np.repeat(groups, rng.integers(1, 10, num_groups), axis=0)
+    rng.shuffle(bits)
+    for row in bits:
+        row[rng.choice(looks.NUM_BITS, rng.integers(10), replace=False)] ^= 1
     hashes = [np.packbits(row).tobytes().hex() for row in bits]
+    split = len(hashes) // 2
 
     def expected(pairs):
         differences = ((first, second, int((bits[first] != bits[second]).sum())) for first, second in pairs)
-        return [pair for pair in differences if pair[2] <= looks.MAX_DIFFERENT]
+        near = [pair for pair in differences if pair[2] <= looks.MAX_DIFFERENT]
+        return sorted(near, key=lambda pair: (pair[0], pair[2], pair[1]))
 
-    assert sorted(looks.find_pairs(hashes)) == sorted(expected((b, a) for a, b in itertools.combinations(range(40), 2)))
-    across = expected(itertools.product(range(20), range(20, 40)))
-    found = [(first, 20 + second, count) for first, second, count in looks.find_pairs(hashes[:20], hashes[20:])]
-    assert sorted(found) == across
-    assert 8 < len(across) < 16
+    pairs = [(later, earlier) for earlier, later in itertools.combinations(range(len(bits)), 2)]
+    assert list(looks.find_pairs(hashes)) == expected(pairs)
+    across = looks.find_pairs(hashes[:split], hashes[split:])
+    found = [(first, split + second, count) for first, second, count in across]
+    assert found == expected(itertools.product(range(split), range(split, len(bits))))
+
+
+def test_a_pair_at_the_threshold_is_found_wherever_its_bits_differ():
+    """At random, and in two bits of each band but one, which is the hardest case."""
+    rng = np.random.default_rng(0)
+    pairs = [[rng.choice(band, 2, replace=False) for band in looks._BANDS] for _ in looks._BANDS]
+    flips = [np.concatenate([*pairs[band][:band], *pairs[band][band + 1 :]]) for band in range(8)]
+    flips += [rng.choice(looks.NUM_BITS, looks.MAX_DIFFERENT + row % 2, replace=False) for row in range(400)]
+    bits = rng.integers(0, 2, (len(flips), looks.NUM_BITS), np.uint8)
+    others = bits.copy()
+    for other, flipped in zip(others, flips):
+        other[flipped] ^= 1
+    hashes, other_hashes = (
+        [np.packbits(row, bitorder="little").tobytes().hex() for row in rows] for rows in (bits, others)
+    )
+    near = [row for row, flipped in enumerate(flips) if len(flipped) == looks.MAX_DIFFERENT]
+    assert list(looks.find_pairs(hashes, other_hashes)) == [(row, row, looks.MAX_DIFFERENT) for row in near]
+
+
+@pytest.mark.parametrize("num_flipped", [0, 4])
+def test_thousands_that_are_all_alike_take_few_comparisons(num_flipped, monkeypatch):
+    """Pictures of one scene: each is in ten near pairs, and most are compared with a few hundreds of the others."""
+    compared = []
+    count_bits = looks._count_bits
+    monkeypatch.setattr(looks, "_count_bits", lambda words: compared.append(len(words)) or count_bits(words))
+    rng = np.random.default_rng(0)
+    bits = np.tile(rng.integers(0, 2, looks.NUM_BITS, np.uint8), (5000, 1))
+    for row in bits:
+        row[rng.choice(looks.NUM_BITS, num_flipped, replace=False)] ^= 1
+    pairs = list(looks.find_pairs([np.packbits(row).tobytes().hex() for row in bits]))
+    assert collections.Counter(first for first, _, _ in pairs) == {row: min(row, 10) for row in range(1, 5000)}
+    assert all(int((bits[first] != bits[second]).sum()) == count for first, second, count in pairs)
+    assert sum(compared) < 5000 * 1500  # all pairs would be 5000 * 2500, in each of two words
 
 
 def test_an_image_is_in_few_pairs():
@@ -131,4 +170,4 @@ def test_without_decoding_there_is_no_hash(tmp_path):
     tree.add("a", annotation_xml(size=None), encoded(scene(0)))
     (manifest,) = convert.convert(ConvertConfig(str(tmp_path / "out"), (str(tree.root),), verify="header"), Workers(1))
     assert manifest.looks == {}
-    assert pathlib.Path(shards.manifest_path(str(tmp_path / "out"), "all")).exists()
+    assert pathlib.Path(manifest_path(str(tmp_path / "out"), "all")).exists()

@@ -22,7 +22,7 @@ from input.conversion import convert, listing, staging
 from input.conversion.config import ConversionError, ConvertConfig
 from input.conversion.source import Input
 from input.conversion.workers import Workers
-from input.shards import Manifest, ShardInfo
+from input.manifest import Manifest, ShardInfo, read_manifest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -101,7 +101,7 @@ def test_flags_of_formats_and_classes(tree, tmp_path):
         "all: 20 images (5 without objects), 20 boxes, 10 ignored regions, 8 shards"
         in command(*of_coco, *classes, f"--output_dir={tmp_path}/coco", "--num_workers=1").stdout
     )
-    val = shards.read_manifest(f"{tmp_path}/yolo/val.manifest.json")
+    val = read_manifest(f"{tmp_path}/yolo/val.manifest.json")
     assert val.num_images == 5
     assert len({image_id in val.inputs for image_id in ("img000", "img001", "img002", "img003", "img004")}) == 1
 
@@ -124,7 +124,7 @@ def test_wrong_use_is_one_line(tmp_path, arguments, message):
 
 def test_manifest_says_what_the_shards_hold(tree, tmp_path):
     (manifest,) = run(tree)
-    assert shards.read_manifest(f"{tmp_path}/out/all.manifest.json") == manifest
+    assert read_manifest(f"{tmp_path}/out/all.manifest.json") == manifest
     paths = shards.expand_glob(f"{tmp_path}/out/all-*")
     truths = shards.read_annotations(paths)
     assert manifest.split == "all"

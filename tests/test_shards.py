@@ -12,10 +12,10 @@ import toy_shards
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
 from input import shards, tfrecord
-from input.shards import Finding, Findings, Manifest, ShardInfo
+from input.manifest import MANIFEST_VERSION, Finding, Findings, Manifest, ShardInfo, read_manifest
 
 MANIFEST = Manifest(
-    version=shards.MANIFEST_VERSION,
+    version=MANIFEST_VERSION,
     split="train",
     num_images=3,
     num_boxes=4,
@@ -84,7 +84,7 @@ def test_a_missing_or_wrong_field_is_named(key, tmp_path):
         with pytest.raises(
             ValueError, match=r"train\.manifest\.json is not a sound manifest \((.*)\): delete it"
         ) as error:
-            shards.read_manifest(str(path))
+            read_manifest(str(path))
         assert key in str(error.value) or "NoneType" in str(error.value)
 
 

@@ -19,8 +19,9 @@ import tensorflow as tf
 import tiny
 import toy_shards
 
-from input import shards, tfrecord
+from input import tfrecord
 from input.config import AugmentConfig
+from input.manifest import MANIFEST_VERSION, Findings, Manifest, ShardInfo
 from trainer import checkpoints, evaluate, inference, resume, train, writers
 from trainer.config import OptimizerConfig
 
@@ -233,12 +234,12 @@ def test_a_damaged_shard_is_named(tmp_path):
     content[len(content) // 2] ^= 1
     # The manifest vouches for the labels and the size is right, so only reading the records shows the damage.
     infos = tuple(
-        shards.ShardInfo(name=os.path.basename(path), num_records=4, num_bytes=os.path.getsize(path), sha256="")
+        ShardInfo(name=os.path.basename(path), num_records=4, num_bytes=os.path.getsize(path), sha256="")
         for path in paths
     )
-    nothing = shards.Findings(counts={}, files=())
-    manifest = shards.Manifest(
-        version=shards.MANIFEST_VERSION,
+    nothing = Findings(counts={}, files=())
+    manifest = Manifest(
+        version=MANIFEST_VERSION,
         split="train",
         labels=toy_shards.LABELS,
         shards=infos,

@@ -26,6 +26,7 @@ from input.conversion.config import ConversionError, ConvertConfig, ReadOptions
 from input.conversion.example import Example, read_example
 from input.conversion.source import Source
 from input.conversion.workers import Workers
+from input.manifest import Finding, Manifest
 
 GOOD = [(5.0, 10.0, 25.0, 30.0)]  # the cat of `annotation_xml`: pixels (11..30, 6..25) counted from 1
 
@@ -287,7 +288,7 @@ def tree(tmp_path) -> voc_tree.VocTree:
     return made
 
 
-def convert_tree(tree: voc_tree.VocTree, **settings: Any) -> tuple[shards.Manifest, dict[str, shards.GroundTruth]]:
+def convert_tree(tree: voc_tree.VocTree, **settings: Any) -> tuple[Manifest, dict[str, shards.GroundTruth]]:
     """The manifest, and the records by id."""
     labels = tree.root.parent / "labels.txt"
     labels.write_text("cat\ndog\n")
@@ -716,7 +717,7 @@ def test_unknown_classes_dropped_as_asked(tree):
     np.testing.assert_allclose(records["b"].boxes, GOOD, atol=1e-5)
 
 
-def converted(tree: voc_tree.VocTree, **settings: Any) -> shards.Manifest:
+def converted(tree: voc_tree.VocTree, **settings: Any) -> Manifest:
     """With the classes that are found."""
     out = str(tree.root.parent / "found")
     (manifest,) = convert.convert(ConvertConfig(output_dir=out, voc_dirs=(str(tree.root),), **settings), Workers(1))
@@ -839,8 +840,8 @@ def test_the_same_image_in_two_splits(tmp_path, together):
     train, val = (manifest for config in configs for manifest in convert.convert(config, Workers(1)))
     found = [finding for manifest in (train, val) for finding in manifest.noted.files if "same" in finding.reason]
     assert found == [
-        shards.Finding("c", "c.jpg", "same_image", "as a"),
-        shards.Finding("b", "b.jpg", "same_image_elsewhere", "as a of train"),
+        Finding("c", "c.jpg", "same_image", "as a"),
+        Finding("b", "b.jpg", "same_image_elsewhere", "as a of train"),
     ]
 
 

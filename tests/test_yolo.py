@@ -15,6 +15,7 @@ from input import shards, tfrecord
 from input.conversion import convert, findings, listing
 from input.conversion.config import ConversionError, ConvertConfig
 from input.conversion.workers import Workers
+from input.manifest import Manifest
 
 GOOD = [(5.0, 10.0, 25.0, 30.0)]
 LINE = f"0 {20 / 60} {15 / 40} {20 / 60} {20 / 40}"  # the centre and the sides of that box
@@ -30,7 +31,7 @@ def config(folder: pathlib.Path, **settings: Any) -> ConvertConfig:
     return ConvertConfig(output_dir=str(folder.parent / "out"), yolo_dir=str(folder), **settings)
 
 
-def run(folder: pathlib.Path, **settings: Any) -> shards.Manifest:
+def run(folder: pathlib.Path, **settings: Any) -> Manifest:
     (manifest,) = convert.convert(config(folder, **settings), Workers(1))
     return manifest
 

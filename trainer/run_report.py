@@ -23,6 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from input import files, memory, shards
+from input.manifest import manifest_path, read_manifest
 from trainer import evaluation_page, page, samples
 from trainer.config import Config, flatten
 from trainer.events import Hook
@@ -198,8 +199,8 @@ def _data_table(labels: Sequence[str], train_paths: Sequence[str], val_paths: Se
             splits.setdefault((os.path.dirname(path), shards.split_name(path)), []).append(path)
         for (folder, split), members in splits.items():
             counts = [format(len(members), ","), format(sum(shards.count_records(members)), ",")]
-            if files.exists(manifest_path := shards.manifest_path(folder, split)):
-                manifest = shards.read_manifest(manifest_path)
+            if files.exists(path := manifest_path(folder, split)):
+                manifest = read_manifest(path)
                 boxes = [manifest.num_boxes, *(manifest.boxes_per_class.get(label, 0) for label in labels)]
                 counts += [format(count, ",") for count in boxes]
             yield f"<tr><td>{use}: {page.escape(split)}</td>{page.cells(counts)}</tr>\n"

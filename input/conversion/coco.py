@@ -19,7 +19,7 @@ from input.conversion.layout import list_folder, split_of
 from input.conversion.objects import find_kind, read_finite
 from input.conversion.source import Input, Labels, Listing, Object, Source, clean_text, name_key
 from input.conversion.workers import Advance
-from input.shards import Finding
+from input.manifest import Finding
 from input.tfrecord import Box
 
 

@@ -26,7 +26,16 @@ from input.conversion.listing import list_inputs
 from input.conversion.source import Input, Listing, name_key
 from input.conversion.staging import ShardResult, read_findings, stage, staging_dir
 from input.conversion.workers import Workers
-from input.shards import Finding, Findings, Manifest, ShardInfo
+from input.manifest import (
+    MANIFEST_VERSION,
+    Finding,
+    Findings,
+    Manifest,
+    ShardInfo,
+    findings_path,
+    manifest_path,
+    read_manifest,
+)
 
 _MANY_ZEROS = 5  # boxes with a coordinate of 0
 
@@ -112,7 +121,7 @@ def _other_manifest_names(splits: Container[str], output_dir: str) -> list[str]:
 def _other_manifests(splits: Container[str], output_dir: str) -> Iterator[Manifest]:
     for name in _other_manifest_names(splits, output_dir):
         with contextlib.suppress(ValueError):  # a damaged one is reported when its own split is used
-            yield shards.read_manifest(os.path.join(output_dir, name))
+            yield read_manifest(os.path.join(output_dir, name))
 
 
 # The label list.
@@ -133,7 +142,7 @@ def _choose_labels(splits: dict[str, Listing], config: ConvertConfig, workers: W
         )
     if given:
         return given
-    replaced = any(files.exists(shards.manifest_path(config.output_dir, split)) for split in splits)
+    replaced = any(files.exists(manifest_path(config.output_dir, split)) for split in splits)
     if there and (others or not (config.overwrite and replaced)):
         return there
     found = tuple(dict.fromkeys(label for listing in splits.values() for label in listing.labels))
@@ -210,7 +219,7 @@ def _make_split(
         tally.merge(result.finding_counts, result.finding_images, result.findings)
     if sum(tally.counts.values()) > len(tally.kept):
         lines = itertools.chain(findings, read_findings(config.output_dir, split))
-        with files.create(shards.findings_path(staging_dir(config.output_dir, split), split)) as file:
+        with files.create(findings_path(staging_dir(config.output_dir, split), split)) as file:
             for line in lines:
                 file.write(f"{json.dumps(line._asdict(), ensure_ascii=False)}\n".encode())
     found: dict[str, Any] = {kind: tally.of_kind(kind) for kind in KINDS}
@@ -223,7 +232,7 @@ def _make_manifest(
     """The manifest without findings."""
     boxes_per_class = {label: sum(result.boxes_per_class.get(label, 0) for result in results) for label in labels}
     return Manifest(
-        version=shards.MANIFEST_VERSION,
+        version=MANIFEST_VERSION,
         split=split,
         num_images=sum(result.num_records for result in results),
         num_boxes=sum(boxes_per_class.values()),
@@ -327,8 +336,8 @@ def _problems(manifest: Manifest, config: ConvertConfig) -> list[str]:
 def _publish(manifest: Manifest, output_dir: str) -> None:
     """Gives the staged shards their names, and last writes the manifest: it is what says that all is there."""
     split = manifest.split
-    final = shards.manifest_path(output_dir, split)
-    for path in (final, shards.report_path(output_dir, split), shards.findings_path(output_dir, split)):
+    final = manifest_path(output_dir, split)
+    for path in (final, shards.report_path(output_dir, split), findings_path(output_dir, split)):
         with contextlib.suppress(FileNotFoundError):
             files.remove(path)
     folder = staging_dir(output_dir, split)
@@ -339,9 +348,9 @@ def _publish(manifest: Manifest, output_dir: str) -> None:
         staged = os.path.join(folder, name.replace(".tfrecord", ".shard"))
         if files.exists(staged):
             files.replace(staged, os.path.join(output_dir, name))
-    staged = shards.findings_path(folder, split)
+    staged = findings_path(folder, split)
     if files.exists(staged):
-        files.replace(staged, shards.findings_path(output_dir, split))
+        files.replace(staged, findings_path(output_dir, split))
     with files.create(final, os.path.join(folder, "manifest.json")) as file:
         for part in manifest.json_parts():
             file.write(part.encode())
@@ -357,7 +366,7 @@ def _already_done(split: str, listing: Listing, labels: tuple[str, ...], config:
     Raises:
       ConversionError: another conversion is there; names what differs.
     """
-    path = shards.manifest_path(config.output_dir, split)
+    path = manifest_path(config.output_dir, split)
     remedy = "--overwrite starts anew, or choose another --output_dir."
     if config.overwrite:
         return None
@@ -371,7 +380,7 @@ def _already_done(split: str, listing: Listing, labels: tuple[str, ...], config:
         manifest = Manifest.from_json(files.read(path))
     except ValueError as error:
         raise ConversionError(f"{path} is not a sound manifest ({error}): {remedy}") from error
-    if manifest.version != shards.MANIFEST_VERSION:
+    if manifest.version != MANIFEST_VERSION:
         raise ConversionError(f"{path} was written by another version of this program: {remedy}")
     if changes := list(_changes(manifest, listing, labels, config)):
         raise ConversionError("\n".join([f"{path} is of another conversion:", *changes, remedy]))

@@ -14,7 +14,7 @@ from input.conversion.findings import INVALID_OBJECTS, Refused
 from input.conversion.frame import Frame, Size, labelled_size
 from input.conversion.objects import place_objects, scale_objects
 from input.conversion.source import Object, Source, name_key
-from input.shards import Finding
+from input.manifest import Finding
 from input.tfrecord import Annotation, Region
 
 _READERS = {"voc": voc.read, "coco": coco.read, "yolo": yolo.read}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Iterable, Mapping
 
-from input.shards import Finding, Findings
+from input.manifest import Finding, Findings
 
 # Each reason, with what it means and what is done. Refused files give no record. An object or file that was dropped is
 # left out. The record of repaired files differs from what they say. A note is for information only. Reports keep the

@@ -18,6 +18,7 @@ from input import files, shards
 from input.conversion import report_page, report_words, survey
 from input.conversion.findings import NAMED_NOTES
 from input.conversion.report_words import Report
+from input.manifest import Manifest
 
 if TYPE_CHECKING:
     from input.conversion.workers import Workers
@@ -28,7 +29,7 @@ _MAX_FILES = 8  # files named
 
 def write_report(
     output_dir: str,
-    manifest: shards.Manifest,
+    manifest: Manifest,
     image_size: tuple[int, int],
     workers: Workers,
     class_pictures: int = 0,
@@ -118,7 +119,7 @@ def _class_table(report: Report) -> Iterator[str]:
         yield f"  and {len(rest):,} more classes with {sum(row.num_boxes for row in rest):,} boxes"
 
 
-def _findings(manifest: shards.Manifest) -> Iterator[str]:
+def _findings(manifest: Manifest) -> Iterator[str]:
     rows = report_words.finding_rows(manifest)
     if rows:
         yield from _table([[kind, reason, f"{count:,}", meaning] for kind, reason, count, meaning in rows], "<<><")

@@ -19,7 +19,7 @@ from input import palette, tfrecord
 from input.conversion import report_words, survey
 from input.conversion.findings import DUPLICATES, KINDS
 from input.conversion.report_words import Report
-from input.shards import Manifest
+from input.manifest import Manifest
 
 NUM_SAMPLES = 24  # random pictures
 MAX_REPAIRED = 100  # pictures of images with repairs or dropped objects

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from input import files, shards
+from input import files
 from input.config import AnchorConfig, InputConfig
 from input.conversion import survey, tiling
 from input.conversion.findings import KINDS
-from input.shards import Finding, Manifest
+from input.manifest import Finding, Manifest, findings_path, manifest_path
 
 FEW_IMAGES = 5000  # below this, training is advised to take the settings for small data sets
 POOR = 0.9  # the anchors fit a class poorly if they match a smaller share of its boxes
@@ -204,7 +204,7 @@ def make_training_advice(manifest: Manifest, data: survey.Survey, output_dir: st
     if split in ("val", "test"):
         return "This flag evaluates a run on this split while it trains:", records("val_records", split)
     held_out = ["test"] if split == "trainval" else ["val", "test"]
-    watched = [name for name in held_out if files.exists(shards.manifest_path(output_dir, name))]
+    watched = [name for name in held_out if files.exists(manifest_path(output_dir, name))]
     image_size = survey.choose_image_size(data, num_classes)
     fits = survey.measure_fits(survey.input_boxes(data, image_size), data.classes, num_classes, image_size)
     batch_size = 8 if num_images < FEW_IMAGES else 16
@@ -261,7 +261,7 @@ def where_all_are_named(manifest: Manifest) -> str:
     """The file that names all findings."""
     kinds = [manifest.findings(kind) for kind in KINDS]
     whole = all(sum(found.counts.values()) == len(found.files) for found in kinds)
-    return "the manifest" if whole else os.path.basename(shards.findings_path("", clean(manifest.split)))
+    return "the manifest" if whole else os.path.basename(findings_path("", clean(manifest.split)))
 
 
 def describe_finding(finding: Finding) -> str:

@@ -8,7 +8,7 @@ import unicodedata
 from typing import NamedTuple
 
 from input.conversion.frame import Size
-from input.shards import Finding
+from input.manifest import Finding
 from input.tfrecord import Box
 
 

@@ -22,7 +22,7 @@ from input.conversion.findings import DROPPED, REPAIRED, Refused, Tally
 from input.conversion.listing import shuffled
 from input.conversion.source import Input, Listing, Source, name_key
 from input.conversion.workers import Advance, Workers
-from input.shards import Finding
+from input.manifest import MANIFEST_VERSION, Finding
 
 _RECORD_OVERHEAD = 2048  # bytes of a record beside its image, about
 _MIN_SHARDS = 8
@@ -117,7 +117,7 @@ def stage(
     tasks = []
     for index, (name, path) in enumerate(zip(names, paths)):
         members = order[index * len(order) // count : (index + 1) * len(order) // count]
-        decides = [shards.MANIFEST_VERSION, dataclasses.astuple(options), config.strict, config.drop_empty]
+        decides = [MANIFEST_VERSION, dataclasses.astuple(options), config.strict, config.drop_empty]
         decides += [(item.image_id, item.fingerprint) for item in members]
         task = ShardTask(
             inputs=members,

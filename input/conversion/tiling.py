@@ -17,7 +17,7 @@ from input.conversion.example import Example
 from input.conversion.findings import Refused
 from input.conversion.images import is_cut
 from input.conversion.source import Input
-from input.shards import Finding
+from input.manifest import Finding
 from input.tfrecord import Annotation, Box, Region
 from input.tiles import tile_starts
 

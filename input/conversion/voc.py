@@ -20,7 +20,7 @@ from input.conversion.layout import Folders, find_folders, list_folder
 from input.conversion.objects import read_objects
 from input.conversion.source import Input, Labels, Listing, Source, name_key
 from input.conversion.workers import Advance
-from input.shards import Finding
+from input.manifest import Finding
 
 
 def read(source: Source, options: ReadOptions, note: Note) -> Labels:

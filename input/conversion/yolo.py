@@ -18,7 +18,7 @@ from input.conversion.layout import SPLIT_NAMES, list_folder, unwrap
 from input.conversion.objects import find_kind, read_finite
 from input.conversion.source import Input, Labels, Listing, Object, Source, clean_text
 from input.conversion.workers import Advance
-from input.shards import Finding
+from input.manifest import Finding
 from input.tfrecord import Box
 
 _NO_LABELS = re.compile(r"(classes|train|val|valid|test|notes|readme.*|.*requirements)$", re.IGNORECASE)
@@ -210,6 +210,7 @@ def _find_folders(root: str, config: ConvertConfig, settings: dict[str, Any]) ->
                 if folder := _resolve(root, settings.get("path"), part):
                     found.append(_Folders(split, folder, _labels_folder(folder)))
                 elif split != "test":  # Roboflow names a test set even where there is none
+                    part = clean_text(part)
                     raise ConversionError(f"{root}: data.yaml says {key}: {part}, but there is no such folder.")
     if not found:
         found = _guess_folders(root)
@@ -227,7 +228,10 @@ def _resolve(root: str, base: Any, path: str) -> str:
     parts = [part for part in named.parts if part not in (named.anchor, "..")]
     candidates = [os.path.join(root, *parts[start:]) for start in range(len(parts))]
     if isinstance(base, str):
-        candidates.append(os.path.normpath(os.path.join(root, base, path)))
+        elsewhere = os.path.normpath(os.path.join(root, base, path))
+        around = os.path.join(os.path.abspath(elsewhere), "")
+        if not os.path.abspath(root).startswith(around):  # it could be the whole disk
+            candidates.append(elsewhere)
     return next((candidate for candidate in candidates if files.is_dir(candidate)), "")
 
 
