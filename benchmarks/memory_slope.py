@@ -3,12 +3,12 @@
     python benchmarks/memory_slope.py [--minutes=60 --output_dir=DIR]
 
 The trainer has one thread, and a hook lets it rest after each report, so that the run takes little of the machine. Its
-resident memory is read every few seconds. The first quarter of the time, in which TensorFlow compiles and fills its
-pools, is left out.
+resident memory is read every few seconds from its first report on. The first quarter of the time, in which TensorFlow
+compiles the evaluation and fills its pools, is left out.
 
 The last line printed is JSON: `mb_per_hour`, the slope of a line fitted by least squares, and its `standard_error`;
 `minutes`, `steps` and `evaluations` of the whole run; `samples`, the numbers that the line was fitted to: minutes since
-the start, and MB.
+the first report, and MB.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ def measure(folder: Path, minutes: float) -> dict[str, Any]:
     samples = []
     with (folder / "run.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=kill_soak.CHECKOUT, env=environment, stdout=log, stderr=log)
+        while process.poll() is None and not (model_dir / "metrics.jsonl").exists():
+            time.sleep(1)  # it compiles
         started = time.monotonic()
         while process.poll() is None and (now := (time.monotonic() - started) / 60) < minutes:
             samples.append((round(now, 3), round(resident_mb(process.pid), 2)))
@@ -87,5 +89,6 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_float("minutes", 60.0, "How long to train.", lower_bound=1.0)  # --output_dir is kill_soak's
+    flags.DEFINE_float("minutes", 60.0, "How long to train.", lower_bound=1.0)
+    flags.DEFINE_string("output_dir", "", "Folder for the records and the run; by default one that is removed.")
     app.run(main)
