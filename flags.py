@@ -81,7 +81,11 @@ flags.DEFINE_list(
 flags.DEFINE_list(
     "val_records", [], "The shards to evaluate on while training. Default: no evaluation, and no best checkpoint."
 )
-flags.DEFINE_string("model_dir", None, "The run's folder. Where it holds checkpoints, the run is resumed.")
+flags.DEFINE_string(
+    "model_dir",
+    None,
+    "The run's folder, on a disk or in a bucket (gs://). Where it holds checkpoints, the run is resumed.",
+)
 
 # Input
 flags.DEFINE_string(

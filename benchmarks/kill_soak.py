@@ -36,9 +36,6 @@ from trainer import shapes
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("kills", 50, "Number of kills.", lower_bound=1)
-flags.DEFINE_integer("seed", 0, "Seed of the moments.")
-flags.DEFINE_string("output_dir", "", "Folder for the records and the runs; by default one that is removed at the end.")
 
 MOMENTS = ("any", "saving", "evaluating")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
@@ -175,4 +172,7 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_integer("kills", 50, "Number of kills.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Seed of the moments.")
+    flags.DEFINE_string("output_dir", "", "Folder for the records and the runs; by default one that is removed.")
     app.run(main)

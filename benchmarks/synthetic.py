@@ -91,7 +91,7 @@ class Trainer:
         self.model = model
         self._loop = make_train_loop(strategy, model, optimizer, config)
         if paths:
-            self._iterator = distribution.make_iterator(strategy, config, paths, first_step=0, train_steps=_TRAIN_STEPS)
+            self._iterator = distribution.make_iterator(strategy, config, paths, first_step=0)
         else:
             shares = tf.data.Dataset.from_tensor_slices(make_batch(config, config.input.batch_size))
             shares = shares.batch(config.input.batch_size // num_replicas, drop_remainder=True).cache().repeat()

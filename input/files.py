@@ -16,12 +16,14 @@ import os
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, cast
 
 from input import archives
 
 _MAX_REQUESTS = 64  # to a remote file system at one time
+_SECONDS_TO_GATHER = 60.0  # lines for a remote file
 
 
 def is_remote(path: str) -> bool:
@@ -86,6 +88,44 @@ def write_text(path: str, text: str) -> None:
     make_dirs(os.path.dirname(path) or ".")
     with create(path) as file:
         file.write(text.encode())
+
+
+def append(path: str, data: bytes) -> None:
+    """Adds to the end of a file all of `data` or, where that fails, nothing. Object stores write the file anew."""
+    if is_remote(path):
+        earlier = read(path) if exists(path) else b""
+        with create(path) as file:
+            file.write(earlier + data)
+        return
+    with builtins.open(path, "ab", buffering=0) as local:
+        end = local.tell()
+        try:
+            while data:
+                data = data[local.write(data) :]
+        except OSError:
+            local.truncate(end)
+            raise
+
+
+class LineFile:
+    """A text file to which lines are added. Those that cannot be written, as on a full disk, wait for the next one.
+
+    A local file has each line at once. In an object store lines are gathered for a minute, unless `flush` is called.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path, self._waiting, self._tried = path, b"", time.monotonic()
+
+    def add(self, line: str) -> None:
+        self._waiting += f"{line}\n".encode(errors="backslashreplace")
+        if not is_remote(self._path) or time.monotonic() - self._tried >= _SECONDS_TO_GATHER:
+            self.flush()
+
+    def flush(self) -> None:
+        self._tried = time.monotonic()
+        if self._waiting:
+            append(self._path, self._waiting)
+            self._waiting = b""
 
 
 def read(path: str) -> bytes:

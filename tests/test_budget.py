@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
+import no_learning
 import pytest
-import small_network
-import tensorflow as tf
 import tiny
 import toy_shards
 
-from model.types import Losses
-from trainer import budget, checkpoints, evaluate, loop, schedules, train
+from input.config import AugmentConfig
+from trainer import budget, distribution, schedules
 from trainer.config import OptimizerConfig
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self):
-        return self.now
 
 
 def test_steps_that_fit_leave_time_for_evaluations_and_checkpoints(tmp_path):
     """Steps of 5 s, and after every 50 and the last an evaluation of 100 s and a checkpoint of 20 s."""
-    clock = Clock()
+    clock = no_learning.Clock()
     times = budget.Budget(str(tmp_path), evaluation_steps=10, clock=clock)
     times.add_steps(10, 50.0)
     assert times.seconds_left(0, 50, 50, 50) == 50 * 5 + 50  # an evaluation is taken to last 10 steps, saving no time
@@ -67,44 +60,16 @@ def test_a_schedule_of_another_length_is_that_length_s_own():
 @pytest.fixture
 def timed_run(tmp_path, monkeypatch):
     """Runs for some hours where a step takes 10 s, in a compiled loop 60 s at first, and an evaluation 120 s."""
-    monkeypatch.setattr(checkpoints, "make_model", small_network.make_model)
     records = toy_shards.write_shards(tmp_path / "records", 4, 1)
-    clock = Clock()
+    clock = no_learning.install(monkeypatch)
 
-    def make_train_loop(strategy, model, optimizer, *others):
-        """Learns nothing."""
-        is_first = [True]
-
-        def train_loop(iterator, num_steps):
-            clock.now += clock.step_s * int(num_steps) + 60 * is_first[0]
-            is_first[0] = False
-            optimizer.iterations.assign_add(int(num_steps))
-            optimizer._current_learning_rate.assign(optimizer._learning_rate(optimizer.iterations - 1))
-            nothing = loop.LoopResult(*[tf.constant(0.0)] * len(loop.LoopResult._fields))
-            none = tf.fill([2], tf.constant(-1, tf.int64))
-            losses = Losses(*[tf.constant(1.0)] * 3)
-            return nothing._replace(num_steps=num_steps, losses=losses, bad_records=none, damaged=none)
-
-        return train_loop
-
-    def make_evaluator(*arguments, **options):
-        def evaluator():
-            clock.now += 120
-            return {"coco_ap": 0.5, "loss": 1.0}
-
-        return evaluator
-
-    monkeypatch.setattr(train, "make_train_loop", make_train_loop)
-    monkeypatch.setattr(evaluate, "make_evaluator", make_evaluator)
-
-    def run(hours, step_s=10, **settings):
+    def run(hours, step_s=10, augment=tiny.CONFIG.input.augment, **settings):
         clock.step_s, started = step_s, clock.now
         optimizer = OptimizerConfig(learning_rate=0.01, warmup_steps=0)
         given = {"max_hours": hours, "train_steps": 1000, "eval_every": 0, "steps_per_loop": 5, "optimizer": optimizer}
-        config = tiny.config(train={"price_per_hour": 3.0, **given, **settings})
-        result = train.train_and_evaluate(
-            config, train_paths=records, val_paths=records, model_dir=str(tmp_path / "run"), clock=clock
-        )
+        data = dataclasses.replace(tiny.CONFIG.input, augment=augment)
+        config = tiny.config(train={"price_per_hour": 3.0, **given, **settings}, input=data)
+        result = no_learning.run(records, tmp_path / "run", config, clock=clock)
         lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
         return result, clock.now - started, [line for line in lines if "loss" in line]
 
@@ -134,6 +99,27 @@ def test_a_resumed_run_is_fitted_to_what_is_left_and_to_its_new_speed(timed_run)
     assert lines[-1]["learning_rate"] < 0.01 * 0.05
     again, no_time, _ = timed_run(0.5)
     assert (again.step, no_time) == (result.step, 0)
+
+
+def test_the_last_share_of_the_fitted_run_mixes_no_images(timed_run, monkeypatch):
+    """Planned are 1,000 steps, of which some 150 fit; after the resume twice as many."""
+    began = []  # the steps at which the data begin anew, and the last one that mixes images
+    monkeypatch.setattr(
+        distribution,
+        "make_iterator",
+        lambda *_, first_step, last_mixed_step: began.append((first_step, last_mixed_step)),
+    )
+    mosaic = AugmentConfig(mosaic=1.0, close_mosaic=0.25)
+    first = timed_run(0.5, augment=mosaic)[0].step
+    (start, closing) = began
+    assert start == (0, None)  # without an end
+    assert closing[0] == closing[1]  # from there on nothing is mixed
+    assert closing[0] == pytest.approx(0.75 * first, abs=3)
+    last = timed_run(1.0, augment=mosaic)[0].step
+    resumed, closing = began[2:]
+    assert resumed == (first, None)
+    assert closing == (closing[0], closing[0])
+    assert closing[0] == pytest.approx(0.75 * last, abs=3)
 
 
 def test_hours_are_refused_for_several_workers():

@@ -90,7 +90,7 @@ def test_the_last_share_of_a_run_mixes_no_images(tmp_path, first_step, num_mixed
             tiny.config(input=dataclasses.replace(config, augment=augment)),
             paths,
             first_step=first_step,
-            train_steps=6,
+            last_mixed_step=3,
         )
         batches[share] = [next(iterator)[0] for _ in range(6 - first_step)]
         assert all(batch.original_sizes is None and batch.transforms is None for batch in batches[share])

@@ -1,12 +1,10 @@
-"""Which settings may change when a run is resumed, and that one trainer has a folder to itself."""
+"""Which settings may change when a run is resumed."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import pathlib
-import subprocess
-import sys
 
 import one_weight
 import pytest
@@ -128,22 +126,3 @@ def test_every_name_in_the_table_is_a_setting():
     names = resume.flat_settings(Config())
     for listed in (*resume.MAY_CHANGE, *resume.MUST_STAY):
         assert any(resume._in(name, [listed]) for name in names), listed
-
-
-def test_a_second_trainer_is_refused_until_the_first_has_ended(tmp_path):
-    script = """import sys
-from trainer import resume
-with resume.sole_trainer(sys.argv[1]):
-    print("in", flush=True)
-    input()"""
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
-        assert first.stdout.readline() == "in\n"
-        message = rf"another run trains in .* \(process {first.pid} on .*since"
-        with pytest.raises(ValueError, match=message), resume.sole_trainer(str(tmp_path)):
-            pass
-        first.kill()
-    with resume.sole_trainer(str(tmp_path)):
-        pass
-    with resume.sole_trainer(str(tmp_path)):
-        pass

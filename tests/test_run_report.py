@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -64,11 +63,12 @@ def read(folder):
 def test_the_page_follows_the_run(tmp_path, records, monkeypatch):
     clock = iter(np.arange(0.0, 10_000.0, 30.0).tolist())
     monkeypatch.setattr(run_report.time, "monotonic", lambda: next(clock))
-    report = run_report.Report()
+    report = run_report.Report(lambda: 90.0)
     start = start_event(tmp_path, records)
     report.on_start(start)
     text, root = read(tmp_path)
     assert "state running" in text
+    assert "time so far 0:01:30" in text
     assert "step 0 of 1,000" in text
     assert [element.get("content") for element in root.iter() if element.get("http-equiv") == "refresh"] == ["60"]
 
@@ -100,19 +100,17 @@ def test_the_page_follows_the_run(tmp_path, records, monkeypatch):
 
 
 @pytest.mark.parametrize(("resumed_at", "kept"), [(20, True), (10, False)])
-def test_a_resumed_run_adds_its_time_and_keeps_the_evaluation_of_its_past(tmp_path, records, resumed_at, kept):
-    first = run_report.Report()
+def test_a_resumed_run_shows_its_time_and_keeps_the_evaluation_of_its_past(tmp_path, records, resumed_at, kept):
+    first = run_report.Report(lambda: 60.0)
     first.on_start(start_event(tmp_path, records))
     first.on_evaluate(evaluate_event(records, 20))
-    state_path = pathlib.Path(tmp_path, "RUN <1>", "report.json")
-    state_path.write_text(json.dumps({**json.loads(state_path.read_text()), "seconds": 3600.0}))
-    second = run_report.Report()
+    second = run_report.Report(lambda: 3600.0)
     start = start_event(tmp_path, records, resumed_at)
     start["config"]["train"]["price_per_hour"] = 2.5
     second.on_start(start)
     text, _ = read(tmp_path)
     assert ("Average precision after step 20" in text) == kept
-    assert "time so far 1:00:0" in text
+    assert "time so far 1:00:00" in text
     assert "cost so far 2.50" in text
     second.on_end({"step": 1000, "train_steps": 1000, "metrics": {}, "stopped_by": None, "error": "no <disk>"})
     assert "failed: no <disk>" in read(tmp_path)[0]

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from input import files
+from trainer import reporting
 
 _MARGIN = 0.01  # of the whole time: what is left unplanned, since no two evaluations take equally long
 
@@ -90,4 +91,4 @@ class Budget:
         return step, self._times.get("evaluation", self._evaluation_steps * step), self._times.get("saving", 0.0)
 
     def write(self) -> None:
-        files.write_text(self._path, json.dumps({"seconds": self.seconds, **self._times}) + "\n")
+        reporting.write_or_say(self._path, json.dumps({"seconds": self.seconds, **self._times}) + "\n")

@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +16,7 @@ import tensorflow as tf
 
 from input import files
 from model import retinanet
+from trainer import reporting
 from trainer.config import Config
 from trainer.reporting import log
 
@@ -39,7 +38,7 @@ def read_config(model_dir: str) -> Config:
       ValueError: the file is damaged, or has settings that are not known here.
     """
     path = config_path(model_dir)
-    if not os.path.exists(path):
+    if not files.exists(path):
         raise FileNotFoundError(f"{path} does not exist: --model_dir must name the folder of a training run.")
     try:
         return Config.from_json(files.read(path).decode())
@@ -74,11 +73,11 @@ def find_damage(path: str) -> str | None:
     TensorFlow saves a checksum with each tensor and with the index, and compares it whenever it reads.
     """
     try:
-        reader = tf.train.load_checkpoint(path)
+        reader = tf.compat.v1.train.NewCheckpointReader(path)
         for name in reader.get_variable_to_shape_map():
             reader.get_tensor(name)
     except (tf.errors.OpError, IndexError, ValueError) as error:
-        return str(error).partition("\n")[0]
+        return str(error).partition("\n")[0] or type(error).__name__
     return None
 
 
@@ -168,7 +167,7 @@ class Checkpoints:
                 f"every checkpoint in {os.path.join(self._model_dir, 'checkpoints')} is damaged, as the log says; "
                 "nothing was changed. Put back a copy, or start again with another --model_dir."
             )
-        if os.path.exists(config_path(self._model_dir)):
+        if files.exists(config_path(self._model_dir)):
             log.warning("%s holds a run without a checkpoint: it begins again at step 0", self._model_dir)
         return False
 
@@ -179,10 +178,13 @@ class Checkpoints:
         """
         if step == self.saved_step:
             return True
-        self.has_failed = not self._write(self._latest, step)
-        if not self.has_failed:
+        is_saved = self._write(self._latest, step)
+        if is_saved and self.has_failed:
+            log.info("%s is saved: there is room again", self.path(step))
+        self.has_failed = not is_saved
+        if is_saved:
             self.saved_step = step
-        return not self.has_failed
+        return is_saved
 
     def _write(self, manager: tf.train.CheckpointManager, step: int) -> bool:
         return self._all_workers(self._write_own(manager, step))
@@ -191,12 +193,16 @@ class Checkpoints:
         try:
             manager.save(checkpoint_number=step)
         except (tf.errors.OpError, OSError) as error:
-            path = os.path.join(manager.directory, f"ckpt-{step}")
-            for unfinished in files.glob(f"{glob.escape(path)}[._]*"):
-                with contextlib.suppress(OSError):
-                    files.remove_tree(unfinished) if files.is_dir(unfinished) else files.remove(unfinished)
-            reason = str(error).partition("\n")[0]
-            log.error("%s cannot be saved (%s): is the disk full? The run goes on", path, reason)
+            with contextlib.suppress(OSError):
+                for name in files.names(manager.directory):
+                    unfinished = os.path.join(manager.directory, name)
+                    if re.match(rf"ckpt-{step}[._]", name):
+                        files.remove_tree(unfinished) if files.is_dir(unfinished) else files.remove(unfinished)
+            if not self.has_failed:
+                log.error(
+                    "%s cannot be saved (%s): is the disk full? The run goes on, and tries again after each loop",
+                    *(os.path.join(manager.directory, f"ckpt-{step}"), str(error).partition("\n")[0]),
+                )
             return False
         self._discard()
         return True
@@ -209,9 +215,10 @@ class Checkpoints:
             return False
         self.best = {"step": step, **metrics}
         if self._is_chief:
-            files.write_text(self._best_path, json.dumps(self.best, indent=2) + "\n")
+            reporting.write_or_say(self._best_path, json.dumps(self.best, indent=2) + "\n")
         return True
 
     def _discard(self) -> None:
         if not self._is_chief:
-            shutil.rmtree(self._root, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                files.remove_tree(self._root)

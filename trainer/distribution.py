@@ -113,10 +113,19 @@ def resolve_norm(config: Config, num_replicas: int) -> Config:
 
 
 def make_iterator(
-    strategy: tf.distribute.Strategy, config: Config, train_paths: Sequence[str], *, first_step: int, train_steps: int
+    strategy: tf.distribute.Strategy,
+    config: Config,
+    train_paths: Sequence[str],
+    *,
+    first_step: int,
+    last_mixed_step: int | None = None,
 ) -> Iterator:
-    """The arguments of one train step after the other, from those of step `first_step` of `train_steps` on."""
-    last_mixed = train_steps - round(train_steps * config.input.augment.close_mosaic)
+    """The arguments of one train step after the other.
+
+    Args:
+      first_step: how many steps were done before the first one.
+      last_mixed_step: the step after which cutmix, mixup and mosaic are off; None: they stay on.
+    """
 
     def per_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
         dataset = pipeline.make_dataset(
@@ -128,8 +137,8 @@ def make_iterator(
             num_pipelines=context.num_input_pipelines,
             pipeline_id=context.input_pipeline_id,
         )
-        if config.input.augment.mixes and config.input.augment.close_mosaic:
-            dataset = pipeline.stop_mixing(dataset, max(last_mixed - first_step, 0))
+        if config.input.augment.mixes and config.input.augment.close_mosaic and last_mixed_step is not None:
+            dataset = pipeline.stop_mixing(dataset, max(last_mixed_step - first_step, 0))
         if config.input.target_assignment == "host":
             dataset = pipeline.assign_on_host(dataset, config.input)
             arguments = dataset.map(lambda batch, targets: (pipeline.only_for_training(batch), targets))

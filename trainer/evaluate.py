@@ -204,8 +204,9 @@ def evaluate_run(
         paths=paths,
         split=split,
     )
-    with open(os.path.join(model_dir, "eval", f"{split}.html"), "w", encoding="utf-8") as file:
-        file.writelines(evaluation_page.make_page(page))
+    with files.create(os.path.join(model_dir, "eval", f"{split}.html")) as file:
+        for part in evaluation_page.make_page(page):
+            file.write(part.encode())
     return result
 
 

@@ -72,7 +72,7 @@ class Events:
 
     def __init__(self, hooks: Sequence[Hook]) -> None:
         self._hooks = hooks
-        self._failing: set[Hook] = set()  # each says it once, until it works again
+        self._failing: set[tuple[Hook, str]] = set()  # methods; each says it once, until it works again
         self._has_started = False
 
     def tell(self, name: str, **event: Any) -> None:
@@ -83,11 +83,12 @@ class Events:
         for hook in self._hooks:
             try:
                 getattr(hook, name)(dict(event))
-                self._failing.discard(hook)
+                self._failing.discard((hook, name))
             except Exception as error:
                 if name == "on_start":
                     raise
-                if hook not in self._failing:
-                    log.error("%s.%s failed (%s); the run goes on", type(hook).__name__, name, error)
+                if (hook, name) not in self._failing:
+                    reason = str(error).partition("\n")[0]
+                    log.error("%s.%s failed (%s); the run goes on", type(hook).__name__, name, reason)
                     log.debug("where:", exc_info=True)
-                self._failing.add(hook)
+                self._failing.add((hook, name))

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import tensorflow as tf
 
 from input import files, shards
+from trainer import reporting
 from trainer.config import Config
 from trainer.loop import LoopResult
 from trainer.reporting import log
@@ -119,7 +120,7 @@ def read_rollbacks(model_dir: str) -> list[dict[str, int]]:
 
 
 def write_rollbacks(model_dir: str, rollbacks: list[dict[str, int]]) -> None:
-    files.write_text(_rollbacks_path(model_dir), json.dumps(rollbacks) + "\n")
+    reporting.write_or_say(_rollbacks_path(model_dir), json.dumps(rollbacks) + "\n")
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from input import anchors, batch_augment, boxes
+from input import anchors, batch_augment, boxes, files
 from model import postprocess
 from model.types import Detections, Predictions
 from trainer import checkpoints
@@ -33,10 +33,10 @@ def find_checkpoint(model_dir: str, checkpoint: str | None = None) -> str:
       ValueError: all are damaged, or the one asked for is.
     """
     if checkpoint:
-        if tf.io.gfile.isdir(checkpoint):
+        if files.is_dir(checkpoint):
             checkpoint = tf.train.latest_checkpoint(checkpoint) or checkpoint
         checkpoint = checkpoint[: -len(".index")] if checkpoint.endswith(".index") else checkpoint
-        if not os.path.exists(f"{checkpoint}.index"):
+        if not files.exists(f"{checkpoint}.index"):
             raise FileNotFoundError(
                 f"--checkpoint={checkpoint}: there is no {checkpoint}.index; give a folder of checkpoints or a path "
                 "such as RUN/checkpoints/ckpt-500."

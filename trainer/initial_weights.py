@@ -8,6 +8,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from input import files
 from model import pretrained, retinanet, weight_files
 from model.pretrained import Origin, Weights
 from trainer import checkpoints, inference
@@ -197,9 +198,9 @@ def _read(config: Config) -> Weights | None:
     path = config.train.init_checkpoint.rstrip("/")
     if not path:
         return None
-    if os.path.isdir(path):
+    if files.is_dir(path):
         return _from_run(path, None)
-    if os.path.exists(f"{path.removesuffix('.index')}.index"):
+    if files.exists(f"{path.removesuffix('.index')}.index"):
         return _from_run(os.path.dirname(os.path.dirname(path)), path)
     return _from_file(path)
 

@@ -42,5 +42,9 @@ class Profile(Hook):
     def _stop(self) -> None:
         if self._is_tracing:
             self._is_tracing = False
-            tf.profiler.experimental.stop()
+            try:
+                tf.profiler.experimental.stop()
+            except tf.errors.OpError as error:
+                log.error("the profile cannot be written (%s); the run goes on", error.message)
+                return
             log.info("the profile is in %s: pip install tensorboard-plugin-profile shows it", self._folder)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import datetime
 import logging
 import os
+from collections.abc import Callable
 
 from tqdm import tqdm
+
+from input import files
 
 log = logging.getLogger("retinanet")
 
@@ -18,18 +21,35 @@ class DailyFileHandler(logging.Handler):
 
     def __init__(self, folder: str) -> None:
         super().__init__()
-        self._folder = folder
-        os.makedirs(folder, exist_ok=True)
+        self._folder, self._day = folder, ""
+        self._has_failed = False
+        files.make_dirs(folder)
         self.setFormatter(_FORMAT)
 
     def emit(self, record: logging.LogRecord) -> None:
+        day = datetime.date.fromtimestamp(record.created).isoformat()
+        if day != self._day:
+            self.flush()
+            self._day, self._lines = day, files.LineFile(os.path.join(self._folder, f"{day}.log"))
+        self._try(lambda: self._lines.add(self.format(record)))
+
+    def flush(self) -> None:
+        if self._day:
+            self._try(self._lines.flush)
+
+    def close(self) -> None:
+        self.flush()
+        super().close()
+
+    def _try(self, write: Callable[[], None]) -> None:
+        """Calls `write`; an error, such as a full disk, does not end the run, and is said on the terminal once."""
         try:
-            day = datetime.date.fromtimestamp(record.created).isoformat()
-            # The file is opened for each line: lines are seconds apart, and no line is lost however the run ends.
-            with open(os.path.join(self._folder, f"{day}.log"), "a", encoding="utf-8") as file:
-                file.write(self.format(record) + "\n")
-        except OSError:
-            self.handleError(record)
+            write()
+            self._has_failed = False
+        except OSError as error:
+            if not self._has_failed:
+                self._has_failed = True
+                log.error("the log file cannot be written, so its lines wait (%s)", error)
 
 
 class _Terminal(logging.StreamHandler):
@@ -56,6 +76,20 @@ def log_to(model_dir: str | None) -> logging.Handler:
     handler = DailyFileHandler(os.path.join(model_dir, "logs")) if model_dir else logging.NullHandler()
     log.addHandler(handler)
     return handler
+
+
+_unwritten: set[str] = set()  # what `write_or_say` could not write when it last tried
+
+
+def write_or_say(path: str, text: str) -> None:
+    """Writes one of a run's small files, whole. An error, as on a full disk, does not end the run and is said once."""
+    try:
+        files.write_text(path, text)
+        _unwritten.discard(path)
+    except OSError as error:
+        if path not in _unwritten:
+            log.error("%s cannot be written (%s); the run goes on", path, error.strerror)
+        _unwritten.add(path)
 
 
 def stop_logging(handler: logging.Handler) -> None:

@@ -1,19 +1,15 @@
-"""Which runs may be resumed with which settings, and who may train in a run's folder."""
+"""Which runs may be resumed with which settings."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import datetime
-import fcntl
 import json
 import os
-import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from input import files
-from trainer import checkpoints
+from trainer import checkpoints, reporting
 from trainer.config import Config, flatten
 from trainer.reporting import log
 
@@ -44,7 +40,7 @@ def require_same_run(config: Config, train_paths: Sequence[str], model_dir: str)
     Raises:
       ValueError: names what differs.
     """
-    if not checkpoints.list_steps(model_dir) or not os.path.exists(checkpoints.config_path(model_dir)):
+    if not checkpoints.list_steps(model_dir) or not files.exists(checkpoints.config_path(model_dir)):
         return []
     was, now = (flat_settings(settings) for settings in (checkpoints.read_config(model_dir), config))
     was["records"], now["records"] = _read_records(model_dir), describe_records(train_paths)
@@ -70,8 +66,8 @@ def write_down(config: Config, train_paths: Sequence[str], model_dir: str, *, st
     """Writes `RUN/config.json` and `RUN/records.json`, and adds accepted changes to `RUN/overrides.jsonl`."""
     if changes:
         log.warning("--override_config: from step %d on with other settings: %s", step, "; ".join(changes))
-        with open(os.path.join(model_dir, "overrides.jsonl"), "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "changes": changes}) + "\n")
+        line = json.dumps({"step": step, "changes": changes}) + "\n"
+        files.append(os.path.join(model_dir, "overrides.jsonl"), line.encode())
     checkpoints.save_config(config, model_dir)
     files.write_text(_records_path(model_dir), json.dumps(describe_records(train_paths)) + "\n")
 
@@ -114,44 +110,16 @@ def _read_records(model_dir: str) -> Any:
 
 def write_evaluated_step(model_dir: str, step: int) -> None:
     """Writes into `RUN/evaluated.json` that the evaluation of this step is complete."""
-    files.write_text(_evaluated_path(model_dir), json.dumps({"step": step}) + "\n")
+    reporting.write_or_say(_evaluated_path(model_dir), json.dumps({"step": step}) + "\n")
 
 
-def read_evaluated_step(model_dir: str) -> int | None:
-    """The step of the run's last complete evaluation, None where there was none."""
+def read_evaluated_step(model_dir: str) -> int:
+    """The step of the run's last complete evaluation, -1 where there was none."""
     try:
         return json.loads(files.read(_evaluated_path(model_dir)))["step"]
     except (OSError, ValueError, KeyError):
-        return None
+        return -1
 
 
 def _evaluated_path(model_dir: str) -> str:
     return os.path.join(model_dir, "evaluated.json")
-
-
-@contextlib.contextmanager
-def sole_trainer(model_dir: str) -> Iterator[None]:
-    """Refuses a second trainer in the same folder; the kernel drops the lock with the process, however it ends.
-
-    Where a shared folder passes locks on (NFS 4, SMB), trainers of several machines exclude each other too.
-
-    Raises:
-      ValueError: another process trains there.
-    """
-    os.makedirs(model_dir, exist_ok=True)
-    with open(os.path.join(model_dir, "trainer.lock"), "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ValueError(
-                f"another run trains in {model_dir} ({file.read().strip()}): wait for its end, or use another "
-                "--model_dir."
-            ) from None
-        except OSError as error:
-            log.warning("%s cannot be locked (%s): make sure that no second run trains there", model_dir, error)
-        file.truncate(0)
-        now = datetime.datetime.now().isoformat(" ", "seconds")
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now}\n")
-        file.flush()
-        yield

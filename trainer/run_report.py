@@ -1,7 +1,6 @@
 """`RUN/report.html`: one page that shows a run while it goes on, and afterwards.
 
-What no other file holds is kept in `RUN/report.json`: the time spent so far, and the last evaluation with its
-pictures.
+What no other file holds, the last evaluation with its pictures, is kept in `RUN/report.json`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ import tensorflow as tf
 
 from input import files, memory, shards
 from input.manifest import manifest_path, read_manifest
-from trainer import evaluation_page, page, samples
+from trainer import evaluation_page, page, reporting, samples
 from trainer.config import Config, flatten
 from trainer.events import Hook
 
@@ -50,16 +49,22 @@ pre { background: #f6f6f6; padding: 1em; overflow-x: auto; font-size: 12px; }
 
 
 class Report(Hook):
-    """Writes the page at the start, after each evaluation, at the end, and every minute in between."""
+    """Writes the page at the start, after each evaluation, at the end, and every minute in between.
+
+    Args:
+      seconds: tells how long the run has gone on, over all its processes.
+    """
+
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        self._seconds = seconds
 
     def on_start(self, event: dict[str, Any]) -> None:
         self._run = event
         self._state_path = os.path.join(event["model_dir"], "report.json")
-        self._state: dict[str, Any] = {"seconds": 0.0, "evaluation": None, "figures": []}
+        self._state: dict[str, Any] = {"evaluation": None, "figures": []}
         if files.exists(self._state_path):
             self._state = json.loads(files.read(self._state_path))
         self.on_rollback(event)
-        self._earlier_s, self._began = self._state["seconds"], time.monotonic()
         self._environment = environment()
         self._data = list(_data_table(event["config"]["labels"], event["train_records"], event["val_records"]))
         self._latest: dict[str, Any] = {"step": event["step"]}
@@ -99,9 +104,8 @@ class Report(Hook):
 
     def _write(self, state: str) -> None:
         self._written = time.monotonic()
-        self._state["seconds"] = self._earlier_s + self._written - self._began
-        files.write_text(self._state_path, json.dumps(self._state) + "\n")
-        files.write_text(os.path.join(self._run["model_dir"], "report.html"), "".join(self._page(state)))
+        reporting.write_or_say(self._state_path, json.dumps(self._state) + "\n")
+        reporting.write_or_say(os.path.join(self._run["model_dir"], "report.html"), "".join(self._page(state)))
 
     def _page(self, state: str) -> Iterator[str]:
         name = os.path.basename(self._run["model_dir"].rstrip("/"))
@@ -134,17 +138,17 @@ class Report(Hook):
         rows = {
             "state": f"{state} (written {datetime.datetime.now():%Y-%m-%d %H:%M:%S})",
             "step": f"{step:,} of {last:,}, in batches of {self._run['batch_size']:,}",
-            "time so far": _duration(self._state["seconds"]),
+            "time so far": _duration(self._seconds()),
         }
         if evaluations_s := sum(line.get("eval/evaluation_s", 0.0) for line in metrics):
-            share = evaluations_s / self._state["seconds"]
+            share = evaluations_s / self._seconds()
             rows["evaluations"] = f"{_duration(evaluations_s)}, {100 * share:.1f}% of this time"
         if speed := self._latest.get("images_per_s"):
             if step < last:
                 rows["time left"] = _duration(3600 * self._latest["hours_left"])
             rows["speed"] = f"{speed:,.1f} images/s, waiting for data {100 * self._latest['data_wait']:.0f}%"
         if price := self._run["config"]["train"].get("price_per_hour"):
-            rows["cost so far"] = f"{price * self._state['seconds'] / 3600:,.2f}"
+            rows["cost so far"] = f"{price * self._seconds() / 3600:,.2f}"
             if cost_left := self._latest.get("cost_left"):
                 rows["cost to come"] = f"{cost_left:,.2f}"
         return rows

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from input import shards
+from input import files, shards
 from trainer import (
     averages,
     budget,
@@ -22,6 +21,7 @@ from trainer import (
     events,
     guards,
     initial_weights,
+    lock,
     optimizers,
     profiling,
     reporting,
@@ -85,12 +85,13 @@ def train_and_evaluate(
     """
     if config.train.patience and not val_paths:
         raise ValueError(f"--patience={config.train.patience} counts evaluations: give --val_records.")
-    os.makedirs(model_dir, exist_ok=True)
+    files.make_dirs(model_dir)
     handler = reporting.log_to(model_dir if distribution.is_chief(config.train) else None)
     try:
-        alone = resume.sole_trainer(model_dir) if distribution.is_chief(config.train) else contextlib.nullcontext()
-        with watch.StopSignal() as stop, alone, workers.naming_lost_worker(model_dir):
-            return _Run(config, train_paths, val_paths, model_dir, stop, clock).run()
+        is_chief = distribution.is_chief(config.train)
+        alone = lock.sole_trainer(model_dir) if is_chief else contextlib.nullcontext(lambda: None)
+        with watch.StopSignal() as stop, alone as require_alone, workers.naming_lost_worker(model_dir):
+            return _Run(config, train_paths, val_paths, model_dir, stop, require_alone, clock).run()
     except Exception as error:
         log.error("%s", error)
         log.debug("where:", exc_info=True)  # goes to the log file only; on a terminal it would bury the message
@@ -109,10 +110,11 @@ class _Run:
         val_paths: Sequence[str],
         model_dir: str,
         stop: watch.StopSignal,
+        require_alone: Callable[[], None],
         clock: Callable[[], float],
     ) -> None:
         self.train_paths, self.val_paths, self.model_dir = train_paths, val_paths, model_dir
-        self.stop, self.clock = stop, clock
+        self.stop, self.require_alone, self.clock = stop, require_alone, clock
         self.is_chief = distribution.is_chief(config.train)
         self.profile = profiling.Profile(config.train)
         self.events = events.Events(self._hooks(config))
@@ -143,8 +145,8 @@ class _Run:
         if not self.is_chief:
             return [writers.Progress()]
         named = events.load_hooks(config.train.hooks)
-        ours = [writers.Progress(), writers.MetricsFile(), writers.TensorBoard(), run_report.Report(), self.profile]
-        return [*ours, *named]
+        report = run_report.Report(lambda: self.budget.seconds)
+        return [writers.Progress(), writers.MetricsFile(), writers.TensorBoard(), report, self.profile, *named]
 
     def _plan(self, last_step: int) -> None:
         """Ends the run at this step."""
@@ -187,6 +189,7 @@ class _Run:
             with guards.explaining_lack_of_memory(self.config, self.strategy.num_replicas_in_sync):
                 self.start()
                 while self._goes_on():
+                    self.require_alone()
                     try:
                         self.advance()
                     except FloatingPointError as bad_loss:
@@ -277,15 +280,33 @@ class _Run:
                 "compiling the step (replicas: %d); on a CPU this takes up to a minute, on a GPU a few",
                 self.strategy.num_replicas_in_sync,
             )
-        is_evaluated = not self._is_due(self.eval_every) or resume.read_evaluated_step(self.model_dir) == self.step
+        is_evaluated = not self._is_due(self.eval_every) or resume.read_evaluated_step(self.model_dir) >= self.step
         if self.evaluator and self.step and not self.workers.all(is_evaluated):
             log.info("the evaluation of step %d was not completed, so it comes first", self.step)
             self.evaluate()
 
     def _make_iterator(self) -> None:
+        """Begins with the records of this step.
+
+        As long as `--max_hours` may still move the end of the run, and with it the last step that mixes images, mixing
+        has no end; `advance` then makes the iterator anew at that step.
+        """
+        last_mixed_step = self._last_mixed_step()
+        may_move = self.config.train.max_hours and self.config.input.augment.mixes
+        self.is_mixing_open = bool(may_move) and self.step < last_mixed_step
         self.iterator = distribution.make_iterator(
-            self.strategy, self.config, self.train_paths, first_step=self.step, train_steps=self.last_step
+            self.strategy,
+            self.config,
+            self.train_paths,
+            first_step=self.step,
+            last_mixed_step=None if self.is_mixing_open else last_mixed_step,
         )
+
+    def _last_mixed_step(self) -> int:
+        """The step after which cutmix, mixup and mosaic are off; until `--max_hours` is fitted, the last one."""
+        is_known = self.is_fitted or not self.config.train.max_hours
+        share = self.config.input.augment.close_mosaic if is_known else 0.0
+        return self.last_step - round(self.last_step * share)
 
     def advance(self) -> None:
         """Runs the compiled loop up to the next step at which something is due.
@@ -293,8 +314,11 @@ class _Run:
         Raises:
           FloatingPointError: the loss was not finite.
         """
+        if self.is_mixing_open and self.step >= self._last_mixed_step():
+            self._make_iterator()
         cadences = (self.log_every, self.eval_every, self.save_every)
-        target = next_stop(self.step, self.loop_steps, cadences, self.last_step)
+        last = self._last_mixed_step() if self.is_mixing_open else self.last_step
+        target = next_stop(self.step, self.loop_steps, cadences, last)
         num_steps = self.profile.limit(self.step, target) - self.step
         self.profile.before_loop(self.step)
         started = self.clock()
@@ -360,7 +384,7 @@ class _Run:
         if price := self.config.train.price_per_hour:
             values["cost"], values["cost_left"] = values["hours"] * price, values["hours_left"] * price
         self.results = []
-        if self.is_chief and self.budget.is_measured:
+        if self.is_chief and not files.is_remote(self.model_dir):  # to a bucket it goes with each checkpoint
             self.budget.write()
         self.events.tell("on_log", step=self.step, train_steps=self.last_step, **values)
 
@@ -386,6 +410,8 @@ class _Run:
             is_saved = self.saved.save(self.step)
         if is_saved:
             self.events.tell("on_save", step=self.step, path=self.saved.path(self.step), is_best=False)
+        if self.is_chief:
+            self.budget.write()
         self.reported_time = self.clock()  # its time is not that of training
 
     def finish(self) -> None:

@@ -23,6 +23,7 @@ Result = TypeVar("Result")
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 _SECONDS_TO_STOP = 22.0  # a preempted machine has 30 seconds; at most 25 pass until this process has ended
+_SECONDS_TO_LOG = 2.0
 _SECONDS_TO_LOOK = 10.0  # how often a loop that has not returned is looked at
 _SECONDS_TO_LOSE = 30.0  # without an answer, and the dispatcher of a tf.data service counts as lost
 _SECONDS_TO_SAY = 60.0  # how often a wait is mentioned
@@ -78,13 +79,16 @@ class StopSignal:
                 os._exit(128 + number)
             is_first = False
             self.received = number
-            name = signal.Signals(number).name
-            log.warning("%s: saving after this loop; send it again to stop at once, without saving", name)
             self._timer = threading.Timer(_SECONDS_TO_STOP, self._give_up, [number])
             self._timer.daemon = True
             self._timer.start()
+            name = signal.Signals(number).name
+            log.warning("%s: saving after this loop; send it again to stop at once, without saving", name)
 
     def _give_up(self, number: int) -> None:
+        last = threading.Timer(_SECONDS_TO_LOG, os._exit, [128 + number])  # the log may be what does not answer
+        last.daemon = True
+        last.start()
         log.error(
             "%s came %d s ago, and this step or its checkpoint is still not done: ending without it. The same command "
             "resumes from the last checkpoint",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,17 @@ import tensorflow as tf
 from tensorboard.plugins.hparams import api as hparams
 from tqdm import tqdm
 
+from input import files
 from trainer import evaluation_page, samples
 from trainer.config import flatten
 from trainer.events import Hook
 from trainer.reporting import log
 
 _PLAIN = (bool, int, float, str)  # what TensorBoard takes as a hyperparameter
+
+
+_MAX_EVENTS = 1_000_000  # that wait for a flush
+_MS_TO_GATHER = 60_000  # events for a remote file
 
 
 def _numbers(event: dict[str, Any]) -> dict[str, float]:
@@ -67,22 +74,29 @@ class MetricsFile(Hook):
 
     def on_start(self, event: dict[str, Any]) -> None:
         self._path = os.path.join(event["model_dir"], "metrics.jsonl")
+        self._lines = files.LineFile(self._path)
         self.on_rollback(event)
 
     def on_rollback(self, event: dict[str, Any]) -> None:
-        kept = []
-        if os.path.exists(self._path):
-            with open(self._path, encoding="utf-8") as file:
-                kept = [line for line in file if _step_of(line) <= event["step"]]
-        with open(self._path, "w", encoding="utf-8") as file:
-            file.writelines(kept)
+        self._lines.flush()
+        lines = files.read(self._path).decode().splitlines(keepends=True) if files.exists(self._path) else []
+        kept = [line for line in lines if _step_of(line) <= event["step"]]
+        if kept != lines:
+            files.write_text(self._path, "".join(kept))
 
     def on_log(self, event: dict[str, Any]) -> None:
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+        self._lines.add(json.dumps(event))
 
     def on_evaluate(self, event: dict[str, Any]) -> None:
         self.on_log({"step": event["step"], **{f"eval/{name}": value for name, value in _numbers(event).items()}})
+        self._lines.flush()
+
+    def on_save(self, event: dict[str, Any]) -> None:
+        """A run that is killed resumes at this step, so the lines before it must not wait."""
+        self._lines.flush()
+
+    def on_end(self, event: dict[str, Any]) -> None:
+        self._lines.flush()
 
 
 def _step_of(line: str) -> float:
@@ -96,9 +110,9 @@ class TensorBoard(Hook):
     """`RUN/events/`: the same numbers for TensorBoard, with the settings, AP by class and pictures of detections."""
 
     def on_start(self, event: dict[str, Any]) -> None:
-        self._run = event
-        self._writer = tf.summary.create_file_writer(os.path.join(event["model_dir"], "events"))
-        with self._writer.as_default(step=event["step"]):
+        self._run, self._is_cut_off = event, False
+        self._open()
+        with self._writing(event["step"]):
             settings = json.dumps(event["config"], indent=2, ensure_ascii=False)
             tf.summary.text("config", "\n".join(f"    {line}" for line in settings.splitlines()))  # code in Markdown
             named = {name: value for name, value in flatten(event["config"]).items() if name != "labels"}
@@ -116,18 +130,35 @@ class TensorBoard(Hook):
             found = {label: value for label, value in by_class.items() if value is not None}
             self._write(f"eval_{metric}_of_class", event["step"], found)
         read = evaluation_page.record_reader(self._run["val_records"])
-        with self._writer.as_default(step=event["step"]):
+        with self._writing(event["step"]):
             for number, sample in enumerate(event["samples"]):
                 encoded = read(sample["record"])["image/encoded"]
                 pair = np.asarray(samples.draw(sample, encoded, self._run["config"]["labels"]))
                 tf.summary.image(f"objects_and_detections/{number}", pair[np.newaxis], description=sample["image_id"])
-        self._writer.flush()
 
     def _write(self, group: str, step: int, values: dict[str, float]) -> None:
-        with self._writer.as_default(step=step):
+        with self._writing(step):
             for name, value in values.items():
                 tf.summary.scalar(f"{group}/{name}", value)
-        self._writer.flush()
+
+    def _open(self) -> None:
+        folder = os.path.join(self._run["model_dir"], "events")
+        self._writer = tf.summary.create_file_writer(folder, max_queue=_MAX_EVENTS, flush_millis=_MS_TO_GATHER)
+        if files.is_remote(folder):  # there a flush writes the whole file anew, so only TensorFlow's own timer does it
+            self._writer.flush = lambda: None
+
+    @contextlib.contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        """Takes summaries of this step, and flushes them at the end."""
+        try:
+            with self._writer.as_default(step=step):
+                yield
+        except tf.errors.OpError:
+            self._is_cut_off = True  # such as by a full disk; readers stop at an event that is not whole
+            raise
+        if self._is_cut_off:
+            self._open()
+            self._is_cut_off = False
 
     def on_end(self, event: dict[str, Any]) -> None:
         self._writer.close()
