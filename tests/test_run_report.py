@@ -80,7 +80,7 @@ def test_the_page_follows_the_run(tmp_path, records, monkeypatch):
     report.on_log(log_event(20))
     text, root = read(tmp_path)
     assert "speed 4.0 images/s, waiting for data 25%" in text
-    assert "time so far 0:02:00 evaluations 0:00:09, 7.5% of this time" in text
+    assert "time so far 0:01:30 evaluations 0:00:09, 10.0% of this time" in text
     assert "time left 0:08:10" in text  # 980 steps of 2 images at 4 images/s
     curves = [element.get("aria-label") for element in root.iter("{http://www.w3.org/1999/xhtml}svg")]
     assert curves == ["loss", "learning rate", "images a second", "share of the time waiting for data"]
