@@ -517,7 +517,7 @@ def test_the_report_ends_with_a_command_that_trains_on_this_data(tree, parse):
     assert config.input.image_size == (224, 320)
     assert config.input.anchor.sizes == (24.0, 48.0, 96.0, 192.0, 384.0)
     assert (config.input.batch_size, config.train.train_steps) == (8, 600)
-    assert (config.train.optimizer.optimizer, config.train.optimizer.learning_rate) == ("adamw", 0.0005)
+    assert (config.train.optimizer.optimizer, config.train.optimizer.learning_rate) == ("adamw", 0.001)
 
 
 def test_a_split_to_hold_out_goes_with_the_training(tree, parse):

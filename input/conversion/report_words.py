@@ -209,7 +209,8 @@ def make_training_advice(manifest: Manifest, data: survey.Survey, output_dir: st
     fits = survey.measure_fits(survey.input_boxes(data, image_size), data.classes, num_classes, image_size)
     batch_size = 8 if num_images < FEW_IMAGES else 16
     steps = max(500, math.ceil(30 * num_images / batch_size / 100) * 100)
-    settings = ["--backbone=resnet18", "--optimizer=adamw", "--learning_rate=0.0005", "--weight_decay=0.01"]
+    settings = ["--backbone=resnet18", "--head_norm=group", "--box_loss=giou"]
+    settings += ["--optimizer=adamw", "--learning_rate=0.001", "--weight_decay=0.01"]
     command = [
         "python -m trainer.task",
         records("train_records", split),
