@@ -2,18 +2,21 @@
 
     python benchmarks/export_formats.py --model_dir=RUN --records='OUT/test-*.tfrecord' --examples='OUT/train-*'
 
-Every format sees the same letterboxed images. `keras` is the run's network as `trainer.evaluate` calls it. The last
-line printed is JSON: for each format `voc12_ap50`, `coco_ap`, and `size`, that of its files as a share of the float32
-file's. ONNX is left out where its converter is not installed.
+Every format sees the same letterboxed images, but for `saved_model`, which is given the images' files. `keras` is the
+run's network as `trainer.evaluate` calls it. The last line printed is JSON: for each format `voc12_ap50`, `coco_ap`,
+and for those of one or two files `size`, as a share of the float32 file's. ONNX is left out where its converter is not
+installed.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -23,8 +26,8 @@ import tensorflow as tf
 from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from input import boxes, pipeline, shards
-from trainer import export_formats, inference, metrics
+from input import boxes, pipeline, shards, tfrecord
+from trainer import export, export_formats, inference, metrics
 from trainer.matching import ImageDetections
 
 FLAGS = flags.FLAGS
@@ -55,6 +58,22 @@ def load(converted: Mapping[str, bytes]) -> Detect:
     return detect
 
 
+def saved_model(run: inference.TrainedRun, records: Sequence[str]) -> Iterator[ImageDetections]:
+    """What a SavedModel finds in the images of the records, given their files."""
+    with tempfile.TemporaryDirectory() as temporary:
+        export.export(run.model, run.config, temporary)
+        serve = tf.saved_model.load(temporary).signatures["serving_default"]
+        for record in itertools.chain.from_iterable(map(tfrecord.read_records, records)):
+            (encoded,) = tfrecord.decode_example(record, frozenset(["image/encoded"]))["image/encoded"]
+            outputs = {name: values.numpy()[0] for name, values in serve(image_bytes=tf.constant([encoded])).items()}
+            yield kept(outputs, outputs["boxes"])
+
+
+def kept(outputs: Mapping[str, np.ndarray], boxes_of_image: np.ndarray) -> ImageDetections:
+    count = int(outputs["num_detections"])
+    return ImageDetections(boxes_of_image[:count], outputs["scores"][:count], outputs["classes"][:count].astype(int))
+
+
 def main(_: list[str]) -> None:
     run = inference.load_for_inference(FLAGS.model_dir)
     records, examples = shards.expand_glob(FLAGS.records), shards.expand_glob(FLAGS.examples)
@@ -63,20 +82,19 @@ def main(_: list[str]) -> None:
     postprocess = inference.make_postprocess(run.config)
     keras = tf.function(lambda images: postprocess(inference.predict(run.model, images, run.config))._asdict())
 
-    def evaluate(detect: Detect) -> dict[str, float]:
-        found = []
+    def find(detect: Detect) -> Iterator[ImageDetections]:
         for batch in dataset:
             outputs = {name: np.asarray(values)[0] for name, values in detect(batch.images.numpy()).items()}
-            count = int(outputs["num_detections"])
-            edges = boxes.to_original(outputs["boxes"][np.newaxis, :count], batch.transforms, batch.original_sizes)
-            found.append(
-                ImageDetections(edges[0].numpy(), outputs["scores"][:count], outputs["classes"][:count].astype(int))
-            )
-        result = metrics.compute_metrics(truths, found, run.config.labels)
+            edges = boxes.to_original(outputs["boxes"][np.newaxis], batch.transforms, batch.original_sizes)
+            yield kept(outputs, edges[0].numpy())
+
+    def evaluate(found: Iterable[ImageDetections]) -> dict[str, float]:
+        result = metrics.compute_metrics(truths, list(found), run.config.labels)
         return {name: round(result[name], 4) for name in ("voc12_ap50", "coco_ap")}
 
-    results: dict[str, dict[str, float]] = {"keras": evaluate(keras)}
-    print("keras", results["keras"], flush=True)
+    results: dict[str, dict[str, float]] = {"keras": evaluate(find(keras))}
+    results["saved_model"] = evaluate(saved_model(run, records))
+    print(results, flush=True)
     full_size = 0
     for kind in export_formats.FORMATS:
         if kind == "onnx" and not importlib.util.find_spec("tf2onnx"):
@@ -84,7 +102,7 @@ def main(_: list[str]) -> None:
         converted = export_formats.convert(run.model, run.config, kind, records=examples)
         size = sum(map(len, converted.values()))
         full_size = full_size or size
-        results[kind] = {**evaluate(load(converted)), "size": round(size / full_size, 3)}
+        results[kind] = {**evaluate(find(load(converted))), "size": round(size / full_size, 3)}
         print(kind, results[kind], flush=True)
     print(json.dumps(results))
 
