@@ -17,6 +17,7 @@ import collections
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -89,14 +90,23 @@ def wait(process: subprocess.Popen, is_so: Callable[[], bool]) -> bool:
     while process.poll() is None:
         if is_so():
             return True
-        time.sleep(0.001)
+        time.sleep(0.002)
     return False
+
+
+def processor_s(process: subprocess.Popen) -> float:
+    """The processor time that it has taken."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def wait_for(
     moment: str, run: Run, process: subprocess.Popen, rng: random.Random, run_s: float, evaluation_s: float
 ) -> bool:
-    """Waits for a moment in which to kill; false where the run ended before."""
+    """Waits for a moment in which to kill; false where the run ended before.
+
+    Any moment is one of `run_s`, a whole run's processor time, which other work on the machine changes little.
+    """
     before = run.saved()
     if moment == "saving":
         return wait(process, lambda: any("temp" in name for name in run.saved() - before))
@@ -104,9 +114,9 @@ def wait_for(
         if not wait(process, lambda: any(name.endswith("0.index") for name in run.saved() - before)):
             return False
         until = time.monotonic() + rng.uniform(0, evaluation_s)
-    else:
-        until = time.monotonic() + rng.uniform(0, run_s)
-    return wait(process, lambda: time.monotonic() >= until)
+        return wait(process, lambda: time.monotonic() >= until)
+    enough = rng.uniform(processor_s(process), run_s)
+    return wait(process, lambda: processor_s(process) >= enough)
 
 
 def must_succeed(run: Run, returncode: int) -> None:
@@ -120,9 +130,10 @@ def soak(folder: Path) -> dict[str, object]:
     records = folder / "records"
     write_records(records)
     reference = Run(folder / "reference", records)
-    process, started = reference.start(), time.monotonic()
-    must_succeed(reference, process.wait())
-    run_s = time.monotonic() - started
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    must_succeed(reference, reference.start().wait())
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     lines = [json.loads(line) for line in (reference.folder / "metrics.jsonl").read_text().splitlines()]
     evaluation_s = min(line["eval/evaluation_s"] for line in lines if "eval/evaluation_s" in line)
     expected = reference.weights()
