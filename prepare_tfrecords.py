@@ -166,10 +166,10 @@ def convert_and_report(config: ConvertConfig, image_size: tuple[int, int], worke
     """Converts, and prints the report of each split, whose page lies beside the shards."""
     for line in listing.describe_folders(config):
         print(line, flush=True)
-    manifests = convert.convert(config, workers)
+    splits = [manifest.split for manifest in convert.convert(config, workers)]
     with convert.locked(config.output_dir):
-        for manifest in manifests:
-            text, path = report.write_report(config.output_dir, manifest, image_size, workers, FLAGS.class_pictures)
+        for split in splits:
+            text, path = report.write_report(config.output_dir, split, image_size, workers, FLAGS.class_pictures)
             print(f"{text}\nPictures and plots: {path}")
 
 

@@ -221,10 +221,10 @@ def convert_once(voc_dir: str, output_dir: str, num_workers: int) -> Once:
     clock = time.perf_counter if num_workers > 1 else time.process_time
     start = clock()
     with Workers(num_workers) as workers:
-        (manifest,) = convert.convert(ConvertConfig(output_dir=output_dir, voc_dirs=(voc_dir,)), workers)
+        convert.convert(ConvertConfig(output_dir=output_dir, voc_dirs=(voc_dir,)), workers)
         converted = clock()
         if FLAGS.scale:
-            report.write_report(output_dir, manifest, (512, 512), workers)
+            report.write_report(output_dir, "all", (512, 512), workers)
         done = clock()
         peaks = workers.map(own_peak_memory, range(num_workers), num_workers, "asking workers")
     peak = own_peak_memory() + sum(peaks) if num_workers > 1 else peaks[0]

@@ -148,7 +148,12 @@ class GroundTruth(NamedTuple):
 
 
 def read_annotations(paths: Iterable[str]) -> list[GroundTruth]:
-    """The ground truth of every record, in record order; images are neither decoded nor kept.
+    """The ground truth of every record, in record order; see `iterate_annotations`."""
+    return list(iterate_annotations(paths))
+
+
+def iterate_annotations(paths: Iterable[str]) -> Iterator[GroundTruth]:
+    """The ground truth of one record after another; images are neither decoded nor kept.
 
     Raises:
       DamagedShardError: a shard is damaged, or its records are no detection records.
@@ -156,14 +161,12 @@ def read_annotations(paths: Iterable[str]) -> list[GroundTruth]:
     keys = ["image/source_id", "image/height", "image/width"]
     keys += [f"image/object/{name}" for name in ("class/label", "difficult", "is_crowd")]
     keys += [f"image/object/bbox/{corner}" for corner in CORNERS]
-    annotations = []
     for path in paths:
         for index, record in enumerate(read_records(path)):
             try:
-                annotations.append(_ground_truth(decode_example(record, frozenset(keys))))
+                yield _ground_truth(decode_example(record, frozenset(keys)))
             except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
                 raise _not_a_detection_record(path, index, error) from error
-    return annotations
 
 
 def _ground_truth(features: dict[str, list]) -> GroundTruth:

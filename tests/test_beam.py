@@ -31,7 +31,7 @@ def run(workers, output, **settings):
     config = ConvertConfig(str(root / output), (str(root / "voc"),), **settings)
     try:
         manifests = convert.convert(config, workers)
-        texts = [report.write_report(config.output_dir, manifest, (96, 96), workers)[0] for manifest in manifests]
+        texts = [report.write_report(config.output_dir, manifest.split, (96, 96), workers)[0] for manifest in manifests]
         return [text.replace(config.output_dir, "OUT") for text in texts]  # the command in it names the folder
     except ConversionError as error:
         return str(error)

@@ -205,7 +205,7 @@ def test_report_in_a_bucket(tree, bucket, tmp_path):
     texts = []
     for output in (str(tmp_path / "out"), f"{bucket}/out"):
         with Workers(1) as workers:
-            text, path = report.write_report(output, run(str(tree.root), output), (96, 96), workers)
+            text, path = report.write_report(output, run(str(tree.root), output).split, (96, 96), workers)
         assert path == os.path.join(output, "train.report.html")
         texts.append([part.replace(output, "OUT") for part in (text, files.read(path).decode())])  # the command has it
     assert texts[0] == texts[1]

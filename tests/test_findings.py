@@ -35,7 +35,7 @@ def test_many_findings_go_to_a_file_beside_the_manifest(tmp_path, monkeypatch):
     config = ConvertConfig(str(tmp_path / "out"), (str(tree.root),), overwrite=True)
     with Workers(1) as workers:
         (manifest,) = convert.convert(config, workers)
-        text, _ = report.write_report(config.output_dir, manifest, (64, 64), workers)
+        text, _ = report.write_report(config.output_dir, manifest.split, (64, 64), workers)
     assert manifest == read_manifest(f"{tmp_path}/out/all.manifest.json")
     assert manifest.repaired.counts == {"clipped_box": 24}
     assert manifest.repaired.num_images == {"clipped_box": 12}

@@ -81,7 +81,7 @@ def test_the_page_shows_both_images_of_a_pair(tmp_path):
         tree.add(stem, annotation_xml(size=None), data)
     with Workers(1) as workers:
         (manifest,) = convert.convert(ConvertConfig(str(tmp_path / "out"), (str(tree.root),)), workers)
-        text, path = report.write_report(str(tmp_path / "out"), manifest, (64, 64), workers)
+        text, path = report.write_report(str(tmp_path / "out"), manifest.split, (64, 64), workers)
     assert "c.jpg: near_duplicate: as b: " in text
     page = pathlib.Path(path).read_text(encoding="utf-8")
     section = page.partition("<h2>1 images that equal others or look like them</h2>")[2].partition("<h2>")[0]

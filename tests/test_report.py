@@ -41,7 +41,9 @@ class Made:
         config = conversion_config.ConvertConfig(voc_dirs=(str(tree.root),), output_dir=str(self.out), **settings)
         with Workers(workers) as pool:
             (self.manifest,) = convert.convert(config, pool)
-            self.text, self.path = report.write_report(str(self.out), self.manifest, image_size, pool, class_pictures)
+            self.text, self.path = report.write_report(
+                str(self.out), self.manifest.split, image_size, pool, class_pictures
+            )
         with open(self.path, encoding="utf-8") as file:
             self.html = file.read()
         self.page = etree.fromstring(self.html.encode())
@@ -571,7 +573,7 @@ def test_damaged_shard_is_named(tree):
     shard = made.out / made.manifest.shards[1].name
     shard.write_bytes(shard.read_bytes()[:-9])
     with Workers(1) as workers, pytest.raises(tfrecord.DamagedShardError, match=shard.name):
-        report.write_report(str(made.out), made.manifest, (64, 64), workers)
+        report.write_report(str(made.out), made.manifest.split, (64, 64), workers)
 
 
 def test_command_reports_each_split(tree):

@@ -164,7 +164,7 @@ def test_the_report_recommends_tiles_for_small_objects_in_large_images(tmp_path)
         for output, settings in (("whole", {}), ("tiled", {"tile": 480})):
             config = ConvertConfig(str(tmp_path / output), (str(tree.root),), num_shards=1, **settings)
             (manifest,) = convert.convert(config, workers)
-            text, path = report.write_report(config.output_dir, manifest, (512, 512), workers)
+            text, path = report.write_report(config.output_dir, manifest.split, (512, 512), workers)
             page = pathlib.Path(path).read_text(encoding="utf-8")
             recommended = "--tile=480 --overlap=0.1" in text
             assert recommended == ("--tile=480 --overlap=0.1" in page) == (output == "whole")

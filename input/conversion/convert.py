@@ -10,7 +10,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
-import itertools
 import json
 import os
 import unicodedata
@@ -24,7 +23,7 @@ from input.conversion.config import IGNORE, ConversionError, ConvertConfig
 from input.conversion.findings import KINDS, Tally
 from input.conversion.listing import list_inputs
 from input.conversion.source import Input, Listing, name_key
-from input.conversion.staging import ShardResult, read_findings, stage, staging_dir
+from input.conversion.staging import ShardResult, encode_findings, read_findings, stage, staging_dir
 from input.conversion.workers import Workers
 from input.manifest import (
     MANIFEST_VERSION,
@@ -209,7 +208,7 @@ def _make_split(
         if not inputs or all(result.num_records for result in results):
             break
         # A shard came out empty, so few images are left: they are divided into fewer shards.
-        staged = read_findings(config.output_dir, split)
+        staged = (Finding(**json.loads(line)) for line in read_findings(config.output_dir, split))
         findings += [finding for finding in staged if finding.image_id in left_out]
     manifest = _make_manifest(split, listing, results, labels, config)
     findings += [*_maybe_zero_based(split, results), *_similar_classes(labels)]
@@ -218,10 +217,9 @@ def _make_split(
     for result in results:
         tally.merge(result.finding_counts, result.finding_images, result.findings)
     if sum(tally.counts.values()) > len(tally.kept):
-        lines = itertools.chain(findings, read_findings(config.output_dir, split))
         with files.create(findings_path(staging_dir(config.output_dir, split), split)) as file:
-            for line in lines:
-                file.write(f"{json.dumps(line._asdict(), ensure_ascii=False)}\n".encode())
+            file.write(encode_findings(findings))
+            file.writelines(read_findings(config.output_dir, split))
     found: dict[str, Any] = {kind: tally.of_kind(kind) for kind in KINDS}
     return dataclasses.replace(manifest, **found)
 

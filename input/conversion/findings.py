@@ -106,13 +106,17 @@ class Refused(Exception):
 
 
 class Tally:
-    """Findings counted by reason, of each of which only the first few are kept."""
+    """Findings counted by reason, of each of which only the first few, in their order, are kept."""
 
     def __init__(self, findings: Iterable[Finding] = ()):
         self.counts: collections.Counter[str] = collections.Counter()
         self.num_images: collections.Counter[str] = collections.Counter()
-        self.kept: list[Finding] = []
+        self._by_reason: dict[str, list[Finding]] = {}
         self.add(findings)
+
+    @property
+    def kept(self) -> list[Finding]:
+        return [finding for members in self._by_reason.values() for finding in sorted(members)[:KEPT]]
 
     def add(self, findings: Iterable[Finding]) -> None:
         """Adds findings; all that an image has of a reason must come in one call."""
@@ -128,10 +132,12 @@ class Tally:
         self._keep(kept)
 
     def _keep(self, findings: Iterable[Finding]) -> None:
-        by_reason: dict[str, list[Finding]] = {}
-        for finding in sorted([*self.kept, *findings]):
-            by_reason.setdefault(finding.reason, []).append(finding)
-        self.kept = [finding for members in by_reason.values() for finding in members[:KEPT]]
+        for finding in findings:
+            members = self._by_reason.setdefault(finding.reason, [])
+            members.append(finding)
+            if len(members) > 2 * KEPT:
+                members.sort()
+                del members[KEPT:]
 
     def of_kind(self, kind: str) -> Findings:
         """What a manifest says of a kind."""

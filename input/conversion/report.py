@@ -1,6 +1,6 @@
 """The report on a converted split: text for the terminal, and `SPLIT.report.html` beside the shards.
 
-All numbers are read back from the shards, so that the report shows what was stored.
+All numbers are read back from the shards and their manifest, so that the report shows what was stored.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import collections
 import math
 import os
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +18,7 @@ from input import files, shards
 from input.conversion import report_page, report_words, survey
 from input.conversion.findings import NAMED_NOTES
 from input.conversion.report_words import Report
-from input.manifest import Manifest
+from input.manifest import Manifest, manifest_path, read_manifest
 
 if TYPE_CHECKING:
     from input.conversion.workers import Workers
@@ -29,7 +29,7 @@ _MAX_FILES = 8  # files named
 
 def write_report(
     output_dir: str,
-    manifest: Manifest,
+    split: str,
     image_size: tuple[int, int],
     workers: Workers,
     class_pictures: int = 0,
@@ -38,7 +38,7 @@ def write_report(
 
     Args:
       output_dir: the folder of the shards.
-      manifest: the manifest of the split.
+      split: its name.
       image_size: (height, width) of the network's input for which the anchors are judged.
       workers: processes to read the shards with.
       class_pictures: how many random pictures of each class the page shows.
@@ -48,30 +48,34 @@ def write_report(
 
     Raises:
       tfrecord.DamagedShardError: a shard cannot be read back.
+      ValueError: the manifest cannot.
     """
-    split = manifest.split
+    manifest = read_manifest(manifest_path(output_dir, split))
     paths = [os.path.join(output_dir, shard.name) for shard in manifest.shards]
     data = survey.take_survey(paths, workers, manifest.num_images, f"reporting {split}")
     boxes, num_classes = survey.input_boxes(data, image_size), len(manifest.labels)
-    fits = survey.measure_fits(boxes, data.classes, num_classes, image_size)
     report = Report(
         manifest=manifest,
         data=data,
-        boxes=boxes,
-        fits=fits,
+        sides=survey.box_sides(boxes),
+        aspect_ratios=survey.aspect_ratios(boxes),
+        fits=survey.measure_fits(boxes, data.classes, num_classes, image_size),
         image_size=image_size,
+        suitable_size=survey.choose_image_size(data, num_classes),
+        output_dir=output_dir,
         shard_paths=paths,
-        training=report_words.make_training_advice(manifest, data, output_dir),
         class_pictures=class_pictures,
     )
+    del boxes  # they are large
+    training = report_words.training_advice(report)
     path = shards.report_path(output_dir, split)
     with files.create(path, os.path.join(output_dir, f".{split}.report.html.partial")) as file:
-        for part in report_page.make_page(report):
+        for part in report_page.make_page(report, training):
             file.write(part.encode())
-    return "\n".join(_lines(report)), path
+    return "\n".join(_lines(report, training)), path
 
 
-def _lines(report: Report) -> Iterator[str]:
+def _lines(report: Report, training: Iterable[str]) -> Iterator[str]:
     """At most about 40 lines of about 110 columns, but for the command at the end."""
     manifest = report.manifest
     split = report_words.clean(manifest.split)
@@ -87,7 +91,7 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"  {per_image}; {difficult}, {truncated}"
         header = ["side in px", "least", "5%", "half", "95%", "most"]
         stored = ["  as stored", *_quantiles(survey.box_sides(report.data.boxes))]
-        resized = [f"  at {report.size_name}", *_quantiles(survey.box_sides(report.boxes))]
+        resized = [f"  at {report.size_name}", *_quantiles(report.sides)]
         yield from _table([header, stored, resized], "<>>>>>")
     sentences = [
         report_words.storage(report),
@@ -97,7 +101,7 @@ def _lines(report: Report) -> Iterator[str]:
     ]
     yield from filter(None, sentences)
     yield from _findings(manifest)
-    yield from filter(None, report.training)
+    yield from filter(None, training)
 
 
 def _class_table(report: Report) -> Iterator[str]:

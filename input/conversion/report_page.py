@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import heapq
 import html
 import io
 import math
@@ -16,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from input import palette, tfrecord
-from input.conversion import report_words, survey
+from input.conversion import report_words
 from input.conversion.findings import DUPLICATES, KINDS
 from input.conversion.report_words import Report
 from input.manifest import Manifest
@@ -48,8 +49,12 @@ summary { cursor: pointer; } ul { margin: .3em 0; padding-left: 1.4em; font-size
 """
 
 
-def make_page(report: Report) -> Iterator[str]:
-    """The page in parts, so that only one picture is in memory at a time."""
+def make_page(report: Report, training: tuple[str, str]) -> Iterator[str]:
+    """The page in parts, so that only one picture is in memory at a time.
+
+    Args:
+      training: a sentence, and the command or flag that it is about; both may be empty.
+    """
     manifest = report.manifest
     split = _escape(manifest.split)
     yield '<!DOCTYPE html>\n<html xmlns="http://www.w3.org/1999/xhtml" lang="en"><head><meta charset="utf-8"/>'
@@ -76,7 +81,7 @@ def make_page(report: Report) -> Iterator[str]:
     yield f"<h2>{', '.join(KINDS).capitalize()}</h2>\n"
     yield from _findings(manifest)
     yield from _sheets(report)
-    sentence, command = map(_escape, report.training)
+    sentence, command = map(_escape, training)
     if command:
         yield f"<h2>Training</h2>\n<p>{sentence}</p>\n<p><code>{command}</code></p>\n"
     yield "</body></html>\n"
@@ -132,8 +137,8 @@ def _plots(report: Report) -> Iterator[str]:
         'and by shape; the dots are the anchors.</p>\n<div class="plots">'
     )
     title = f"side at {report.size_name}: square root of the area, px"
-    yield _histogram(title, survey.box_sides(report.boxes), matched, sizes)
-    yield _histogram("aspect ratio: width / height", survey.aspect_ratios(report.boxes), matched, ratios)
+    yield _histogram(title, report.sides, matched, sizes)
+    yield _histogram("aspect ratio: width / height", report.aspect_ratios, matched, ratios)
     yield "</div>\n"
 
 
@@ -216,8 +221,8 @@ def _sheets(report: Report) -> Iterator[str]:
     remarks: dict[str, list[str]] = {}
     for finding in report_words.changed_files(manifest):
         remarks.setdefault(finding.image_id, []).append(report_words.describe_finding(finding))
-    source_ids = report_words.source_ids(report)
-    repaired = sorted((image_id, index) for index, image_id in enumerate(source_ids) if image_id in remarks)
+    ids = enumerate(report_words.source_ids(report))
+    repaired = sorted((image_id, index) for index, image_id in ids if image_id in remarks)
     if repaired:
         only = f", the first {MAX_REPAIRED} of them" if len(repaired) > MAX_REPAIRED else ""
         cut = any(sum(found.counts.values()) > len(found.files) for found in (manifest.dropped, manifest.repaired))
@@ -249,9 +254,11 @@ def _duplicates(report: Report) -> Iterator[str]:
     yield f"<h2>{count:,} images that equal others or look like them{only}</h2>\n"
     yield "<p>Where one is in another split, an evaluation there measures memory.</p>\n"
     yield '<div class="sheet">\n'
-    index_of = {image_id: index for index, image_id in enumerate(report_words.source_ids(report))}
-    for finding in found[:MAX_DUPLICATES]:
-        other = finding.detail[len("as ") :].rpartition(":")[0] or finding.detail[len("as ") :]
+    found = found[:MAX_DUPLICATES]
+    others = [finding.detail[len("as ") :].rpartition(":")[0] or finding.detail[len("as ") :] for finding in found]
+    shown = {*others, *(finding.image_id for finding in found)}
+    index_of = {name: index for index, name in enumerate(report_words.source_ids(report)) if name in shown}
+    for finding, other in zip(found, others):
         if other in index_of:
             yield _figure(report, index_of[other], [])
         if finding.image_id in index_of:
@@ -265,7 +272,7 @@ def choose_samples(image_ids: np.ndarray, seed: int, count: int) -> list[int]:
     def order(index: int) -> bytes:
         return hashlib.sha256(f"report {seed} {image_ids[index]}".encode()).digest()
 
-    return sorted(range(len(image_ids)), key=order)[:count]
+    return heapq.nsmallest(count, range(len(image_ids)), key=order)
 
 
 def _figure(report: Report, index: int, remarks: Sequence[str]) -> str:

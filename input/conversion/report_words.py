@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shlex
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -31,11 +32,13 @@ class Report(NamedTuple):
 
     manifest: Manifest
     data: survey.Survey
-    boxes: np.ndarray  # f32 [n, 4] px of the network's input
+    sides: np.ndarray  # f32 [n] px of the network's input, the square roots of the boxes' areas
+    aspect_ratios: np.ndarray  # f32 [n], there too
     fits: list[survey.Fit]  # of the default anchors and of better ones, where there are any
-    image_size: tuple[int, int]
+    image_size: tuple[int, int]  # of the network's input
+    suitable_size: tuple[int, int]  # that would suit this data
+    output_dir: str
     shard_paths: list[str]
-    training: tuple[str, str]  # a sentence, and the command or flag that it is about
     class_pictures: int = 0  # random pictures of each class
 
     @property
@@ -68,7 +71,7 @@ def percent(share: float) -> str:
 def class_rows(report: Report) -> list[ClassRow]:
     """All classes, those with most boxes first."""
     labels = report.manifest.labels
-    sides = survey.by_class(survey.box_sides(report.boxes), report.data.classes, len(labels))
+    sides = survey.by_class(report.sides, report.data.classes, len(labels))
     most = max(map(len, sides))
     return [
         ClassRow(
@@ -103,10 +106,9 @@ def too_many_boxes(report: Report) -> str:
     return f"{images} more than {kept} boxes, of which the smallest are not learnt; --max_boxes={most} keeps all."
 
 
-def source_ids(report: Report) -> list[str]:
+def source_ids(report: Report) -> Iterator[str]:
     """For each record the id of the image that it was made from, which is what findings name."""
-    ids: list[str] = report.data.image_ids.tolist()
-    return [tiling.source_id(name) for name in ids] if report.manifest.settings.get("tile") else ids
+    return map(tiling.source_id if report.manifest.settings.get("tile") else str, report.data.image_ids)
 
 
 def tiles(report: Report) -> str:
@@ -117,7 +119,7 @@ def tiles(report: Report) -> str:
     data, labels = report.data, report.manifest.labels
     if not len(data.boxes) or report.manifest.settings.get("tile"):
         return ""
-    image_size = survey.choose_image_size(data, len(labels))
+    image_size = report.suitable_size
     sides = survey.by_class(survey.box_sides(survey.input_boxes(data, image_size)), data.classes, len(labels))
     stored = survey.by_class(survey.box_sides(data.boxes), data.classes, len(labels))
     worst = min((index for index in range(len(labels)) if len(sides[index])), key=lambda i: np.quantile(sides[i], 0.1))
@@ -151,7 +153,7 @@ def storage(report: Report) -> str:
         )
     if not manifest.num_boxes or tiles(report):
         return ""
-    side = 2 * max(survey.choose_image_size(report.data, len(manifest.labels)))
+    side = 2 * max(report.suitable_size)
     share = (pixels * np.minimum(side / sizes.max(axis=1), 1.0) ** 2).sum() / pixels.sum()
     if share > WORTH_STORING:
         return ""
@@ -163,7 +165,7 @@ def storage(report: Report) -> str:
 
 def verdict(report: Report) -> list[str]:
     """Sentences on whether anchors fit; flags to use instead, which start with --, are a line of their own."""
-    if not len(report.boxes):
+    if not len(report.sides):
         return ["No boxes, so nothing for anchors to match."]
 
     def matches(fit: survey.Fit) -> str:
@@ -175,7 +177,7 @@ def verdict(report: Report) -> list[str]:
     if last is not default:
         lines += [f"These would match {matches(last)}:", _anchor_flags(last.anchor)]
     if last.per_class[last.worst] < POOR:
-        side = np.median(survey.box_sides(report.boxes[~last.matched]))
+        side = np.median(report.sides[~last.matched])
         lines.append(
             f"Half of the boxes that even {'the default' if last is default else 'those'} anchors do not match have a "
             f"side below {side:.1f} px" + ("; try a larger --image_size." if side < 16 else ".")
@@ -189,14 +191,16 @@ def _anchor_flags(anchor: AnchorConfig) -> str:
     return " ".join(f"--{flag}={','.join(f'{value:.6g}' for value in numbers)}" for flag, numbers in values.items())
 
 
-def make_training_advice(manifest: Manifest, data: survey.Survey, output_dir: str) -> tuple[str, str]:
+def training_advice(report: Report) -> tuple[str, str]:
     """A sentence and the command to train on a split, or the flag to evaluate on it if it is `val` or `test`.
 
     docs/RECIPES.md explains the rules. Both are empty without boxes.
     """
 
+    manifest, data = report.manifest, report.data
+
     def records(flag: str, split: str) -> str:
-        return f"--{flag}={shlex.quote(os.path.join(output_dir, f'{clean(split)}-*.tfrecord'))}"
+        return f"--{flag}={shlex.quote(os.path.join(report.output_dir, f'{clean(split)}-*.tfrecord'))}"
 
     split, num_images, num_classes = manifest.split, manifest.num_images, len(manifest.labels)
     if not manifest.num_boxes:
@@ -204,9 +208,10 @@ def make_training_advice(manifest: Manifest, data: survey.Survey, output_dir: st
     if split in ("val", "test"):
         return "This flag evaluates a run on this split while it trains:", records("val_records", split)
     held_out = ["test"] if split == "trainval" else ["val", "test"]
-    watched = [name for name in held_out if files.exists(manifest_path(output_dir, name))]
-    image_size = survey.choose_image_size(data, num_classes)
-    fits = survey.measure_fits(survey.input_boxes(data, image_size), data.classes, num_classes, image_size)
+    watched = [name for name in held_out if files.exists(manifest_path(report.output_dir, name))]
+    image_size, fits = report.suitable_size, report.fits
+    if image_size != report.image_size:
+        fits = survey.measure_fits(survey.input_boxes(data, image_size), data.classes, num_classes, image_size)
     batch_size = 8 if num_images < FEW_IMAGES else 16
     steps = max(500, math.ceil(30 * num_images / batch_size / 100) * 100)
     settings = ["--backbone=resnet18", "--head_norm=group", "--box_loss=giou"]
@@ -233,7 +238,7 @@ def shared_flaws(manifest: Manifest) -> list[str]:
     counts = collections.Counter(
         {reason: count for found in kinds for reason, count in sorted(found.num_images.items())}
     )
-    num_images = max(len(manifest.inputs.keys() | named), *counts.values(), 0)
+    num_images = max(len(manifest.inputs) + len(named - manifest.inputs.keys()), *counts.values(), 0)
     del counts[HARMLESS]
     meanings = {reason: meaning for of_kind in KINDS.values() for reason, meaning in of_kind.items()}
     return [

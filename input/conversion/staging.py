@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from input import files, shards, tfrecord
@@ -26,6 +26,7 @@ from input.manifest import MANIFEST_VERSION, Finding
 
 _RECORD_OVERHEAD = 2048  # bytes of a record beside its image, about
 _MIN_SHARDS = 8
+_EXTENSIONS = (".shard", ".findings", ".json")  # of the files of a shard, in the order in which they are finished
 
 
 class ShardTask(NamedTuple):
@@ -61,7 +62,7 @@ class ShardResult:
     digests: dict[str, str]  # image id -> the start of the stored image's SHA-256
     looks: dict[str, str]  # image id -> the hash of how the image looks, where it was decoded
     left_out: Sequence[str]  # image ids
-    findings: Sequence[Finding]  # all in the file, of each reason the first few in memory
+    findings: Sequence[Finding]  # of each reason the first few; a file beside the shard holds all
     finding_counts: dict[str, int]  # by reason
     finding_images: dict[str, int]  # by reason, how many images
 
@@ -89,7 +90,7 @@ def stage(
     files.make_dirs(folder)
     names = [shards.shard_name(split, index, count) for index in range(count)]
     paths = [os.path.join(folder, os.path.splitext(name)[0]) for name in names]
-    useful = {os.path.basename(path) + extension for path in paths for extension in (".shard", ".json")}
+    useful = {os.path.basename(path) + extension for path in paths for extension in _EXTENSIONS}
     for name in set(files.names(folder)) - useful:  # half-written, or of another number of shards
         files.remove(os.path.join(folder, name))
     options = ReadOptions(
@@ -141,8 +142,7 @@ def _finished(task: ShardTask, final: str) -> ShardResult | None:
     """The result of a shard that an interrupted run finished, if everything it depends on is still the same."""
     try:
         fields = json.loads(files.read(task.path + ".json"))
-        findings = [Finding(*finding) for finding in fields.pop("findings")]
-        result = ShardResult(findings=Tally(findings).kept, **fields)
+        result = ShardResult(findings=[Finding(*finding) for finding in fields.pop("findings")], **fields)
     except (AttributeError, FileNotFoundError, KeyError, TypeError, ValueError):
         return None
     shard_is_there = any(
@@ -162,12 +162,13 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
     )
     boxes_per_class: collections.Counter[str] = collections.Counter()
     images_per_class: collections.Counter[str] = collections.Counter()
-    left_out, findings, digests, looks = [], [], {}, {}
-    digest = hashlib.sha256()
-    with files.create(task.path + ".shard") as shard:
+    left_out, digests, looks = [], {}, {}
+    digest, tally = hashlib.sha256(), Tally()
+    with files.create(task.path + ".shard") as shard, files.create(task.path + ".findings") as lines:
         for count, item in enumerate(task.inputs, 1):
             example, records, found = _read(item.source, task)
-            findings += found
+            tally.add(found)
+            lines.write(encode_findings(found))
             if example and records:
                 whole = example.annotation
                 sha256 = hashlib.sha256(example.encoded).hexdigest()
@@ -198,7 +199,6 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
                 left_out.append(item.image_id)
             if count % 16 == 0 or count == len(task.inputs):
                 advance((count - 1) % 16 + 1)
-    tally = Tally(findings)
     result = ShardResult(
         key=task.key,
         sha256=digest.hexdigest(),
@@ -207,22 +207,28 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
         digests=digests,
         looks=looks,
         left_out=left_out,
-        findings=findings,
+        findings=tally.kept,
         finding_counts=dict(tally.counts),
         finding_images=dict(tally.num_images),
         **counts,
     )
     with files.create(task.path + ".json") as file:
         file.write(json.dumps(vars(result), ensure_ascii=False).encode())
-    return dataclasses.replace(result, findings=tally.kept)
+    return result
 
 
-def read_findings(output_dir: str, split: str) -> Iterator[Finding]:
-    """All findings about the images of the staged shards."""
+def encode_findings(findings: Iterable[Finding]) -> bytes:
+    """A line of JSON for each finding."""
+    return "".join(f"{json.dumps(finding._asdict(), ensure_ascii=False)}\n" for finding in findings).encode()
+
+
+def read_findings(output_dir: str, split: str) -> Iterator[bytes]:
+    """All findings about the images of the staged shards, a line for each."""
     folder = staging_dir(output_dir, split)
     for name in sorted(files.names(folder)):
-        if name.endswith(".json"):
-            yield from (Finding(*row) for row in json.loads(files.read(os.path.join(folder, name)))["findings"])
+        if name.endswith(".findings"):
+            with files.open(os.path.join(folder, name)) as file:
+                yield from file
 
 
 def _read(source: Source, task: ShardTask) -> tuple[Example | None, list[Example], list[Finding]]:

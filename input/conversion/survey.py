@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -66,12 +67,24 @@ def take_survey(paths: Sequence[str], workers: Workers, num_images: int, what: s
     Raises:
       tfrecord.DamagedShardError: names the file.
     """
-    return Survey._make(map(np.concatenate, zip(*workers.map(_survey_shard, paths, num_images, what))))
+    return _join(workers.map(_survey_shard, paths, num_images, what))
+
+
+def _join(parts: Sequence[Survey]) -> Survey:
+    return Survey._make(map(np.concatenate, zip(*parts)))
 
 
 def _survey_shard(path: str, advance: Advance) -> Survey:
-    images = shards.read_annotations([path])
-    advance(len(images))
+    images = shards.iterate_annotations([path])
+    parts = []
+    while some := list(itertools.islice(images, 256)):  # since many small arrays take much memory
+        parts.append(_survey_images(some))
+        advance(len(some))
+    joined = _join(parts)
+    return joined._replace(shard_lengths=np.array([len(joined.image_ids)], np.int32))
+
+
+def _survey_images(images: Sequence[shards.GroundTruth]) -> Survey:
     return Survey(
         image_ids=np.array([image.image_id for image in images]),
         sizes=np.array([(image.height, image.width) for image in images], np.int32),
@@ -81,7 +94,7 @@ def _survey_shard(path: str, advance: Advance) -> Survey:
         difficult=np.concatenate([image.difficult for image in images]),
         num_regions=np.array([len(image.regions) for image in images], np.int32),
         regions=np.concatenate([image.regions for image in images]),
-        shard_lengths=np.array([len(images)], np.int32),
+        shard_lengths=np.zeros(0, np.int32),
     )
 
 
@@ -90,7 +103,8 @@ def input_boxes(survey: Survey, image_size: tuple[int, int]) -> np.ndarray:
     sizes, target = survey.sizes.astype(np.float32), np.array(image_size, np.float32)
     scales = (target / sizes).min(axis=1, keepdims=True)
     resized = np.clip(np.round(sizes * scales), 1, target)
-    return survey.boxes * np.repeat(np.tile(resized / sizes, 2), survey.num_boxes, axis=0)
+    shares = np.repeat(resized / sizes, survey.num_boxes, axis=0)
+    return (survey.boxes.reshape(-1, 2, 2) * shares[:, np.newaxis]).reshape(-1, 4)
 
 
 def choose_image_size(survey: Survey, num_classes: int) -> tuple[int, int]:
@@ -111,7 +125,8 @@ def choose_image_size(survey: Survey, num_classes: int) -> tuple[int, int]:
 
 
 def _heights_and_widths(boxes: np.ndarray) -> np.ndarray:
-    return np.maximum(boxes[:, 2:] - boxes[:, :2], 2.0**-10).T  # a tiny box may round to nothing in float32
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return np.maximum(sides, 2.0**-10, out=sides).T  # a tiny box may round to nothing in float32
 
 
 def box_sides(boxes: np.ndarray) -> np.ndarray:
@@ -149,8 +164,8 @@ def measure_fit(
 ) -> Fit:
     """Which boxes ([n, 4] px of the network's input, of `classes` [n]) these anchors match."""
     matched = np.zeros(len(boxes), np.bool_)
-    for start in range(0, len(boxes), 1 << 13):  # in parts, since a box takes kilobytes against all anchor shapes
-        part = slice(start, start + (1 << 13))
+    for start in range(0, len(boxes), 1 << 11):  # in parts, since a box takes kilobytes against all anchor shapes
+        part = slice(start, start + (1 << 11))
         matched[part] = anchors.best_iou_per_box(boxes[part], anchor, image_size) >= THRESHOLD
     totals = np.bincount(classes, minlength=num_classes)
     hits = np.bincount(classes, weights=matched, minlength=num_classes)
