@@ -31,7 +31,7 @@ from absl import flags as absl_flags
 from input import augment, files, shards
 from input.types import PAD_VALUE
 from model.types import Detections
-from trainer import command, export_formats, inference
+from trainer import command, export_formats, inference, run_report
 from trainer.config import Config
 
 FORMATS = ("saved_model", *export_formats.FORMATS)
@@ -195,8 +195,8 @@ def read_metrics(model_dir: str, run: inference.TrainedRun) -> dict[str, Any]:
       `checkpoint` (its name), `step`, `validation` (the line of its evaluation in `RUN/metrics.jsonl`) and `splits`
       (the content of `RUN/eval/SPLIT.json` for each split on which it was evaluated). The last two may be empty.
     """
-    log, folder = os.path.join(model_dir, "metrics.jsonl"), os.path.join(model_dir, "eval")
-    lines = [json.loads(line) for line in files.read(log).splitlines()] if files.exists(log) else []
+    folder = os.path.join(model_dir, "eval")
+    lines = run_report.read_metrics(model_dir)
     validation = [line for line in lines if line["step"] == run.step and "eval/loss" in line]
     splits = {}
     for name in files.names(folder) if files.exists(folder) else ():
