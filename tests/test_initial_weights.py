@@ -185,6 +185,15 @@ def test_imagenet_is_kerass_file_with_its_hash(monkeypatch):
     assert len(asked["file_hash"]) == 32
 
 
+def test_a_download_that_fails_says_what_to_do(monkeypatch):
+    def fail(*arguments, **settings):
+        raise Exception("URL fetch failure")
+
+    monkeypatch.setattr(tf.keras.utils, "get_file", fail)
+    with pytest.raises(OSError, match=r"resnet101_.*\.h5 cannot be downloaded \(URL fetch failure\): download"):
+        resnet.ResNet.imagenet_weights("resnet101")
+
+
 def test_a_run_says_that_it_starts_from_scratch(caplog):
     with caplog.at_level(logging.INFO):
         initial_weights.start(None, None, tiny.CONFIG, num_images=5000)
