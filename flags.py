@@ -6,8 +6,9 @@ Only the commands read this module. `config_from_flags` turns the flags into fro
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from absl import flags
@@ -424,9 +425,17 @@ def _numbers(name: str) -> tuple[float, ...]:
     """The numbers of a list flag."""
     texts = getattr(FLAGS, name)
     try:
-        return tuple(float(text) for text in texts)
+        numbers = tuple(float(text) for text in texts)
     except ValueError:
         raise ValueError(f"--{name}={','.join(texts)}: write numbers with commas between them.") from None
+    _require_finite(name, numbers)
+    return numbers
+
+
+def _require_finite(name: str, numbers: Iterable[float]) -> None:
+    """Refuses nan, which passes most comparisons with a bound, and inf."""
+    if wrong := [number for number in numbers if not math.isfinite(number)]:
+        raise ValueError(f"--{name}: {wrong[0]} is not a finite number.")
 
 
 def _take(kind: type, **settings: Any) -> Any:
@@ -452,6 +461,9 @@ def config_from_flags(labels: tuple[str, ...] = (), group_sizes: Sequence[int] =
     Raises:
       ValueError: names the flag whose value does not fit.
     """
+    for flag in FLAGS.get_flags_for_module(__name__):
+        if isinstance(flag.value, float):
+            _require_finite(flag.name, [flag.value])
     weights = _numbers("train_weights")
     num_patterns = len(FLAGS.train_records or ())
     if weights and len(weights) != num_patterns:

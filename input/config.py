@@ -146,8 +146,9 @@ class AugmentConfig:
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} is a probability, from 0 to 1; got {getattr(self, name)}.")
-        if not 0 <= self.close_mosaic <= 1:
-            raise ValueError(f"--close_mosaic is a share of the run, from 0 to 1; got {self.close_mosaic}.")
+        for name in ("close_mosaic", "min_visible"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} is a share, from 0 to 1; got {getattr(self, name)}.")
         if not 0 < self.scale_min <= self.scale_max:
             raise ValueError(f"need 0 < --scale_min <= --scale_max; got {self.scale_min} and {self.scale_max}.")
 
@@ -157,6 +158,8 @@ class AugmentConfig:
             raise ValueError(
                 f"--randaugment_magnitude goes from 0 to {MAX_MAGNITUDE}; got {self.randaugment_magnitude}."
             )
+        if negative := [name for name, value in dataclasses.asdict(self).items() if value < 0]:
+            raise ValueError(f"--{negative[0]} must be at least 0; got {getattr(self, negative[0])}.")
 
     @property
     def warps(self) -> bool:

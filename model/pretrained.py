@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from input import files
 from input.config import AnchorConfig
 from model import retinanet
 from model.backbone import Backbone
@@ -80,24 +81,26 @@ def variables_by_name(model: retinanet.RetinaNet) -> dict[str, tf.Variable]:
 
 
 def save(path: str, weights: Weights) -> None:
-    """Writes our file."""
+    """Writes our file, whole or not at all."""
     from safetensors import numpy as safetensors
 
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in weights.arrays.items()}
-    safetensors.save_file(arrays, path, metadata={_HEADER: weights.origin.to_json()})
+    with files.create(path) as file:
+        file.write(safetensors.save(arrays, metadata={_HEADER: weights.origin.to_json()}))
 
 
 def load(path: str) -> Weights | None:
     """What `save` wrote; None if the file is not one of ours."""
-    import safetensors
+    from safetensors import SafetensorError
+    from safetensors import numpy as safetensors
 
+    content = files.read(path)
+    # A file begins with a JSON header after its length, u64. The library reads its metadata from local files only.
+    length = int.from_bytes(content[:8], "little")
     try:
-        with safetensors.safe_open(path, framework="np") as file:
-            header = (file.metadata() or {}).get(_HEADER)
-            if header is None:
-                return None
-            return Weights(Origin.from_json(header), {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except safetensors.SafetensorError:
+        origin = json.loads(content[8 : 8 + length])["__metadata__"][_HEADER]
+        return Weights(Origin.from_json(origin), safetensors.load(content))
+    except (ValueError, KeyError, SafetensorError):
         return None
 
 

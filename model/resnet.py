@@ -137,4 +137,10 @@ class ResNet(Backbone):
         file = f"{name}_weights_tf_dim_ordering_tf_kernels_notop.h5"
         file_hash = keras.WEIGHTS_HASHES[name][1]  # the first is that of the file with the classifier
         url = keras.BASE_WEIGHTS_PATH + file
-        return str(tf.keras.utils.get_file(file, url, cache_subdir="models", file_hash=file_hash))
+        try:
+            return str(tf.keras.utils.get_file(file, url, cache_subdir="models", file_hash=file_hash))
+        except Exception as error:  # Keras raises no other kind
+            raise OSError(
+                f"--backbone_weights=imagenet: {url} cannot be downloaded ({error}): download it where there is a "
+                "network, and put it into ~/.keras/models."
+            ) from error

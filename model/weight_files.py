@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from input import files
+
 SUFFIXES = (".safetensors", ".h5", ".keras", ".npz", ".pth", ".pt", ".bin")
 
 # The order in which Keras 3's files number the variables of a layer.
@@ -29,16 +31,16 @@ def read_tensors(path: str) -> dict[str, np.ndarray]:
       path: a .safetensors, .npz, .pth, .pt or .bin (PyTorch), .h5 or .keras file.
 
     Raises:
+      OSError: the file cannot be read.
       ValueError: the suffix is unknown, the file holds something else than its suffix says, or PyTorch is missing.
     """
     suffix = next((suffix for suffix in SUFFIXES if path.endswith(suffix)), None)
     if suffix is None:
         raise ValueError(f"{path}: the file's name must end in one of {', '.join(SUFFIXES)}.")
     read = {".safetensors": _safetensors, ".h5": _h5, ".keras": _keras, ".npz": _npz}.get(suffix, _torch)
+    content = io.BytesIO(files.read(path))
     try:
-        return read(path)
-    except FileNotFoundError:
-        raise
+        return read(content)
     except ImportError as error:
         raise ValueError(
             f"{path}: to read it, install PyTorch (pip install 'retinanet-tf[torch]'), or convert the file to "
@@ -48,29 +50,29 @@ def read_tensors(path: str) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} cannot be read as a {suffix} file of weights: {error}") from error
 
 
-def _safetensors(path: str) -> dict[str, np.ndarray]:
+def _safetensors(content: io.BytesIO) -> dict[str, np.ndarray]:
     from safetensors import numpy as safetensors
 
-    return dict(safetensors.load_file(path))
+    return dict(safetensors.load(content.getvalue()))
 
 
-def _npz(path: str) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
+def _npz(content: io.BytesIO) -> dict[str, np.ndarray]:
+    with np.load(content, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
 
-def _torch(path: str) -> dict[str, np.ndarray]:
+def _torch(content: io.BytesIO) -> dict[str, np.ndarray]:
     import torch
 
     # weights_only: the file is a pickle, which could otherwise run any code.
-    values: Any = torch.load(path, map_location="cpu", weights_only=True)
+    values: Any = torch.load(content, map_location="cpu", weights_only=True)
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(values, dict) and isinstance(values.get(key), dict):
             values = values[key]
     return {name: value.float().numpy() for name, value in values.items() if isinstance(value, torch.Tensor)}
 
 
-def _h5(path: str) -> dict[str, np.ndarray]:
+def _h5(content: io.BytesIO) -> dict[str, np.ndarray]:
     import h5py
 
     tensors: dict[str, np.ndarray] = {}
@@ -79,12 +81,12 @@ def _h5(path: str) -> dict[str, np.ndarray]:
         if isinstance(item, h5py.Dataset) and not name.startswith("optimizer_weights/"):
             tensors["/".join(name.split("/")[-2:]).removesuffix(":0")] = item[()]
 
-    with h5py.File(path, "r") as file:
+    with h5py.File(content, "r") as file:
         file.visititems(visit)
     return tensors
 
 
-def _keras(path: str) -> dict[str, np.ndarray]:
+def _keras(content: io.BytesIO) -> dict[str, np.ndarray]:
     """The layers are listed in config.json; the arrays are numbered, in groups named after each layer or its class."""
     import h5py
 
@@ -111,7 +113,7 @@ def _keras(path: str) -> dict[str, np.ndarray]:
                     if str(index) in found["vars"]:
                         tensors[f"{name}/{variable}"] = found["vars"][str(index)][()]
 
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(content) as archive:
         config = json.loads(archive.read("config.json"))
         with h5py.File(io.BytesIO(archive.read("model.weights.h5")), "r") as file:
             visit(config["config"]["layers"], file["layers"])

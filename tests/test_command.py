@@ -37,6 +37,16 @@ def test_an_expected_error_is_one_line(kind):
     assert (done.returncode, done.stderr) == (1, "error: the disk is full: free some space.\n")
 
 
+def test_an_error_of_the_system_names_the_file():
+    done = run_command("open('/nowhere/labels.txt')")
+    assert (done.returncode, done.stderr) == (1, "error: /nowhere/labels.txt: No such file or directory\n")
+
+
+def test_an_interrupt_is_no_traceback():
+    done = run_command("import signal; signal.raise_signal(signal.SIGINT)")
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 @pytest.mark.parametrize(("given", "expected"), [(None, "gpu_private"), ("global", "global")])
 def test_each_gpu_has_its_own_threads_unless_the_user_says_otherwise(given, expected):
     environment = {key: value for key, value in os.environ.items() if key != "TF_GPU_THREAD_MODE"}

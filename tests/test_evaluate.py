@@ -196,3 +196,5 @@ def test_ious_must_be_numbers():
     assert evaluate.numbers(["0.3", "1"]) == [0.3, 1.0]
     with pytest.raises(ValueError, match=r"--ious=0\.3,half: write numbers"):
         evaluate.numbers(["0.3", "half"])
+    with pytest.raises(ValueError, match="an IoU must be above 0 and at most 1; got 30"):
+        evaluate.evaluate_run("nowhere", ["nowhere/*"], ious=[30.0])  # before anything is read

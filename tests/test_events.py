@@ -14,12 +14,16 @@ class Recorder(events.Hook):
     def on_log(self, event):
         self.seen.append(event["step"])
 
+    def on_end(self, event):
+        self.seen.append("end")
+
 
 class Broken(events.Hook):
-    """Cannot report even steps."""
+    """Cannot report even steps, nor start after step 0."""
 
     def on_start(self, event):
-        raise OSError("no account")
+        if event["step"]:
+            raise OSError("no account")
 
     def on_log(self, event):
         if event["step"] % 2 == 0:
@@ -52,9 +56,18 @@ def test_the_error_of_a_hook_is_logged_until_it_works_again_and_others_are_told(
     recorder = Recorder()
     told = events.Events([Broken(), recorder])
     told.tell("on_end")  # nothing has started
-    with pytest.raises(OSError, match="no account"):
-        told.tell("on_start", step=0)
+    told.tell("on_start", step=0)
     for step in (2, 4, 5, 6):
         told.tell("on_log", step=step)
     assert recorder.seen == [2, 4, 5, 6]
     assert caplog.messages == ["Broken.on_log failed (no network); the run goes on"] * 2  # of the steps 2 and 6
+
+
+def test_the_end_is_told_to_the_hooks_that_have_started(caplog):
+    first, last = Recorder(), Recorder()
+    told = events.Events([first, Broken(), last])
+    with pytest.raises(OSError, match="no account"):
+        told.tell("on_start", step=1)
+    told.tell("on_end")
+    assert (first.seen, last.seen) == (["end"], [])
+    assert not caplog.messages

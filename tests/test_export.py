@@ -157,9 +157,13 @@ def test_only_an_export_is_replaced(tmp_path):
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.txt").write_text("...")
-    with pytest.raises(ValueError, match="precious is not empty and holds no export"):
-        export.export(model, painted.CONFIG, str(precious))
-    assert [path.name for path in precious.iterdir()] == ["thesis.txt"]
+    (tmp_path / "export" / "notes.txt").write_text("...")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    for folder, file in (("precious", "thesis.txt"), ("export", "notes.txt"), ("mine", "config.json")):
+        with pytest.raises(ValueError, match=f"{folder} holds {file}, which belongs to no export"):
+            export.export(model, painted.CONFIG, str(tmp_path / folder))
+        assert (tmp_path / folder / file).exists()
 
 
 def test_boxes_are_in_the_pixels_of_each_file(painted_export):

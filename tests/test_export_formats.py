@@ -157,7 +157,8 @@ def test_what_is_known_of_the_checkpoint_travels_with_it(tmp_path):
         "splits": {},
     }
     lines = [{"step": 10, "eval/loss": 2.0}, {"step": 20, "loss": 1.0}, {"step": 20, "eval/loss": 1.5}]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    written = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(f'{written}{{"step": 30, "lo')  # the last one is being written
     (tmp_path / "eval").mkdir()
     for name, step in (("test", 20), ("val", 10)):
         (tmp_path / "eval" / f"{name}.json").write_text(json.dumps({"step": step, "coco_ap": 0.5}))

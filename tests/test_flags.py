@@ -89,6 +89,13 @@ def test_a_flag_changes_its_setting(parse, name):
         ("--lr_power=0", "--lr_power must be positive"),
         ("--prior_probability=0", "prior_probability"),
         ("--smooth_l1_beta=0", "smooth_l1_beta"),
+        ("--epochs=0", "--epochs must be positive; got 0.0"),
+        ("--learning_rate=nan", "--learning_rate: nan is not a finite number"),
+        ("--max_hours=inf", "--max_hours: inf is not a finite number"),
+        ("--min_visible=2", "--min_visible is a share, from 0 to 1; got 2.0"),
+        ("--brightness=-0.5", "--brightness must be at least 0; got -0.5"),
+        ("--rotate=nan", "--rotate: nan is not a finite number"),
+        ("--anchor_sizes=8,nan,32,64,128", "--anchor_sizes: nan is not a finite number"),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused(parse, argument, message):

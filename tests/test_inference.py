@@ -59,13 +59,16 @@ def test_a_damaged_checkpoint_gives_way_to_another_unless_it_was_asked_for(tmp_p
 
 
 def test_a_missing_run_or_checkpoint_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"config\.json does not exist: --model_dir must name"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json does not exist: name the folder of a"):
         inference.load_for_inference(str(tmp_path))
     folder = one_weight.save_run(tmp_path)
     with pytest.raises(FileNotFoundError, match="holds no checkpoint yet"):
         inference.load_for_inference(folder)
     with pytest.raises(FileNotFoundError, match=r"ckpt-9: there is no .*ckpt-9\.index"):
         inference.load_for_inference(folder, str(tmp_path / "ckpt-9"))
+    (tmp_path / "mine.index").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"--checkpoint=.*mine: its name must end with its step"):
+        inference.load_for_inference(folder, str(tmp_path / "mine"))
 
 
 @pytest.mark.usefixtures("one_weight_network")

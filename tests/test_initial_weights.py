@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import os
+import shutil
 
 import numpy as np
 import published
@@ -10,17 +12,21 @@ import tensorflow as tf
 import tiny
 import toy_shards
 
-from input import batch_augment
+from input import batch_augment, files
 from input.config import AnchorConfig
 from model import pretrained, resnet
-from trainer import checkpoints, inference, initial_weights, train
+from trainer import checkpoints, import_weights, inference, initial_weights, train
 from trainer.config import Config
 
+SHAPES = list(published.resnet_shapes((1, 1, 1, 1), bottleneck=False))
 
-@pytest.fixture(autouse=True)
-def smallest_resnet18(monkeypatch):
+
+@pytest.fixture(autouse=True, scope="module")
+def smallest_resnet18():
     """One block a stage instead of two."""
-    monkeypatch.setitem(resnet.LAYOUTS, "resnet18", (False, (1, 1, 1, 1)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(resnet.LAYOUTS, "resnet18", (False, (1, 1, 1, 1)))
+        yield
 
 
 def imported(path, shapes, **settings):
@@ -29,19 +35,16 @@ def imported(path, shapes, **settings):
     return str(path), weights
 
 
-@pytest.fixture
-def backbone_file(tmp_path):
-    return imported(
-        tmp_path / "backbone.safetensors",
-        published.resnet_shapes((1, 1, 1, 1), bottleneck=False),
-        preprocessing="caffe",
-    )
+@pytest.fixture(scope="module")
+def backbone_file(tmp_path_factory):
+    return imported(tmp_path_factory.mktemp("backbone") / "backbone.safetensors", SHAPES, preprocessing="caffe")
 
 
-@pytest.fixture
-def detector_file(tmp_path):
+@pytest.fixture(scope="module")
+def detector_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("detector") / "detector.safetensors"
     shapes = published.detector_shapes((1, 1, 1, 1), bottleneck=False, num_classes=4)
-    return imported(tmp_path / "detector.safetensors", shapes, labels=["airplane", "dog", "tv"])
+    return imported(path, shapes, labels=["airplane", "dog", "tv"])
 
 
 def with_weights(config=tiny.CONFIG, **weights):
@@ -154,6 +157,24 @@ def test_wrong_sources_are_refused(tmp_path, backbone_file):
         with_weights(backbone_weights="a", init_checkpoint="b")
 
 
+def test_weights_may_be_in_a_bucket(tmp_path, detector_file):
+    """`ram://` stands for gs://."""
+    bucket = f"ram://{tmp_path.name}"
+    np.savez(tmp_path / "published.npz", **published.random_tensors(SHAPES))
+    for path in (str(tmp_path / "published.npz"), detector_file[0]):
+        with files.create(f"{bucket}/{os.path.basename(path)}") as file:
+            file.write(files.read(path))
+    import_weights.import_weights(f"{bucket}/published.npz", f"{bucket}/backbone.safetensors", preprocessing="caffe")
+    for flag, preprocessing in (("backbone_weights", "caffe"), ("init_checkpoint", "imagenet")):
+        path = f"{bucket}/{'backbone' if flag == 'backbone_weights' else 'detector'}.safetensors"
+        config, found = initial_weights.prepare(with_weights(**{flag: path}), str(tmp_path))
+        assert config.input.preprocessing == preprocessing
+        assert initial_weights.load(checkpoints.make_model(config), found, config.labels)[0] >= 60
+    assert sorted(files.names(bucket)) == ["backbone.safetensors", "detector.safetensors", "published.npz"]
+    with pytest.raises(FileNotFoundError, match=r"there is no ram://.*/gone\.npz"):
+        initial_weights.prepare(with_weights(init_checkpoint=f"{bucket}/gone.npz"), str(tmp_path))
+
+
 def test_imagenet_is_kerass_file_with_its_hash(monkeypatch):
     asked = {}
     monkeypatch.setattr(
@@ -162,6 +183,15 @@ def test_imagenet_is_kerass_file_with_its_hash(monkeypatch):
     assert resnet.ResNet.imagenet_weights("resnet50") == "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
     assert asked["url"].endswith("/resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5")
     assert len(asked["file_hash"]) == 32
+
+
+def test_a_download_that_fails_says_what_to_do(monkeypatch):
+    def fail(*arguments, **settings):
+        raise Exception("URL fetch failure")
+
+    monkeypatch.setattr(tf.keras.utils, "get_file", fail)
+    with pytest.raises(OSError, match=r"resnet101_.*\.h5 cannot be downloaded \(URL fetch failure\): download"):
+        resnet.ResNet.imagenet_weights("resnet101")
 
 
 def test_a_run_says_that_it_starts_from_scratch(caplog):
@@ -174,7 +204,7 @@ def test_a_run_says_that_it_starts_from_scratch(caplog):
 
 
 def test_a_run_starts_from_a_file_resumes_without_it_and_another_starts_from_the_run(tmp_path, backbone_file):
-    path, weights = backbone_file
+    path, weights = shutil.copy(backbone_file[0], tmp_path), backbone_file[1]
     shards = toy_shards.write_shards(tmp_path, 4, 1)
     first = tiny.config(train={"train_steps": 2, "backbone_weights": path, "ema_decay": 0.5})
     frozen = dataclasses.replace(first, model=dataclasses.replace(first.model, freeze_stages=5, norm="local"))
@@ -195,7 +225,7 @@ def test_a_run_starts_from_a_file_resumes_without_it_and_another_starts_from_the
     detect(images, transforms, sizes)
     np.testing.assert_array_equal(seen[0], batch_augment.normalize(images, "caffe"))
 
-    (tmp_path / "backbone.safetensors").unlink()
+    os.unlink(path)
     longer = dataclasses.replace(frozen, train=dataclasses.replace(frozen.train, train_steps=3))
     assert train.train_and_evaluate(longer, train_paths=shards, model_dir=run).step == 3
 

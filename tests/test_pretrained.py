@@ -184,6 +184,7 @@ def test_no_pickle_is_run(tmp_path, monkeypatch):
     np.savez(tmp_path / "file.npz", evil=np.array([{}], dtype=object))
     with pytest.raises(ValueError, match=r"file\.npz cannot be read as a \.npz file of weights"):
         weight_files.read_tensors(str(tmp_path / "file.npz"))
+    (tmp_path / "file.pth").write_bytes(b"no matter what")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ValueError, match=r"file\.pth: to read it, install PyTorch"):
         weight_files.read_tensors(str(tmp_path / "file.pth"))

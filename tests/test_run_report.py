@@ -116,6 +116,15 @@ def test_a_resumed_run_shows_its_time_and_keeps_the_evaluation_of_its_past(tmp_p
     assert "failed: no <disk>" in read(tmp_path)[0]
 
 
+def test_a_damaged_file_of_the_last_evaluation_does_not_end_the_run(tmp_path, records):
+    folder = tmp_path / "RUN <1>"
+    folder.mkdir()
+    for content in (b'{"evaluation": {"st', b"\xff\x00"):
+        (folder / "report.json").write_bytes(content)
+        run_report.Report(lambda: 60.0).on_start(start_event(tmp_path, records))
+        assert "state running" in read(tmp_path)[0]
+
+
 def test_samples_are_drawn_beside_the_truth(records):
     first, second, third = chosen(records)
     assert (first["record"], first["image_id"], first["size"]) == (0, "0", [256, 384])

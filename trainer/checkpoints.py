@@ -39,7 +39,7 @@ def read_config(model_dir: str) -> Config:
     """
     path = config_path(model_dir)
     if not files.exists(path):
-        raise FileNotFoundError(f"{path} does not exist: --model_dir must name the folder of a training run.")
+        raise FileNotFoundError(f"{path} does not exist: name the folder of a training run.")
     try:
         return Config.from_json(files.read(path).decode())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

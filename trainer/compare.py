@@ -45,6 +45,7 @@ def compare_runs(
       FileNotFoundError: there is no such run, or no shard that matches.
       ValueError: the records or the runs have different labels.
     """
+    metrics.require_ious(ious)  # before what takes long
     paths = shards.expand_glob(patterns)
 
     def judge(model_dir: str) -> metrics.Judgement:

@@ -103,6 +103,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self.profiled_steps()
+        if self.epochs <= 0:
+            raise ValueError(f"--epochs must be positive; got {self.epochs}.")
         _require("precision", self.precision, PRECISIONS)
         _require("distribution", self.distribution, DISTRIBUTIONS)
         _require("communication", self.communication, COMMUNICATIONS)

@@ -55,18 +55,20 @@ def require_running(address: str) -> None:
     Raises:
       ValueError: nothing answers at the address.
     """
-    if error := _why_silent(address):
+    if reason := _why_silent(address):
         raise ValueError(
-            f"--data_service={address} does not answer ({error}): write grpc://HOST:PORT, as the dispatcher prints it."
+            f"--data_service={address} does not answer ({reason}): write grpc://HOST:PORT, as the dispatcher prints it."
         )
 
 
-def _why_silent(address: str) -> Exception | None:
+def _why_silent(address: str) -> str | None:
     host, _, port = address.partition("://")[2].rpartition(":")
+    if not (host and port.isdecimal()):
+        return "it names no host and port"
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, ValueError) as error:
-        return error
+    except (OSError, OverflowError) as error:
+        return str(error)
     return None
 
 

@@ -182,6 +182,7 @@ def evaluate_run(
       FileNotFoundError: there is no such run, no such checkpoint, or no shard that matches.
       ValueError: the records were converted with other labels than the run's, or an IoU is out of range.
     """
+    metrics.require_ious(ious)  # before what takes long
     paths = shards.expand_glob(patterns)
     run = inference.load_for_inference(model_dir, checkpoint, averaged=averaged)
     evaluated = make_finder(run.model, run.config, paths, **options)()

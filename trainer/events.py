@@ -73,17 +73,16 @@ class Events:
     def __init__(self, hooks: Sequence[Hook]) -> None:
         self._hooks = hooks
         self._failing: set[tuple[Hook, str]] = set()  # methods; each says it once, until it works again
-        self._has_started = False
+        self._started: list[Hook] = []
 
     def tell(self, name: str, **event: Any) -> None:
-        """Calls the method of this name with `event`; `on_end` only if `on_start` was called before."""
-        self._has_started |= name == "on_start"
-        if not self._has_started:
-            return
-        for hook in self._hooks:
+        """Calls the method of this name with `event`; after `on_start` only those of hooks that have started."""
+        for hook in self._hooks if name == "on_start" else self._started:
             try:
                 getattr(hook, name)(dict(event))
                 self._failing.discard((hook, name))
+                if name == "on_start":
+                    self._started.append(hook)
             except Exception as error:
                 if name == "on_start":
                     raise

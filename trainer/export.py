@@ -31,11 +31,15 @@ from absl import flags as absl_flags
 from input import augment, files, shards
 from input.types import PAD_VALUE
 from model.types import Detections
-from trainer import command, export_formats, inference
+from trainer import command, export_formats, inference, run_report
 from trainer.config import Config
 
 FORMATS = ("saved_model", *export_formats.FORMATS)
-_MODEL_FILES = ("saved_model.pb", "model.tflite", "network.tflite", "model.onnx")  # an export has one of them
+_MODEL_FILES = {"saved_model.pb", "model.tflite", "network.tflite", "model.onnx"}  # an export has one of them
+_OTHER_FILES = {
+    *("variables", "assets", "fingerprint.pb", "postprocess.tflite"),
+    *("labels.txt", "config.json", "metrics.json"),
+}
 MAX_PIXELS = 100_000_000  # as the converter's --max_pixels: a JPEG of 65,000 x 65,000 takes 22 s and gigabytes
 
 
@@ -162,9 +166,12 @@ def export(
       ValueError: `output_dir` holds something other than an export, or what the format needs is missing.
     """
     output_dir = output_dir.rstrip("/")
-    is_export = any(files.exists(os.path.join(output_dir, name)) for name in _MODEL_FILES)
-    if not is_export and files.exists(output_dir) and files.names(output_dir):
-        raise ValueError(f"{output_dir} is not empty and holds no export to replace: choose another --output_dir.")
+    there = set(files.names(output_dir)) if files.exists(output_dir) else set()
+    if strangers := sorted(there - _MODEL_FILES - _OTHER_FILES if there & _MODEL_FILES else there):
+        raise ValueError(
+            f"{output_dir} holds {strangers[0]}, which belongs to no export, and would be removed: choose another "
+            "--output_dir."
+        )
     partial = f"{output_dir}.partial"
     files.remove_tree(partial)
     files.make_dirs(partial)
@@ -195,8 +202,8 @@ def read_metrics(model_dir: str, run: inference.TrainedRun) -> dict[str, Any]:
       `checkpoint` (its name), `step`, `validation` (the line of its evaluation in `RUN/metrics.jsonl`) and `splits`
       (the content of `RUN/eval/SPLIT.json` for each split on which it was evaluated). The last two may be empty.
     """
-    log, folder = os.path.join(model_dir, "metrics.jsonl"), os.path.join(model_dir, "eval")
-    lines = [json.loads(line) for line in files.read(log).splitlines()] if files.exists(log) else []
+    folder = os.path.join(model_dir, "eval")
+    lines = run_report.read_metrics(model_dir)
     validation = [line for line in lines if line["step"] == run.step and "eval/loss" in line]
     splits = {}
     for name in files.names(folder) if files.exists(folder) else ():

@@ -33,7 +33,7 @@ def import_weights(
     """Writes `output` and returns what there is to tell, a line each.
 
     Args:
-      source, output: files.
+      source, output: files, on a disk or in a bucket.
       labels_path: a text file with the classes of a detector, one a line.
       preprocessing, resnet_stride, epsilon, backbone_only: as for `pretrained.translate`.
 
@@ -41,11 +41,12 @@ def import_weights(
       FileNotFoundError: there is no `source`.
       ValueError: nothing is recognised in it, or a part is missing; or the output's name is wrong.
     """
+    from input import files
     from model import pretrained, weight_files
 
     if not output.endswith(".safetensors"):
         raise ValueError(f"--output={output}: its name must end in .safetensors.")
-    if not os.path.exists(source):
+    if not files.exists(source):
         raise FileNotFoundError(f"--source={source}: there is no such file.")
     if source.endswith(".safetensors") and pretrained.load(source):
         raise ValueError(f"--source={source}: this command wrote it already; give it to trainer.task as it is.")
@@ -62,9 +63,7 @@ def import_weights(
         epsilon=epsilon,
         backbone_only=backbone_only,
     )
-    partial = f"{output}.partial"
-    pretrained.save(partial, weights)
-    os.replace(partial, output)
+    pretrained.save(output, weights)
     origin = weights.origin
     flag = "--init_checkpoint" if origin.neck else "--backbone_weights"
     classes = len([label for label in origin.labels if label])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -41,6 +42,8 @@ def find_checkpoint(model_dir: str, checkpoint: str | None = None) -> str:
                 f"--checkpoint={checkpoint}: there is no {checkpoint}.index; give a folder of checkpoints or a path "
                 "such as RUN/checkpoints/ckpt-500."
             )
+        if not re.search(r"-\d+$", checkpoint):
+            raise ValueError(f"--checkpoint={checkpoint}: its name must end with its step, as in ckpt-500.")
         if damage := checkpoints.find_damage(checkpoint):
             raise ValueError(f"--checkpoint={checkpoint} is damaged ({damage}): give another one of this run.")
         return checkpoint

@@ -206,7 +206,7 @@ def _read(config: Config) -> Weights | None:
 
 
 def _from_file(path: str) -> Weights:
-    if not os.path.exists(path):
+    if not files.exists(path):
         raise FileNotFoundError(f"there is no {path}, which --backbone_weights or --init_checkpoint names.")
     own = pretrained.load(path) if path.endswith(".safetensors") else None
     return own or pretrained.translate(weight_files.read_tensors(path), path).weights

@@ -68,8 +68,7 @@ def judge(
     Raises:
       ValueError: the two sequences differ in length, or an IoU is out of range.
     """
-    if wrong := [iou for iou in ious if not 0 < iou <= 1]:
-        raise ValueError(f"an IoU must be above 0 and at most 1; got {wrong[0]:g}.")
+    require_ious(ious)
     objects, found = matching.join_images(ground_truths, detections)
     pairs = matching.find_pairs(found, objects, min([0.5, *ious]))
     return Judgement(
@@ -81,6 +80,16 @@ def judge(
         labels=labels,
         ious=ious,
     )
+
+
+def require_ious(ious: Sequence[float]) -> None:
+    """Refuses what is no IoU.
+
+    Raises:
+      ValueError: a number is out of range.
+    """
+    if wrong := [iou for iou in ious if not 0 < iou <= 1]:
+        raise ValueError(f"an IoU must be above 0 and at most 1; got {wrong[0]:g}.")
 
 
 def compute_metrics(

@@ -69,7 +69,7 @@ def load_export(export_dir: str) -> Detector:
     Raises:
       FileNotFoundError: `export_dir` holds no export.
     """
-    if not os.path.exists(os.path.join(export_dir, "saved_model.pb")):
+    if not files.exists(os.path.join(export_dir, "saved_model.pb")):
         raise FileNotFoundError(f"{export_dir} holds no export: make one with python -m trainer.export.")
     exported = tf.saved_model.load(export_dir)
     detect_bytes, detect_images = (exported.signatures[name] for name in ("serving_default", "serving_images"))

@@ -5,6 +5,7 @@ What no other file holds, the last evaluation with its pictures, is kept in `RUN
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -63,7 +64,8 @@ class Report(Hook):
         self._state_path = os.path.join(event["model_dir"], "report.json")
         self._state: dict[str, Any] = {"evaluation": None, "figures": []}
         if files.exists(self._state_path):
-            self._state = json.loads(files.read(self._state_path))
+            with contextlib.suppress(ValueError):  # damaged: the next evaluation writes it anew
+                self._state = json.loads(files.read(self._state_path))
         self.on_rollback(event)
         self._environment = environment()
         self._data = list(_data_table(event["config"]["labels"], event["train_records"], event["val_records"]))
