@@ -11,7 +11,7 @@ import threading
 import zipfile
 from typing import NamedTuple
 
-_PATH = re.compile(r"(.*?\.(?:zip|tar))(?:/(.*))?", re.IGNORECASE | re.DOTALL)
+_ENDING = re.compile(r"\.(?:zip|tar)(?=/|\Z)", re.IGNORECASE)
 _MAX_BYTES = 1 << 30  # of one file inside: a small archive may claim to hold a huge one
 
 
@@ -107,13 +107,14 @@ def locate(path: str) -> tuple[Archive, str] | None:
     Raises:
       OSError: the archive cannot be read.
     """
-    if ".zip" not in (lower := path.lower()) and ".tar" not in lower:
+    if ".zip" not in (lower := path.lower()) and ".tar" not in lower:  # which is quicker, for nearly all paths
         return None
-    match = _PATH.fullmatch(path)
-    if not match or not os.path.isfile(match[1]):
-        return None
-    stat = os.stat(match[1])
-    return _open(match[1], stat.st_size, stat.st_mtime_ns), (match[2] or "").strip("/")
+    for ending in _ENDING.finditer(path):
+        archive = path[: ending.end()]
+        if os.path.isfile(archive):  # a folder may be called so too
+            stat = os.stat(archive)
+            return _open(archive, stat.st_size, stat.st_mtime_ns), path[ending.end() :].strip("/")
+    return None
 
 
 @functools.lru_cache(maxsize=4)

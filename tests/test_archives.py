@@ -51,6 +51,17 @@ def test_the_same_shards_as_from_the_folder(tree, tmp_path, name, below):
         assert shards_of(tmp_path / "of_archive", voc_dirs=(packed,), **settings) == expected
 
 
+def test_folders_may_be_called_as_archives_are(tree, tmp_path):
+    folder = tmp_path / "all.zip" / "old.tar"
+    folder.mkdir(parents=True)
+    packed = pack(tree.root, folder / "data.zip")
+    expected = shards_of(tmp_path / "expected", voc_dirs=(str(tree.root),))
+    assert shards_of(tmp_path / "of_archive", voc_dirs=(packed,)) == expected
+    tree.root.rename(tmp_path / "voc.zip")
+    for name in ("voc.zip", "voc.zip/"):
+        assert shards_of(tmp_path / "of_folder", voc_dirs=(f"{tmp_path}/{name}",)) == expected
+
+
 def test_other_formats_in_an_archive(tree, tmp_path):
     other_formats.write_coco(tree.root, tree.images / "all.json")
     packed = pack(tree.images, tmp_path / "coco.zip")

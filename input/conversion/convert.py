@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
+import itertools
 import json
 import os
 import unicodedata
@@ -202,15 +203,16 @@ def _make_split(
     """
     inputs, findings = listing.inputs, list(listing.findings)
     while True:
-        results = stage(split, listing._replace(inputs=inputs), labels, config, workers)
-        left_out = {image_id for result in results for image_id in result.left_out}
+        order, results = stage(split, listing._replace(inputs=inputs), labels, config, workers)
+        digests = zip(order, itertools.chain.from_iterable(result.digests for result in results))
+        left_out = {item.image_id for item, digest in digests if not digest}
         inputs = [item for item in inputs if item.image_id not in left_out]
         if not inputs or all(result.num_records for result in results):
             break
         # A shard came out empty, so few images are left: they are divided into fewer shards.
         staged = (Finding(**json.loads(line)) for line in read_findings(config.output_dir, split))
         findings += [finding for finding in staged if finding.image_id in left_out]
-    manifest = _make_manifest(split, listing, results, labels, config)
+    manifest = _make_manifest(split, listing, order, results, labels, config)
     findings += [*_maybe_zero_based(split, results), *_similar_classes(labels)]
     findings += [*_same_images(manifest, known, listing), *_similar_images(manifest, known, listing)]
     tally = Tally(findings)
@@ -225,9 +227,19 @@ def _make_split(
 
 
 def _make_manifest(
-    split: str, listing: Listing, results: Sequence[ShardResult], labels: tuple[str, ...], config: ConvertConfig
+    split: str,
+    listing: Listing,
+    order: Sequence[Input],
+    results: Sequence[ShardResult],
+    labels: tuple[str, ...],
+    config: ConvertConfig,
 ) -> Manifest:
     """The manifest without findings."""
+
+    def by_id(of_shards: Iterable[Sequence[str]]) -> dict[str, str]:
+        texts = itertools.chain.from_iterable(of_shards)
+        return {item.image_id: text for item, text in sorted(zip(order, texts)) if text}
+
     boxes_per_class = {label: sum(result.boxes_per_class.get(label, 0) for result in results) for label in labels}
     return Manifest(
         version=MANIFEST_VERSION,
@@ -255,8 +267,8 @@ def _make_manifest(
             for index, result in enumerate(results)
         ),
         inputs={item.image_id: item.fingerprint for item in listing.inputs},
-        digests=dict(sorted(item for result in results for item in result.digests.items())),
-        looks=dict(sorted(item for result in results for item in result.looks.items())),
+        digests=by_id(result.digests for result in results),
+        looks=by_id(result.looks for result in results),
         **{kind: Findings({}, ()) for kind in KINDS},
     )
 
@@ -298,7 +310,6 @@ def _same_images(manifest: Manifest, others: Iterable[Manifest], listing: Listin
 
 def _similar_images(manifest: Manifest, others: Iterable[Manifest], listing: Listing) -> list[Finding]:
     """The images that look like an earlier one, in this split or in another, but have other bytes."""
-    names = {item.image_id: name_key(item.image_name) for item in listing.inputs}
     ids, own = list(manifest.looks), list(manifest.looks.values())
     similar: dict[tuple[str, str], tuple[int, str]] = {}  # by image id and reason: the number of bits, and which image
 
@@ -314,6 +325,8 @@ def _similar_images(manifest: Manifest, others: Iterable[Manifest], listing: Lis
             if manifest.digests[ids[index]] != other.digests[other_ids[theirs]]:
                 what = f"{other_ids[theirs]} of {other.split}"
                 keep_nearest(ids[index], "near_duplicate_elsewhere", bits, what)
+    found = {image_id for image_id, _ in similar}
+    names = {item.image_id: name_key(item.image_name) for item in listing.inputs if item.image_id in found}
     return [
         Finding(image_id, names[image_id], reason, f"as {what}: {bits} of {looks.NUM_BITS} bits differ")
         for (image_id, reason), (bits, what) in similar.items()

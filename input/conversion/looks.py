@@ -20,7 +20,7 @@ _MOST = 10  # pairs of an image with others; enough to connect those that are al
 _BANDS = [[37 * index % NUM_BITS for index in range(start, start + 16)] for start in range(0, NUM_BITS, 16)]
 _MANY = 64  # near hashes; where a band gives one so many, the search for nearer ones ends
 _MOST_IN_BAND = 256  # hashes that one is compared with for one value of a band; a million random ones give about 15
-_AT_ONCE = 1 << 16  # comparisons
+_AT_ONCE = 1 << 14  # comparisons
 # A pair is one number, so that pairs are sorted fast: the first index, the number of bits, and the second index.
 _FIRST, _DIFFERENT = 36, 32  # by how much they are shifted
 
@@ -54,7 +54,8 @@ def find_pairs(looks: Sequence[str], others: Sequence[str] = ()) -> Iterator[tup
     pairs = np.zeros(0, np.int64)
     left = np.arange(rows.shape[1])  # without those that were found to be near many
     for bits in _BANDS:
-        row_values, values = _values(rows, bits), _values(columns, bits)
+        values = _values(columns, bits)
+        row_values = _values(rows, bits) if others else values
         order = np.argsort(values, kind="stable")
         starts = np.searchsorted(values[order], np.arange((1 << 16) + 1))
         found = [pairs]

@@ -59,9 +59,8 @@ class ShardResult:
     num_at_end: int  # boxes that reach the image's right or lower edge
     boxes_per_class: dict[str, int]
     images_per_class: dict[str, int]
-    digests: dict[str, str]  # image id -> the start of the stored image's SHA-256
-    looks: dict[str, str]  # image id -> the hash of how the image looks, where it was decoded
-    left_out: Sequence[str]  # image ids
+    digests: Sequence[str]  # of each input the start of the stored image's SHA-256; empty where it gave no record
+    looks: Sequence[str]  # of each input the hash of how the image looks; empty where that was not decoded either
     findings: Sequence[Finding]  # of each reason the first few; a file beside the shard holds all
     finding_counts: dict[str, int]  # by reason
     finding_images: dict[str, int]  # by reason, how many images
@@ -80,8 +79,12 @@ def num_shards(inputs: Sequence[Input], config: ConvertConfig) -> int:
 
 def stage(
     split: str, listing: Listing, labels: tuple[str, ...], config: ConvertConfig, workers: Workers
-) -> list[ShardResult]:
-    """Makes the shards of a split in its hidden folder; those that are already there are taken over."""
+) -> tuple[list[Input], list[ShardResult]]:
+    """Makes the shards of a split in its hidden folder; those that are already there are taken over.
+
+    Returns:
+      The inputs in the order of the shards, and the result of each shard.
+    """
     inputs = listing.inputs
     if config.tile:
         tiling.check_ids(inputs)
@@ -135,7 +138,7 @@ def stage(
     total = sum(len(task.inputs) for task in tasks)
     made = workers.map(write_shard, tasks, total, f"converting {split}")
     results.update(zip((task.path for task in tasks), made))
-    return [results[path] for path in paths]
+    return order, [results[path] for path in paths]
 
 
 def _finished(task: ShardTask, final: str) -> ShardResult | None:
@@ -162,7 +165,7 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
     )
     boxes_per_class: collections.Counter[str] = collections.Counter()
     images_per_class: collections.Counter[str] = collections.Counter()
-    left_out, digests, looks = [], {}, {}
+    digests, looks = [], []
     digest, tally = hashlib.sha256(), Tally()
     with files.create(task.path + ".shard") as shard, files.create(task.path + ".findings") as lines:
         for count, item in enumerate(task.inputs, 1):
@@ -172,9 +175,8 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
             if example and records:
                 whole = example.annotation
                 sha256 = hashlib.sha256(example.encoded).hexdigest()
-                digests[item.image_id] = sha256[:16]
-                if example.look:
-                    looks[item.image_id] = example.look
+                digests.append(sha256[:16])
+                looks.append(example.look)
                 counts["num_resized"] += example.source_size != (whole.height, whole.width)
                 counts["source_pixels"] += example.source_size[0] * example.source_size[1]
                 counts["source_bytes"] += example.source_bytes
@@ -196,7 +198,8 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
                     counts["num_truncated"] += sum(annotation.truncated)
                     counts["num_ignored"] += len(annotation.regions)
             else:
-                left_out.append(item.image_id)
+                digests.append("")
+                looks.append("")
             if count % 16 == 0 or count == len(task.inputs):
                 advance((count - 1) % 16 + 1)
     result = ShardResult(
@@ -206,7 +209,6 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
         images_per_class=dict(images_per_class),
         digests=digests,
         looks=looks,
-        left_out=left_out,
         findings=tally.kept,
         finding_counts=dict(tally.counts),
         finding_images=dict(tally.num_images),

@@ -108,7 +108,7 @@ def input_boxes(survey: Survey, image_size: tuple[int, int]) -> np.ndarray:
 
 
 def choose_image_size(survey: Survey, num_classes: int) -> tuple[int, int]:
-    """A size (height, width) of the network's input for this data; there must be boxes.
+    """A size (height, width) of the network's input for this data.
 
     Its shape is that of the images: the geometric mean of width / height. It is the smallest of `SIDES` at which nine
     in ten boxes of every class have a side of at least `SMALL`, or else the largest.
