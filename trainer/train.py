@@ -118,7 +118,7 @@ class _Run:
         self.is_chief = distribution.is_chief(config.train)
         self.profile = profiling.Profile(config.train)
         self.events = events.Events(self._hooks(config))
-        self.strategy = _set_up_tensorflow(config, train_paths)
+        self.strategy = _set_up_tensorflow(config, train_paths, val_paths)
         stop.take_signals()
         self.workers = workers.Workers(self.strategy)
         _check_data(config, train_paths)
@@ -458,10 +458,10 @@ class _Run:
             raise watch.Interrupted
 
 
-def _set_up_tensorflow(config: Config, train_paths: Sequence[str]) -> tf.distribute.Strategy:
+def _set_up_tensorflow(config: Config, train_paths: Sequence[str], val_paths: Sequence[str]) -> tf.distribute.Strategy:
     """Makes the strategy and applies the settings that TensorFlow keeps for the whole process."""
     strategy = distribution.make_strategy(config.train)
-    workers.require_same_command(config, train_paths)
+    workers.require_same_command(config, train_paths, val_paths)
     distribution.check_replicas(config, strategy.num_replicas_in_sync)
     start_up.log_devices(strategy)
     start_up.warn_of_slow_precision(strategy, config.train.precision)
