@@ -85,7 +85,10 @@ def train_and_evaluate(
     """
     if config.train.patience and not val_paths:
         raise ValueError(f"--patience={config.train.patience} counts evaluations: give --val_records.")
-    files.make_dirs(model_dir)
+    try:
+        files.make_dirs(model_dir)
+    except OSError as error:
+        raise ValueError(f"--model_dir={model_dir} cannot be made ({error.strerror}): name another folder.") from error
     handler = reporting.log_to(model_dir if distribution.is_chief(config.train) else None)
     try:
         is_chief = distribution.is_chief(config.train)
@@ -273,7 +276,7 @@ class _Run:
             else None
         )
         self.reported_step, self.reported_time = self.step, self.clock()
-        if self.step == self.last_step:
+        if self.step >= self.last_step:
             log.info("nothing is left to train; for more, raise --train_steps, --epochs or --max_hours")
         elif not self._is_stale():
             log.info(
