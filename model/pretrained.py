@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -81,10 +82,11 @@ def variables_by_name(model: retinanet.RetinaNet) -> dict[str, tf.Variable]:
 
 
 def save(path: str, weights: Weights) -> None:
-    """Writes our file, whole or not at all."""
+    """Writes our file, whole or not at all, and makes its folder."""
     from safetensors import numpy as safetensors
 
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in weights.arrays.items()}
+    files.make_dirs(os.path.dirname(path) or ".")
     with files.create(path) as file:
         file.write(safetensors.save(arrays, metadata={_HEADER: weights.origin.to_json()}))
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import painted
 import pytest
 
-from trainer import compare, inference
+from trainer import compare, evaluate, inference
 
 
 @pytest.fixture
@@ -20,6 +20,8 @@ def runs(tmp_path, monkeypatch):
 
     def load_for_inference(model_dir):
         model = painted.PaintFinder()
+        if model_dir == "gone":
+            raise FileNotFoundError(model_dir)
         if model_dir == "blind":
             model.logit.assign(-20.0)
         return inference.TrainedRun(painted.CONFIG, model, 1, f"{model_dir}/checkpoints/ckpt-1")
@@ -46,6 +48,12 @@ def test_a_run_is_no_better_than_itself(runs):
     assert result["coco_ap50"]["interval"] == [0, 0]
     assert "may be chance" in compare.format_table(result)
     assert "is better" not in compare.format_table(result)
+
+
+def test_a_missing_run_is_named_before_the_other_is_evaluated(runs, monkeypatch):
+    monkeypatch.setattr(evaluate, "make_finder", lambda *arguments, **options: pytest.fail)
+    with pytest.raises(FileNotFoundError, match="gone"):
+        compare.compare_runs(["good", "gone"], [f"{runs}/test-*"])
 
 
 def test_the_command_needs_two_runs():

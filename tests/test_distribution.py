@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -26,6 +27,20 @@ def test_one_worker_is_the_chief(monkeypatch, jobs, kind, index, is_chief):
     monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}}))
     assert distribution.is_chief(dataclasses.replace(tiny.CONFIG.train, distribution="multi_worker")) == is_chief
     assert distribution.is_chief(tiny.CONFIG.train)
+
+
+@pytest.mark.parametrize("given", ["{worker}", '{"cluster": {"worker": 2}}'])
+def test_a_tf_config_that_cannot_be_read_is_named(monkeypatch, given):
+    monkeypatch.setenv("TF_CONFIG", given)
+    with pytest.raises(ValueError, match=f"TF_CONFIG={re.escape(given)} does not describe this worker .*: see docs"):
+        distribution.is_chief(dataclasses.replace(tiny.CONFIG.train, distribution="multi_worker"))
+
+
+@pytest.mark.parametrize("task", [{}, {"task": {"type": "worker", "index": 3}}])
+def test_a_tf_config_without_this_worker_is_named(monkeypatch, task):
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {"worker": ["localhost:1"]}, **task}))
+    with pytest.raises(ValueError, match=r"TF_CONFIG=.* does not describe this worker .*: see docs"):
+        distribution.make_strategy(dataclasses.replace(tiny.CONFIG.train, distribution="multi_worker"))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import painted
 import pytest
+import tensorflow as tf
 from PIL import Image, ImageOps
 
 from input import augment, shards
@@ -245,6 +246,12 @@ def test_files_of_one_name_do_not_overwrite_each_other(detector, tmp_path):
     assert sorted(os.listdir(tmp_path / "output")) == sorted([*names, "detections.json"])
 
 
+def test_brackets_in_the_name_of_a_file_are_no_pattern(pictures):
+    path = pictures / "one [1].png"
+    path.write_bytes(b"...")
+    assert predict.find_pictures([str(path)], recursive=False) == [str(path)]
+
+
 def test_input_pictures_are_never_overwritten(detector, pictures):
     before = [path.read_bytes() for path in sorted(pictures.iterdir())]
     with pytest.raises(ValueError, match="choose another --output_dir"):
@@ -254,6 +261,17 @@ def test_input_pictures_are_never_overwritten(detector, pictures):
 
 def test_a_folder_without_an_export_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no export.*trainer\.export"):
+        predict.load_export(str(tmp_path))
+
+
+def test_a_damaged_export_and_another_programs_model_are_refused(tmp_path):
+    other = tf.Module()
+    other.double = tf.function(lambda x: 2 * x, input_signature=[tf.TensorSpec([])])
+    tf.saved_model.save(other, str(tmp_path), signatures={"serving_default": other.double})
+    with pytest.raises(ValueError, match=r"cannot be loaded .*serving_images.*: export the run again"):
+        predict.load_export(str(tmp_path))
+    (tmp_path / "saved_model.pb").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"cannot be loaded .*: export the run again"):
         predict.load_export(str(tmp_path))
 
 

@@ -204,6 +204,9 @@ def test_an_unknown_kind_of_file_and_a_missing_one(tmp_path):
         import_weights.import_weights(str(tmp_path / "gone.npz"), "out.safetensors")
     with pytest.raises(ValueError, match="--output=out: its name must end in"):
         import_weights.import_weights(str(tmp_path / "gone.npz"), "out")
+    (tmp_path / "labels.txt").write_bytes(b"\xff\xd8")
+    with pytest.raises(ValueError, match=r"--labels=.*/labels\.txt is not UTF-8"):
+        import_weights.import_weights(__file__, "out.safetensors", labels_path=str(tmp_path / "labels.txt"))
 
 
 def test_our_file_holds_what_was_saved(tmp_path):
@@ -214,8 +217,9 @@ def test_our_file_holds_what_was_saved(tmp_path):
     assert not changed
     origin = dataclasses.replace(weights.origin, labels=("è", "dog"), anchor=AnchorConfig(scales=(1.0, 1.5)))
     assert (origin.backbone, origin.resnet_stride, origin.preprocessing) == ("resnet18", "auto", "tf_lite")
-    pretrained.save(str(tmp_path / "own.safetensors"), weights._replace(origin=origin))
-    found = pretrained.load(str(tmp_path / "own.safetensors"))
+    path = str(tmp_path / "new" / "own.safetensors")
+    pretrained.save(path, weights._replace(origin=origin))
+    found = pretrained.load(path)
     assert found.origin == origin
     assert found.arrays.keys() == weights.arrays.keys()
     assert all(np.array_equal(found.arrays[name], weights.arrays[name]) for name in found.arrays)

@@ -36,7 +36,7 @@ def chosen(records):
 
 def start_event(folder, records, step=0):
     return {
-        "model_dir": str(folder / "RUN <1>"),
+        "model_dir": str(folder / "RUN <1> [2]"),
         **{"step": step, "train_steps": 1000, "num_images": 3, "batch_size": 2, "num_replicas": 1},
         **{"train_records": records, "val_records": records, "config": dataclasses.asdict(CONFIG)},
     }
@@ -55,7 +55,7 @@ def evaluate_event(records, step):
 
 def read(folder):
     """The page's text, and its elements as an XML parser sees them."""
-    text = (folder / "RUN <1>/report.html").read_text(encoding="utf-8")
+    text = (folder / "RUN <1> [2]/report.html").read_text(encoding="utf-8")
     root = ElementTree.fromstring(text.replace("<!DOCTYPE html>\n", ""))
     return " ".join(" ".join(root.itertext()).split()), root
 
@@ -72,7 +72,7 @@ def test_the_page_follows_the_run(tmp_path, records, monkeypatch):
     assert "step 0 of 1,000" in text
     assert [element.get("content") for element in root.iter() if element.get("http-equiv") == "refresh"] == ["60"]
 
-    with open(tmp_path / "RUN <1>/metrics.jsonl", "w", encoding="utf-8") as file:
+    with open(tmp_path / "RUN <1> [2]/metrics.jsonl", "w", encoding="utf-8") as file:
         for step in (10, 20):
             file.write(json.dumps(log_event(step)) + "\n")
         file.write('{"step": 20, "eval/evaluation_s": 9.0}\n{"step": 30, "lo')  # being written
@@ -93,8 +93,11 @@ def test_the_page_follows_the_run(tmp_path, records, monkeypatch):
     assert "evaluation: val 1 3" in text  # a shard of three images, without a manifest
     assert "model.neck_filters 16" in text
 
+    (tmp_path / "RUN <1> [2]" / "eval").mkdir()
+    (tmp_path / "RUN <1> [2]" / "eval" / "val.html").write_text("...")
     report.on_end({"step": 20, "train_steps": 1000, "metrics": {}, "stopped_by": 15, "error": None})
     text, root = read(tmp_path)
+    assert "Evaluation: eval/val.html" in text
     assert "stopped by SIGTERM; the same command resumes it" in text
     assert not [element for element in root.iter() if element.get("http-equiv")]
 
@@ -117,7 +120,7 @@ def test_a_resumed_run_shows_its_time_and_keeps_the_evaluation_of_its_past(tmp_p
 
 
 def test_a_damaged_file_of_the_last_evaluation_does_not_end_the_run(tmp_path, records):
-    folder = tmp_path / "RUN <1>"
+    folder = tmp_path / "RUN <1> [2]"
     folder.mkdir()
     for content in (b'{"evaluation": {"st', b"\xff\x00"):
         (folder / "report.json").write_bytes(content)

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 
+import no_learning
 import numpy as np
 import pytest
 import small_network
@@ -347,6 +348,33 @@ def test_a_mistake_is_one_clear_line(records, tmp_path):
         assert result.returncode == 1
         assert message in result.stderr
         assert "Traceback" not in result.stderr
+
+
+def test_a_folder_that_cannot_be_made_is_refused(records, tmp_path):
+    (tmp_path / "file").write_text("...")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ValueError, match=f"--model_dir={path} cannot be made .*: name another folder"):
+            run(records, path)
+
+
+def test_a_run_beyond_its_last_step_says_that_nothing_is_left(records, tmp_path, monkeypatch):
+    no_learning.install(monkeypatch)
+    for train_steps in (4, 2):
+        assert run(records, tmp_path, tiny.config(train={"train_steps": train_steps})).step == 4
+    (log,) = (tmp_path / "logs").iterdir()
+    assert log.read_text().count("nothing is left to train; for more, raise --train_steps") == 1
+
+
+def test_a_run_without_its_settings_resumes_with_the_same_flags_only(records, tmp_path, monkeypatch):
+    no_learning.install(monkeypatch)
+    run(records, tmp_path)
+    (tmp_path / "config.json").unlink()
+    longer = {"train_steps": 8}
+    other = dataclasses.replace(tiny.config(train=longer), labels=("a", "b", "c"))
+    with pytest.raises(ValueError, match="ckpt-6 is of another network or optimizer: use the flags"):
+        run(records, tmp_path, other)
+    assert run(records, tmp_path, tiny.config(train=longer)).step == 8
+    assert checkpoints.read_config(str(tmp_path)).train.train_steps == 8
 
 
 def test_missing_flags_are_named():

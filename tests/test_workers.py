@@ -138,13 +138,14 @@ def test_the_others_say_which_worker_was_killed(start, killed):
 
 
 @pytest.mark.slow
-def test_workers_with_other_flags_are_refused_by_name(start):
-    pair = start("--train_steps=4", second=["--batch_size=4", "--logical_cpus=2"])
+def test_workers_with_other_flags_are_refused_by_name(start, records):
+    other = ["--batch_size=4", "--logical_cpus=2", f"--val_records={records}/val-*"]
+    pair = start("--train_steps=4", second=other)
     assert pair.end() == [1, 1]
     for worker in range(2):
         assert (
             "error: not all workers were started as worker 0 was: input.batch_size on worker 1, train.logical_cpus on "
-            "worker 1. Give them the same command"
+            "worker 1, validation records on worker 1. Give them the same command"
         ) in pair.output(worker)
 
 

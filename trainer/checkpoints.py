@@ -151,7 +151,7 @@ class Checkpoints:
         """Restores the latest checkpoint that is not damaged, and returns true; false where there is none at all.
 
         Raises:
-          ValueError: all are damaged.
+          ValueError: all are damaged, or the latest whole one is of another network or optimizer.
         """
         steps = list_steps(self._model_dir)
         for step in steps:
@@ -159,7 +159,13 @@ class Checkpoints:
             if damage := find_damage(path):
                 log.warning("%s is damaged, so the one before is taken: %s", path, damage)
                 continue
-            self._checkpoint.restore(path).assert_consumed()
+            try:
+                self._checkpoint.restore(path).assert_consumed()
+            except (AssertionError, ValueError) as error:
+                raise ValueError(
+                    f"{path} is of another network or optimizer: use the flags that the run was started with, or "
+                    f"another --model_dir. ({str(error).partition(chr(10))[0]})"
+                ) from error
             self.saved_step = step
             return True
         if steps:

@@ -12,7 +12,7 @@ The last line printed is JSON.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags as absl_flags
@@ -45,15 +45,17 @@ def compare_runs(
       FileNotFoundError: there is no such run, or no shard that matches.
       ValueError: the records or the runs have different labels.
     """
-    metrics.require_ious(ious)  # before what takes long
+    metrics.require_ious(ious)
     paths = shards.expand_glob(patterns)
+    # Whatever is wrong with one of the runs is found before the other is evaluated.
+    runs = [inference.load_for_inference(model_dir) for model_dir in model_dirs]
+    finders = [evaluate.make_finder(run.model, run.config, paths, batch_size=batch_size) for run in runs]
 
-    def judge(model_dir: str) -> metrics.Judgement:
-        run = inference.load_for_inference(model_dir)
-        evaluated = evaluate.make_finder(run.model, run.config, paths, batch_size=batch_size)()
-        return metrics.judge(evaluated.ground_truths, evaluated.detections, run.config.labels, ious)
+    def judge(find: Callable[[], evaluate.Evaluated]) -> metrics.Judgement:
+        evaluated = find()
+        return metrics.judge(evaluated.ground_truths, evaluated.detections, runs[0].config.labels, ious)
 
-    first, second = map(judge, model_dirs)
+    first, second = map(judge, finders)
     return metrics.compare(first, second, resamples)
 
 

@@ -82,7 +82,9 @@ def main() -> None:
 
 if __name__ == "__main__":
     absl_flags.DEFINE_enum("role", None, ["dispatcher", "worker"], "What this process is.", required=True)
-    absl_flags.DEFINE_integer("port", 0, "The port to listen at; 0: any that is free.", lower_bound=0)
+    absl_flags.DEFINE_integer(
+        "port", 0, "The port to listen at; 0: any that is free.", lower_bound=0, upper_bound=65535
+    )
     absl_flags.DEFINE_string("dispatcher", "", "The address of a worker's dispatcher, as HOST:PORT.")
     absl_flags.DEFINE_string("host", "localhost", "A worker's own name, as the trainer reaches it.")
     command.run(main)

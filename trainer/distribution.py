@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
@@ -39,8 +40,9 @@ def is_chief(config: TrainConfig) -> bool:
     """Whether this process writes the run's files; of several workers one does."""
     if config.distribution != "multi_worker":
         return True
-    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
-    chief = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
+    with _naming_tf_config():
+        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        chief = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
     return resolver.task_type in (None, chief) and not resolver.task_id
 
 
@@ -50,7 +52,7 @@ def make_strategy(config: TrainConfig) -> tf.distribute.Strategy:
     Call it once in a process: a second MirroredStrategy fails in the collectives.
 
     Raises:
-      ValueError: several workers without a TF_CONFIG.
+      ValueError: several workers without a TF_CONFIG, or with a wrong one.
     """
     if config.distribution == "multi_worker":
         if "TF_CONFIG" not in os.environ:
@@ -61,12 +63,25 @@ def make_strategy(config: TrainConfig) -> tf.distribute.Strategy:
         options = tf.distribute.experimental.CommunicationOptions(
             implementation=tf.distribute.experimental.CommunicationImplementation(communication.upper())
         )
-        return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+        with _naming_tf_config():
+            return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     gpus = tf.config.list_logical_devices("GPU")
     devices = [device.name for device in gpus or tf.config.list_logical_devices("CPU")]
     if config.distribution == "mirrored" or (config.distribution == "auto" and len(devices) > 1):
         return tf.distribute.MirroredStrategy(devices)
     return tf.distribute.OneDeviceStrategy(devices[0])
+
+
+@contextlib.contextmanager
+def _naming_tf_config() -> Iterator[None]:
+    """Says where the values are from that TensorFlow does not take."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError) as error:
+        given = os.environ.get("TF_CONFIG")
+        raise ValueError(
+            f"TF_CONFIG={given} does not describe this worker ({error}): see docs/MULTI_GPU.md."
+        ) from error
 
 
 def device_type(strategy: tf.distribute.Strategy) -> str:

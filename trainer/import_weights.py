@@ -39,7 +39,8 @@ def import_weights(
 
     Raises:
       FileNotFoundError: there is no `source`.
-      ValueError: nothing is recognised in it, or a part is missing; or the output's name is wrong.
+      ValueError: nothing is recognised in it, or a part is missing; the output's name is wrong, or the labels are no
+        text.
     """
     from input import files
     from model import pretrained, weight_files
@@ -52,8 +53,10 @@ def import_weights(
         raise ValueError(f"--source={source}: this command wrote it already; give it to trainer.task as it is.")
     labels: Sequence[str] = ()
     if labels_path:
-        with open(labels_path, encoding="utf-8") as file:
-            labels = file.read().splitlines()
+        try:
+            labels = files.read(labels_path).decode().splitlines()
+        except UnicodeDecodeError:
+            raise ValueError(f"--labels={labels_path} is not UTF-8: give a text file, one class a line.") from None
     weights, skipped, reshaped = pretrained.translate(
         weight_files.read_tensors(source),
         os.path.basename(source),

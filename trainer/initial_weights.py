@@ -23,11 +23,13 @@ _DEFAULTS = {"resnet_stride": "1x1", "p6_from": "c5", "preprocessing": "imagenet
 def prepare(config: Config, model_dir: str) -> tuple[Config, Weights | None]:
     """The settings that the starting weights decide, filled in, and these weights; None for a run that is resumed.
 
+    A resumed run whose `config.json` was deleted gets the settings as it got them at its start.
+
     Raises:
       ValueError: the weights need other settings than were given, or are of another backbone.
       FileNotFoundError: there is no such file or run.
     """
-    if checkpoints.list_steps(model_dir):
+    if checkpoints.list_steps(model_dir) and files.exists(checkpoints.config_path(model_dir)):
         earlier = checkpoints.read_config(model_dir)
         filled_in = _fill_in(config, _decided(earlier), f"the run in {model_dir}")
         return _choose_norm(filled_in, earlier.model.norm), None

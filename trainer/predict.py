@@ -68,11 +68,18 @@ def load_export(export_dir: str) -> Detector:
 
     Raises:
       FileNotFoundError: `export_dir` holds no export.
+      ValueError: it is damaged, or is another program's SavedModel.
     """
     if not files.exists(os.path.join(export_dir, "saved_model.pb")):
-        raise FileNotFoundError(f"{export_dir} holds no export: make one with python -m trainer.export.")
-    exported = tf.saved_model.load(export_dir)
-    detect_bytes, detect_images = (exported.signatures[name] for name in ("serving_default", "serving_images"))
+        raise FileNotFoundError(
+            f"{export_dir} holds no export as a SavedModel: make one with python -m trainer.export."
+        )
+    try:
+        exported = tf.saved_model.load(export_dir)
+        detect_bytes, detect_images = (exported.signatures[name] for name in ("serving_default", "serving_images"))
+    except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{export_dir} cannot be loaded ({reason}): export the run again.") from error
     return Detector(
         labels=shards.parse_labels(os.path.join(export_dir, shards.LABELS)),
         detect_bytes=lambda image_bytes: detect_bytes(image_bytes=image_bytes),
@@ -308,7 +315,8 @@ def find_pictures(patterns: Iterable[str], recursive: bool) -> list[str]:
     paths: set[str] = set()
     for pattern in patterns:
         if not os.path.isdir(pattern):
-            paths.update(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+            matches = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
+            paths.update(filter(os.path.isfile, matches))
             continue
         for folder, folders, names in os.walk(pattern):
             paths.update(os.path.join(folder, name) for name in names if name.lower().endswith(_READ_SUFFIXES))
@@ -366,7 +374,9 @@ if __name__ == "__main__":
     )
     absl_flags.DEFINE_bool("recursive", False, "Look into the folders inside a folder too.")
     absl_flags.DEFINE_string("output_dir", None, "Folder for what is written.", required=True)
-    absl_flags.DEFINE_float("score_threshold", 0.3, "Score below which detections are left out.", lower_bound=0.0)
+    absl_flags.DEFINE_float(
+        "score_threshold", 0.3, "Score below which detections are left out.", lower_bound=0.0, upper_bound=1.0
+    )
     absl_flags.DEFINE_string(
         "thresholds", None, "RUN/eval/SPLIT.json: take each class's score threshold from its best F1 there."
     )

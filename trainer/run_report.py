@@ -123,9 +123,11 @@ class Report(Hook):
             yield from evaluation_page.metric_table(self._state["evaluation"])
             yield f"<h2>Objects, and what was found with a score of at least {samples.MIN_SCORE}</h2>\n"
             yield from ('<div class="pairs">', *self._state["figures"], "</div>\n")
-        for path in sorted(files.glob(os.path.join(self._run["model_dir"], "eval", "*.html"))):
-            relative = f"eval/{os.path.basename(path)}"
-            yield f'<p><a href="{page.escape(relative)}">Evaluation: {page.escape(relative)}</a></p>\n'
+        folder = os.path.join(self._run["model_dir"], "eval")
+        for name in sorted(files.names(folder)) if files.is_dir(folder) else ():
+            if name.endswith(".html"):
+                path = page.escape(f"eval/{name}")
+                yield f'<p><a href="{path}">Evaluation: {path}</a></p>\n'
         yield "<h2>Data</h2>\n"
         yield from self._data
         yield "<h2>Settings other than the default</h2>\n"

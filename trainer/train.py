@@ -85,7 +85,10 @@ def train_and_evaluate(
     """
     if config.train.patience and not val_paths:
         raise ValueError(f"--patience={config.train.patience} counts evaluations: give --val_records.")
-    files.make_dirs(model_dir)
+    try:
+        files.make_dirs(model_dir)
+    except OSError as error:
+        raise ValueError(f"--model_dir={model_dir} cannot be made ({error.strerror}): name another folder.") from error
     handler = reporting.log_to(model_dir if distribution.is_chief(config.train) else None)
     try:
         is_chief = distribution.is_chief(config.train)
@@ -118,7 +121,7 @@ class _Run:
         self.is_chief = distribution.is_chief(config.train)
         self.profile = profiling.Profile(config.train)
         self.events = events.Events(self._hooks(config))
-        self.strategy = _set_up_tensorflow(config, train_paths)
+        self.strategy = _set_up_tensorflow(config, train_paths, val_paths)
         stop.take_signals()
         self.workers = workers.Workers(self.strategy)
         _check_data(config, train_paths)
@@ -273,7 +276,7 @@ class _Run:
             else None
         )
         self.reported_step, self.reported_time = self.step, self.clock()
-        if self.step == self.last_step:
+        if self.step >= self.last_step:
             log.info("nothing is left to train; for more, raise --train_steps, --epochs or --max_hours")
         elif not self._is_stale():
             log.info(
@@ -458,10 +461,10 @@ class _Run:
             raise watch.Interrupted
 
 
-def _set_up_tensorflow(config: Config, train_paths: Sequence[str]) -> tf.distribute.Strategy:
+def _set_up_tensorflow(config: Config, train_paths: Sequence[str], val_paths: Sequence[str]) -> tf.distribute.Strategy:
     """Makes the strategy and applies the settings that TensorFlow keeps for the whole process."""
     strategy = distribution.make_strategy(config.train)
-    workers.require_same_command(config, train_paths)
+    workers.require_same_command(config, train_paths, val_paths)
     distribution.check_replicas(config, strategy.num_replicas_in_sync)
     start_up.log_devices(strategy)
     start_up.warn_of_slow_precision(strategy, config.train.precision)

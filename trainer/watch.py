@@ -109,8 +109,8 @@ class StopSignal:
           function: what to call.
           at_once: interrupt it when a signal comes, or has come before. Otherwise it raises `Interrupted` by itself.
         """
-        self._interruptible = at_once
         try:
+            self._interruptible = at_once
             return None if at_once and self.received is not None else function()
         except Interrupted:
             return None

@@ -83,7 +83,7 @@ class Workers:
         return self._strategy.experimental_local_results(self._strategy.run(in_replica))[0]
 
 
-def require_same_command(config: Config, train_paths: Sequence[str]) -> None:
+def require_same_command(config: Config, train_paths: Sequence[str], val_paths: Sequence[str]) -> None:
     """Refuses workers that were started with other flags, other records or other code. The strategy must exist.
 
     It is no collective, because those fail without a clear message where workers differ in their number of devices.
@@ -93,7 +93,12 @@ def require_same_command(config: Config, train_paths: Sequence[str]) -> None:
     """
     if config.train.distribution != "multi_worker":
         return
-    facts = {**resume.flat_settings(config), "records": resume.describe_records(train_paths), **_describe_code()}
+    facts = {
+        **resume.flat_settings(config),
+        "records": resume.describe_records(train_paths),
+        "validation records": resume.describe_records(val_paths),
+        **_describe_code(),
+    }
     own, names = _own_name(), _names()
     service = context.context()
     service.set_config_key_value(f"retinanet/{own}", json.dumps(facts))
