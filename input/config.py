@@ -244,6 +244,8 @@ class InputConfig:
         for name in ("max_damaged", "private_threadpool_size"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} must be at least 0; got {getattr(self, name)}.")
+        if not 0 <= self.seed < 2**31:  # a seed of 64 bits holds the epoch too
+            raise ValueError(f"--seed must be from 0 to {2**31 - 1}; got {self.seed}.")
         if not 0 <= self.repeat_threshold <= 1:
             raise ValueError(f"--repeat_threshold is a share, from 0 to 1; got {self.repeat_threshold}.")
         if any(weight <= 0 for weight, _ in self.mixture):

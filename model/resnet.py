@@ -26,7 +26,6 @@ LAYOUTS = {  # whether blocks are bottlenecks, and how many blocks each stage ha
     "resnet152": (True, (3, 8, 36, 3)),
 }
 
-
 _KERAS_NAME = re.compile(r"(conv1|conv\d+_block\d+)(?:_(\d))?_(conv|bn)/(\w+)")
 _TORCH_NAME = re.compile(r"(?:layer(\d+)\.(\d+)\.)?(conv|bn|downsample\.)(\d)\.(\w+)")
 

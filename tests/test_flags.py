@@ -89,6 +89,7 @@ def test_a_flag_changes_its_setting(parse, name):
         ("--lr_power=0", "--lr_power must be positive"),
         ("--prior_probability=0", "prior_probability"),
         ("--smooth_l1_beta=0", "smooth_l1_beta"),
+        ("--seed=2147483648", "--seed must be from 0 to 2147483647; got 2147483648"),
         ("--epochs=0", "--epochs must be positive; got 0.0"),
         ("--learning_rate=nan", "--learning_rate: nan is not a finite number"),
         ("--max_hours=inf", "--max_hours: inf is not a finite number"),

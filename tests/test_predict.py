@@ -252,6 +252,12 @@ def test_brackets_in_the_name_of_a_file_are_no_pattern(pictures):
     assert predict.find_pictures([str(path)], recursive=False) == [str(path)]
 
 
+def test_thresholds_of_another_run_are_refused(detector, pictures, tmp_path):
+    with pytest.raises(ValueError, match="--thresholds has a score for zebra, which this model does not know"):
+        predict.predict(detector, paths_in(pictures), str(tmp_path / "output"), class_thresholds={"zebra": 0.5})
+    assert not (tmp_path / "output").exists()
+
+
 def test_input_pictures_are_never_overwritten(detector, pictures):
     before = [path.read_bytes() for path in sorted(pictures.iterdir())]
     with pytest.raises(ValueError, match="choose another --output_dir"):
@@ -315,6 +321,9 @@ def test_the_command_says_what_is_wrong(export_dir, tmp_path, monkeypatch):
     flags.model_dir = "RUN"
     with pytest.raises(ValueError, match="give either --export_dir or --model_dir"):
         predict.main()
-    flags.model_dir, flags.write = None, ["pictures", "xml"]
+    flags.model_dir, flags.checkpoint = None, "ckpt-1"
+    with pytest.raises(ValueError, match="--checkpoint belongs to --model_dir"):
+        predict.main()
+    flags.checkpoint, flags.write = None, ["pictures", "xml"]
     with pytest.raises(ValueError, match="--write=xml: choose some of pictures, coco, voc, yolo"):
         predict.main()

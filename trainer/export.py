@@ -63,8 +63,8 @@ def make_serving_module(model: tf.keras.Model, config: Config, batch_size: int |
         count = tf.size(image_bytes, tf.int64)
         grey = (count[tf.newaxis], *(value[tf.newaxis] for value in _grey(image_size)))
         with tf.device("CPU"):
-            files = tf.data.Dataset.from_tensor_slices(image_bytes).enumerate()
-            loaded = files.map(load, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
+            numbered = tf.data.Dataset.from_tensor_slices(image_bytes).enumerate()
+            loaded = numbered.map(load, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
             loaded = loaded.concatenate(tf.data.Dataset.from_tensor_slices(grey)).batch(count + 1)
             indexes, *values = loaded.get_single_element()
             rows = tf.scatter_nd(indexes[:, tf.newaxis], tf.range(1, tf.size(indexes) + 1), [count + 1])[:-1]

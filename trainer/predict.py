@@ -125,10 +125,16 @@ def predict(
       The content of `detections.json`.
 
     Raises:
-      ValueError: `output_dir` is the folder of a picture, which would be overwritten.
+      ValueError: `output_dir` is the folder of a picture, which would be overwritten; or `class_thresholds` names a
+        class that the model does not know.
     """
     if os.path.realpath(output_dir) in {os.path.realpath(os.path.dirname(path)) for path in paths}:
         raise ValueError(f"{output_dir} holds the pictures themselves: choose another --output_dir.")
+    if strangers := [label for label in class_thresholds or {} if label not in detector.labels]:
+        raise ValueError(
+            f"--thresholds has a score for {strangers[0]}, which this model does not know: give an evaluation of the "
+            f"same run. Its classes are {', '.join(detector.labels)}."
+        )
     os.makedirs(output_dir, exist_ok=True)
     thresholds = np.array([(class_thresholds or {}).get(label, score_threshold) for label in detector.labels])
     numbers = drawing.number_labels(detector.labels) if "pictures" in write else {}
@@ -150,28 +156,14 @@ def predict(
             for picture, found in zip(batch, all_found):
                 kept = found.scores >= thresholds[found.classes]
                 columns = (column[kept].tolist() for column in (found.classes, found.scores, found.boxes))
-                detections = [
-                    LabelledBox(detector.labels[index], box, score=score) for index, score, box in zip(*columns)
-                ]
+                rows = list(zip(*columns))
+                detections = [LabelledBox(detector.labels[index], box, score=score) for index, score, box in rows]
                 name = _picture_name(picture.path, names)
                 arguments = (picture, detections, detector.labels, numbers, output_dir, name, write)
                 writing.append(pool.submit(_write_picture, *arguments))
                 stem = os.path.splitext(name)[0]
-                coco_rows += [
-                    coco_row(stem, detector.labels.index(item.label), item.box, item.score) for item in detections
-                ]
-                height, width = picture.pixels.shape[:2]
-                rows = [
-                    {
-                        "label": item.label,
-                        "score": item.score,
-                        "box": dict(zip(("ymin", "xmin", "ymax", "xmax"), item.box)),
-                    }
-                    for item in detections
-                ]
-                results.append(
-                    {"path": picture.path, "width": width, "height": height, "picture": name, "detections": rows}
-                )
+                coco_rows += [coco_row(stem, index, box, score) for index, score, box in rows]
+                results.append(_result(picture, name, detections))
         for written in writing:
             written.result()
     text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
@@ -183,6 +175,14 @@ def predict(
     if "yolo" in write:
         files.write_text(os.path.join(output_dir, "labels.txt"), "".join(f"{label}\n" for label in detector.labels))
     return results
+
+
+def _result(picture: Picture, name: str, detections: Sequence[LabelledBox]) -> dict[str, Any]:
+    """What `detections.json` says of a picture."""
+    height, width = picture.pixels.shape[:2]
+    corners = ("ymin", "xmin", "ymax", "xmax")
+    found = [{"label": item.label, "score": item.score, "box": dict(zip(corners, item.box))} for item in detections]
+    return {"path": picture.path, "width": width, "height": height, "picture": name, "detections": found}
 
 
 def _detect(
@@ -346,6 +346,8 @@ def main() -> None:
     flags = absl_flags.FLAGS
     if bool(flags.export_dir) == bool(flags.model_dir):
         raise ValueError("give either --export_dir or --model_dir.")
+    if flags.export_dir and flags.checkpoint:
+        raise ValueError("--checkpoint belongs to --model_dir; an export has the weights of one checkpoint.")
     if wrong := [name for name in flags.write if name not in OUTPUTS]:
         raise ValueError(f"--write={wrong[0]}: choose some of {', '.join(OUTPUTS)}.")
     paths = find_pictures(flags.images, flags.recursive)

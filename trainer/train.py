@@ -89,9 +89,9 @@ def train_and_evaluate(
         files.make_dirs(model_dir)
     except OSError as error:
         raise ValueError(f"--model_dir={model_dir} cannot be made ({error.strerror}): name another folder.") from error
-    handler = reporting.log_to(model_dir if distribution.is_chief(config.train) else None)
+    is_chief = distribution.is_chief(config.train)
+    handler = reporting.log_to(model_dir if is_chief else None)
     try:
-        is_chief = distribution.is_chief(config.train)
         alone = lock.sole_trainer(model_dir) if is_chief else contextlib.nullcontext(lambda: None)
         with watch.StopSignal() as stop, alone as require_alone, workers.naming_lost_worker(model_dir):
             return _Run(config, train_paths, val_paths, model_dir, stop, require_alone, clock).run()

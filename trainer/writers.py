@@ -22,8 +22,6 @@ from trainer.events import Hook
 from trainer.reporting import log
 
 _PLAIN = (bool, int, float, str)  # what TensorBoard takes as a hyperparameter
-
-
 _MAX_EVENTS = 1_000_000  # that wait for a flush
 _MS_TO_GATHER = 60_000  # events for a remote file
 
