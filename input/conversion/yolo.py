@@ -14,7 +14,7 @@ from input import files
 from input.conversion import images
 from input.conversion.config import ConversionError, ConvertConfig, ReadOptions
 from input.conversion.findings import Note, Refused
-from input.conversion.layout import SPLIT_NAMES, list_folder, unwrap
+from input.conversion.layout import SPLIT_NAMES, ask_format, list_folder, unwrap
 from input.conversion.objects import find_kind, read_finite
 from input.conversion.source import Input, Labels, Listing, Object, Source, clean_text
 from input.conversion.workers import Advance
@@ -186,7 +186,10 @@ def _read_classes(folder: str, settings: dict[str, Any]) -> tuple[str, ...]:
     elif not settings:
         names = _read_class_list(folder)
     if not isinstance(names, list) or not names or not any(isinstance(name, str) for name in names):
-        raise ConversionError(f"{folder}: no file names the classes: write `names: [cat, dog]` to data.yaml.")
+        raise ConversionError(
+            f"{folder}: no file names the classes: write `names: [cat, dog]` to data.yaml."
+            + ask_format(folder, ".xml", ".json")
+        )
     return tuple(clean_text(name) if isinstance(name, str) else "" for name in names)
 
 
