@@ -101,7 +101,7 @@ def _convert(config: ConvertConfig, workers: Workers) -> list[Manifest]:
         problems += _problems(made[split], config)
     if problems:
         remedy = "Correct the files (shards without them are not made again), or leave them out with --on_error=skip."
-        if any(": unknown_class: " in problem for problem in problems):
+        if any(problem.endswith(" is not in the label list") for problem in problems):
             remedy += " For classes that are not in the label list: --labels, --rename or --drop_unknown_classes."
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConversionError("\n".join([f"nothing was published; {count}:", *problems, remedy]))

@@ -154,7 +154,7 @@ def _read_settings(folder: str) -> dict[str, Any]:
       ConversionError: there is no such folder, or the file cannot be read.
     """
     if not files.is_dir(folder):
-        raise ConversionError(f"--yolo_dir={folder}: there is no such folder.")
+        raise ConversionError(f"--yolo_dir={folder}: there is no such folder; name the one that holds data.yaml.")
     found = {}
     for name in sorted(files.names(folder)):
         if name.lower().endswith((".yaml", ".yml")):
