@@ -1,4 +1,4 @@
-"""VOC folders -> shards, labels and manifest: parallel, restartable and atomic.
+"""A data set -> shards, labels and manifest: parallel, restartable and atomic.
 
 Shards are made in a hidden folder inside the output folder. Only when all are there do they get their names, and the
 manifest is written last.
