@@ -64,6 +64,8 @@ def test_folders_of_splits(tmp_path, valid):
     [
         ((), "there is no such folder"),
         (("notes.txt",), "holds an XML file; name the folder with --annotations_dir"),
+        (("data.yaml", "images/a.jpg"), r"--annotations_dir\. It holds data\.yaml: is --yolo_dir meant\?"),
+        (("annotations/all.json", "a.jpg"), r"It holds annotations/all\.json: is --coco_json meant\?"),
         (("a.xml",), "holds an image; name the folder with --images_dir"),
         (("annots/a.xml", "labels/a.xml", "images/a.jpg"), r"annots and .*labels hold XML files: .*--annotations_dir"),
         (("xml/a.xml", "one/a.jpg", "two/a.jpg"), r"one and .*two hold images: choose one with --images_dir"),

@@ -214,6 +214,13 @@ def test_a_set_that_cannot_be_used_is_refused(folder, text, message):
         run(folder)
 
 
+def test_a_set_of_another_format_is_noticed(folder):
+    (folder / "data.yaml").unlink()
+    (folder / "labels" / "a.xml").write_text("")
+    with pytest.raises(ConversionError, match=r"to data\.yaml\. It holds labels/a\.xml: is --voc_dir meant\?"):
+        run(folder)
+
+
 def test_two_files_that_name_classes(folder):
     (folder / "data.yaml").rename(folder / "one.yaml")
     (folder / "two.yaml").write_text("names: [x]")

@@ -150,7 +150,7 @@ def _load(path: str) -> dict[str, list]:
     try:
         document = json.loads(files.read_regular(path), object_hook=_shrink)
     except OSError as error:
-        raise ConversionError(f"--coco_json={path}: {error.strerror or error}.") from error
+        raise ConversionError(f"--coco_json={path}: {error.strerror or error}; name a JSON file.") from error
     except (ValueError, RecursionError) as error:
         raise ConversionError(f"{path} is not JSON ({error}): export it again.") from error
     names = ("images", "annotations", "categories")

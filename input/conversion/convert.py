@@ -1,4 +1,4 @@
-"""VOC folders -> shards, labels and manifest: parallel, restartable and atomic.
+"""A data set -> shards, labels and manifest: parallel, restartable and atomic.
 
 Shards are made in a hidden folder inside the output folder. Only when all are there do they get their names, and the
 manifest is written last.
@@ -101,6 +101,8 @@ def _convert(config: ConvertConfig, workers: Workers) -> list[Manifest]:
         problems += _problems(made[split], config)
     if problems:
         remedy = "Correct the files (shards without them are not made again), or leave them out with --on_error=skip."
+        if any(problem.endswith(" is not in the label list") for problem in problems):
+            remedy += " For classes that are not in the label list: --labels, --rename or --drop_unknown_classes."
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConversionError("\n".join([f"nothing was published; {count}:", *problems, remedy]))
     if not labels:
@@ -133,7 +135,7 @@ def _choose_labels(splits: dict[str, Listing], config: ConvertConfig, workers: W
     try:
         there = shards.parse_labels(existing) if files.exists(existing) else None
         given = shards.parse_labels(config.labels_file) if config.labels_file else None
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise ConversionError(str(error)) from error
     if given and there and given != there and others:
         raise ConversionError(

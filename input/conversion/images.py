@@ -171,21 +171,17 @@ def _store(
             image, size = ImageOps.exif_transpose(image), size[::-1] if turn.swaps else size
         return _encode(_to_rgb(image), size, data, turn, options)
     if actual == "JPEG" and image.mode in ("L", "RGB"):
-        if shrinks:
-            image.load()
-            jpeg.check_scan(data)
-            if image.mode == "L":
-                note("grayscale", "JPEG L")
-            return _encode(image, size, data, turn, options)
-        # At an eighth of the size every coefficient is decoded, but few pixels are computed. Not decoded as grey: that
-        # would hide impossible sampling of the colours.
-        height, width = image.height, image.width
-        image.draft(None, (max(width // 8, 1), max(height // 8, 1)))
+        if not shrinks:
+            # At an eighth of the size every coefficient is decoded, but few pixels are computed. Not decoded as grey:
+            # that would hide impossible sampling of the colours.
+            image.draft(None, (max(image.width // 8, 1), max(image.height // 8, 1)))
         image.load()
         jpeg.check_scan(data)
         if image.mode == "L":
             note("grayscale", "JPEG L")
-        return StoredImage(data, height, width, size, len(data), looks.look_of(image), turn.swaps)
+        if shrinks:
+            return _encode(image, size, data, turn, options)
+        return StoredImage(data, *size, size, len(data), looks.look_of(image), turn.swaps)
     if actual == expected:
         note("reencoded", f"{actual} {image.mode}")
     if actual == "TIFF" and turn.orientation > 1:

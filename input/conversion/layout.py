@@ -59,6 +59,7 @@ def find_folders(voc_dir: str, annotations_dir: str = "", images_dir: str = "") 
             return [_folders_of_split(path) for path in splits]
         raise ConversionError(
             f"{voc_dir}: neither it nor a folder in it holds an XML file; name the folder with --annotations_dir."
+            + ask_format(voc_dir, ".yaml", ".json")
         )
     if not annotations and not images and len(with_xml) > 1 and _paired(with_xml):
         return [Folders("", voc_dir, voc_dir)]
@@ -71,6 +72,13 @@ def find_folders(voc_dir: str, annotations_dir: str = "", images_dir: str = "") 
             )
         images = _choose(with_images, _IMAGE_NAMES, "images", "--images_dir")
     return [Folders("", annotations, images)]
+
+
+def ask_format(folder: str, *extensions: str) -> str:
+    """A question on the flag of another format, where a folder holds a file as that format has it; otherwise empty."""
+    flags = {".xml": "--voc_dir", ".yaml": "--yolo_dir", ".json": "--coco_json"}
+    found = next(walk(folder, extensions), "")
+    return f" It holds {found}: is {flags[os.path.splitext(found)[1].lower()]} meant?" if found else ""
 
 
 def unwrap(folder: str) -> str:

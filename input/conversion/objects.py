@@ -155,14 +155,7 @@ def _read_numbers(texts: dict[str, str], tags: Sequence[str], note: Note) -> lis
     if missing := [tag for tag in tags if not texts.get(tag)]:
         note("missing_corner", f"no {', '.join(missing)}")
         return []
-    numbers = []
-    for tag in tags:
-        number = _read_number(texts[tag], note)
-        if not math.isfinite(number):
-            note("bad_number", texts[tag])
-            return []
-        numbers.append(number)
-    return numbers
+    return read_finite([texts[tag] for tag in tags], note)
 
 
 def read_finite(values: Sequence[Any], note: Note) -> list[float]:

@@ -155,7 +155,7 @@ def _finished(task: ShardTask, final: str) -> ShardResult | None:
 
 
 def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
-    """Writes one shard and, last, its result beside it; tells `advance` now and then how many more images are done."""
+    """Writes one shard and, last, its result beside it; tells `advance` of each image that is done."""
     counts = dict.fromkeys(
         (
             *("num_records", "num_bytes", "num_negatives", "num_difficult", "num_truncated", "num_ignored"),
@@ -168,7 +168,7 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
     digests, looks = [], []
     digest, tally = hashlib.sha256(), Tally()
     with files.create(task.path + ".shard") as shard, files.create(task.path + ".findings") as lines:
-        for count, item in enumerate(task.inputs, 1):
+        for item in task.inputs:
             example, records, found = _read(item.source, task)
             tally.add(found)
             lines.write(encode_findings(found))
@@ -200,8 +200,7 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
             else:
                 digests.append("")
                 looks.append("")
-            if count % 16 == 0 or count == len(task.inputs):
-                advance((count - 1) % 16 + 1)
+            advance(1)
     result = ShardResult(
         key=task.key,
         sha256=digest.hexdigest(),

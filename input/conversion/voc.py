@@ -37,7 +37,9 @@ def read(source: Source, options: ReadOptions, note: Note) -> Labels:
     if document.other_case:
         note("tag_case", "")
     if not source.image_path:
-        looked_for = f"{source.image_id}.*" + (f" nor {document.filename}" if document.filename else "")
+        looked_for = f"{source.image_id}.*"
+        if os.path.splitext(document.filename)[0] not in ("", source.image_id):
+            looked_for += f" nor {document.filename}"
         raise Refused(source.annotation_path, "missing_image", f"no {looked_for} in the image folder")
     _check_names(source, document, note)
     return Labels(

@@ -29,9 +29,8 @@ class ObjectTexts(NamedTuple):
 
     name: str
     corners: dict[str, str]  # of the children of <bndbox>, by tag
-    points: list[
-        tuple[str, str]
-    ]  # x and y of the <polygon>; empty where <bndbox> gives a corner, as the one that follows
+    # Of the <polygon>, x and y of each point; empty where <bndbox> gives a corner, as the one that follows.
+    points: list[tuple[str, str]]
     rotated: dict[str, str]  # of the children of <robndbox>, by tag
     deleted: bool
     difficult: str | None  # None where there is no such element, as in the two that follow

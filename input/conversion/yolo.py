@@ -14,7 +14,7 @@ from input import files
 from input.conversion import images
 from input.conversion.config import ConversionError, ConvertConfig, ReadOptions
 from input.conversion.findings import Note, Refused
-from input.conversion.layout import SPLIT_NAMES, list_folder, unwrap
+from input.conversion.layout import SPLIT_NAMES, ask_format, list_folder, unwrap
 from input.conversion.objects import find_kind, read_finite
 from input.conversion.source import Input, Labels, Listing, Object, Source, clean_text
 from input.conversion.workers import Advance
@@ -154,7 +154,7 @@ def _read_settings(folder: str) -> dict[str, Any]:
       ConversionError: there is no such folder, or the file cannot be read.
     """
     if not files.is_dir(folder):
-        raise ConversionError(f"--yolo_dir={folder}: there is no such folder.")
+        raise ConversionError(f"--yolo_dir={folder}: there is no such folder; name the one that holds data.yaml.")
     found = {}
     for name in sorted(files.names(folder)):
         if name.lower().endswith((".yaml", ".yml")):
@@ -186,7 +186,10 @@ def _read_classes(folder: str, settings: dict[str, Any]) -> tuple[str, ...]:
     elif not settings:
         names = _read_class_list(folder)
     if not isinstance(names, list) or not names or not any(isinstance(name, str) for name in names):
-        raise ConversionError(f"{folder}: no file names the classes: write `names: [cat, dog]` to data.yaml.")
+        raise ConversionError(
+            f"{folder}: no file names the classes: write `names: [cat, dog]` to data.yaml."
+            + ask_format(folder, ".xml", ".json")
+        )
     return tuple(clean_text(name) if isinstance(name, str) else "" for name in names)
 
 
