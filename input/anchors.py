@@ -80,15 +80,16 @@ def best_iou_per_box(boxes: npt.ArrayLike, config: AnchorConfig, image_size: tup
       config: sizes, scales and aspect ratios.
       image_size: (height, width) px.
     """
-    starts, ends = np.asarray(boxes, np.float64).reshape(-1, 2, 2, 1).transpose(1, 2, 0, 3)  # each [2, n, 1]: y and x
-    sides, centers = ends - starts, (ends + starts) / 2
-    best = np.zeros(sides.shape[1])
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 1, 4)
+    sides = boxes[..., 2:] - boxes[..., :2]  # [n, 1, 2]
+    centers = (boxes[..., 2:] + boxes[..., :2]) / 2
+    best = np.zeros(len(boxes))
     offset = grid_offset(config)
     grids = zip(anchor_shapes(config), grid_steps(config, image_size), grid_sizes(config, image_size))
-    for shapes, step, grid in ((np.reshape(each, (-1, 2)).T[:, np.newaxis] for each in grid) for grid in grids):
-        nearest = (np.clip(np.floor(centers / step + 0.5 - offset), 0, grid - 1) + offset) * step
-        overlaps = np.minimum((sides + shapes) / 2 - np.abs(nearest - centers), np.minimum(sides, shapes))  # [2, n, s]
-        intersections = np.maximum(overlaps, 0).prod(axis=0)
-        ious = intersections / (sides.prod(axis=0) + shapes.prod(axis=0) - intersections)
+    for shapes, step, grid in grids:
+        nearest = (np.clip(np.floor(centers / step + 0.5 - offset), 0, np.array(grid) - 1) + offset) * step
+        overlaps = np.minimum((sides + shapes) / 2 - np.abs(nearest - centers), np.minimum(sides, shapes))  # [n, s, 2]
+        intersections = np.maximum(overlaps, 0).prod(axis=-1)
+        ious = intersections / (sides.prod(axis=-1) + shapes.prod(axis=-1) - intersections)
         best = np.maximum(best, ious.max(axis=-1))
-    return np.where(sides.min(axis=(0, 2)) > 0, best, 0.0)
+    return np.where(sides.min(axis=(1, 2)) > 0, best, 0.0)

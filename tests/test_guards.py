@@ -13,7 +13,7 @@ import tensorflow as tf
 import tiny
 import toy_shards
 
-from trainer import checkpoints, evaluate, guards, train
+from trainer import checkpoints, evaluate, guards, resume, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
 
@@ -69,6 +69,7 @@ check_finite = guards.check_finite
 def test_a_run_goes_back_with_half_the_rate_and_keeps_it_when_resumed(records, tmp_path, monkeypatch):
     monkeypatch.setattr(guards, "check_finite", Diverging(step=6, times=2))
     settings = {"optimizer": CONSTANT, "on_non_finite": "rollback", "checkpoint_every": 4}
+    resume.write_evaluated_step(str(tmp_path), 6)
     assert run(records["train"], tmp_path, train_steps=8, **settings).step == 8
     assert rates_of(tmp_path) == {2: approx(0.01), 4: approx(0.01), 6: approx(0.0025), 8: approx(0.0025)}
     log = log_of(tmp_path)
@@ -76,6 +77,7 @@ def test_a_run_goes_back_with_half_the_rate_and_keeps_it_when_resumed(records, t
     assert "going back from step 6 to step 4 with 0.5 of the learning rate (rollback 1 of at most 3)" in log
     assert "going back from step 6 to step 4 with 0.25 of the learning rate (rollback 2 of at most 3)" in log
     assert json.loads((tmp_path / "rollbacks.json").read_text()) == [{"at": 6, "to": 4}] * 2
+    assert resume.read_evaluated_step(str(tmp_path)) == 4  # so that step 6 is evaluated anew
     run(records["train"], tmp_path, train_steps=10, **settings)
     assert rates_of(tmp_path)[10] == approx(0.0025)
 

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from trainer import watch
+
 # Holds Python's interpreter as the compiled loop does: in one call, between whose start and end no handler runs.
 LOOPING = """
 import sys
@@ -29,7 +31,10 @@ from trainer import reporting, watch
 reporting.log_to(None)
 def evaluate():
     print("ready", flush=True)
-    time.sleep(600)
+    try:
+        time.sleep(600)
+    finally:
+        assert not {fails}, "Concurrent access?"
 with watch.StopSignal() as stop:
     print(stop.interruptible(lambda: 5), flush=True)
     print(stop.interruptible(evaluate), stop.interruptible(lambda: 2), flush=True)
@@ -46,13 +51,19 @@ def start(script: str) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_an_evaluation(number: signal.Signals) -> None:
-    process = start(EVALUATING)
+@pytest.mark.parametrize(("number", "fails"), [(signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGTERM, True)])
+def test_a_signal_ends_an_evaluation(number: signal.Signals, fails: bool) -> None:
+    """Also where code that it interrupts raises something else, as TensorFlow's does while it traces."""
+    process = start(EVALUATING.format(fails=fails))
     process.send_signal(number)
     out, err = process.communicate(timeout=120)  # it would sleep for 600 s
     assert (process.returncode, out) == (128 + number, "None None\n")
     assert f"{number.name}: saving after this loop; send it again to stop at once, without saving" in err
+
+
+def test_an_error_of_an_evaluation_is_no_signal() -> None:
+    with pytest.raises(ZeroDivisionError):
+        watch.StopSignal().interruptible(lambda: 1 / 0)
 
 
 def test_a_second_signal_ends_a_compiled_loop_at_once() -> None:

@@ -356,6 +356,8 @@ class _Run:
         self.rollbacks.append({"at": bad_step, "to": self.step})
         if self.is_chief:
             guards.write_rollbacks(self.model_dir, self.rollbacks)
+            if resume.read_evaluated_step(self.model_dir) > self.step:  # what comes has not been evaluated
+                resume.write_evaluated_step(self.model_dir, self.step)
         factor = guards.ROLLBACK_FACTOR ** len(self.rollbacks)
         self.rate.factor.assign(factor)
         self.results, self.reported_step, self.reported_time = [], self.step, self.clock()

@@ -114,6 +114,12 @@ class StopSignal:
             return None if at_once and self.received is not None else function()
         except Interrupted:
             return None
+        except Exception:
+            if (
+                at_once and not self._interruptible
+            ):  # TensorFlow's own code was interrupted, and raised this in its place
+                return None
+            raise
         finally:
             self._interruptible = False
 
