@@ -241,7 +241,8 @@ def count_objects(paths: Sequence[str], labels: Sequence[str]) -> collections.Co
         if manifest and len(manifest.labels) <= len(labels) and manifest.shard(os.path.basename(path)):
             if id(manifest) not in counted:
                 counted.add(id(manifest))
-                counts.update(manifest.boxes_per_class)
+                # By index, as the records know them: a name in labels.txt may have been corrected since.
+                counts.update({labels[i]: manifest.boxes_per_class.get(name, 0) for i, name in enumerate(manifest.labels)})
         else:
             for classes in read_classes([path], len(labels)):
                 counts.update(labels[index] for index in classes)

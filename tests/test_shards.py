@@ -138,6 +138,11 @@ def split(tmp_path) -> list[str]:
     return [str(tmp_path / info.name) for info in infos]
 
 
+def test_objects_are_counted_for_a_class_whose_name_was_corrected(split):
+    counts = shards.count_objects(split, ["a cat", "a dog", "added"])
+    assert counts == {"a cat": 4, "a dog": 0}
+
+
 def test_a_whole_set_is_accepted_and_so_is_a_part_of_it(split):
     shards.require_whole_sets(split)
     shards.require_whole_sets(split[:1])
