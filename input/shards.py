@@ -242,7 +242,8 @@ def count_objects(paths: Sequence[str], labels: Sequence[str]) -> collections.Co
             if id(manifest) not in counted:
                 counted.add(id(manifest))
                 # By index, as the records know them: a name in labels.txt may have been corrected since.
-                counts.update({labels[i]: manifest.boxes_per_class.get(name, 0) for i, name in enumerate(manifest.labels)})
+                names = zip(labels, manifest.labels)
+                counts.update({label: manifest.boxes_per_class.get(name, 0) for label, name in names})
         else:
             for classes in read_classes([path], len(labels)):
                 counts.update(labels[index] for index in classes)
