@@ -92,7 +92,8 @@ def make_finder(
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     dataset = pipeline.make_dataset(paths, config.input, training=False, batch_size=batch_size).with_options(options)
-    dataset = strategy.experimental_distribute_dataset(dataset)
+    if replicas > 1:  # for one it would only take time, and a little memory that does not come back, at each evaluation
+        dataset = strategy.experimental_distribute_dataset(dataset)
 
     @tf.function
     def detect_batch(batch: types.Batch) -> tuple[Detections, tf.Tensor, Losses, tf.Tensor]:
