@@ -115,9 +115,7 @@ class StopSignal:
         except Interrupted:
             return None
         except Exception:
-            if (
-                at_once and not self._interruptible
-            ):  # TensorFlow's own code was interrupted, and raised this in its place
+            if at_once and not self._interruptible:  # TensorFlow's own code was interrupted, and raised this instead
                 return None
             raise
         finally:
