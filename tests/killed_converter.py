@@ -54,7 +54,7 @@ def count_kills(voc_dir: str, scratch: pathlib.Path, reference: dict[str, bytes]
             output.mkdir(parents=True)
             for name, data in old.items():
                 (output / name).write_bytes(data)
-        config = ConvertConfig(str(output), (voc_dir,), num_shards=3, overwrite=bool(old))
+        config = ConvertConfig(output_dir=str(output), voc_dirs=(voc_dir,), num_shards=3, overwrite=bool(old))
         killed = convert_killed_before(change, config)
         if killed:
             for name, data in contents(output).items() if output.exists() else ():

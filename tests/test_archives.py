@@ -118,7 +118,7 @@ def test_damaged_archives_are_refused(tree, tmp_path):
     with pytest.raises(ConversionError, match="unreadable: cannot be read from the archive"):
         shards_of(tmp_path / "out", voc_dirs=(str(tmp_path / "bad.zip"),))
     with pytest.raises(ConversionError, match=r"data\.tar\.gz is not read in place: unpack it"):
-        ConvertConfig("out", (str(tmp_path / "data.tar.gz"),))
+        ConvertConfig(output_dir="out", voc_dirs=(str(tmp_path / "data.tar.gz"),))
 
 
 def test_a_file_that_claims_to_be_huge_is_not_read(tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ def here(output, **settings):
         return run(workers, output, **settings)
 
 def run(workers, output, **settings):
-    config = ConvertConfig(str(root / output), (str(root / "voc"),), **settings)
+    config = ConvertConfig(output_dir=str(root / output), voc_dirs=(str(root / "voc"),), **settings)
     try:
         manifests = convert.convert(config, workers)
         texts = [report.write_report(config.output_dir, manifest.split, (96, 96), workers)[0] for manifest in manifests]
@@ -115,10 +115,10 @@ def test_on_several_processes(tree, tmp_path):
     code = """
 settings = {"labels_file": str(root / "labels.txt"), "num_shards": 3}
 with Workers(1) as workers:
-    convert.convert(ConvertConfig(str(root / "here"), (str(root / "voc"),), **settings), workers)
+    convert.convert(ConvertConfig(output_dir=str(root / "here"), voc_dirs=(str(root / "voc"),), **settings), workers)
 options = ["--direct_running_mode=multi_processing --direct_num_workers=2"]
 with beam.BeamWorkers("FnApiRunner", options, str(root / "out")) as workers:
-    convert.convert(ConvertConfig(str(root / "out"), (str(root / "voc"),), **settings), workers)
+    convert.convert(ConvertConfig(output_dir=str(root / "out"), voc_dirs=(str(root / "voc"),), **settings), workers)
 assert same("out")
 """
     python(COMPARE + code, tmp_path)

@@ -251,7 +251,7 @@ def test_classes_are_renamed_and_ignored(made):
 def test_a_fraction_is_held_out(made):
     (made.folder / "made.json").write_text(json.dumps(made.document))
     config = ConvertConfig(
-        str(made.folder / "out"),
+        output_dir=str(made.folder / "out"),
         coco_json=str(made.folder / "made.json"),
         images_dir=str(made.images),
         val_fraction=0.5,
@@ -313,4 +313,4 @@ def test_a_file_that_cannot_be_used_is_refused(made, text, message):
 )
 def test_flags_of_other_formats_are_refused(settings, message):
     with pytest.raises(ConversionError, match=message):
-        ConvertConfig("out", coco_json="x", **settings)
+        ConvertConfig(output_dir="out", coco_json="x", **settings)

@@ -197,7 +197,7 @@ def write(root: pathlib.Path, tool: Tool) -> None:
 def test_an_export_is_read(tmp_path, name):
     tool = TOOLS[name]
     write(tmp_path / "export", tool)
-    config = ConvertConfig(str(tmp_path / "out"), (str(tmp_path / "export"),), **tool.settings)
+    config = ConvertConfig(output_dir=str(tmp_path / "out"), voc_dirs=(str(tmp_path / "export"),), **tool.settings)
     (manifest,) = convert.convert(config, Workers(1))
     (record,) = shards.read_annotations(shards.expand_glob(f"{tmp_path}/out/*.tfrecord"))
     assert (manifest.split, manifest.labels, record.image_id) == (tool.split, ("cat",), tool.image_id)
@@ -220,7 +220,9 @@ def test_a_folder_for_each_class_or_day(tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             image = encoded(picture(seed=len(folder)))
             path.write_bytes(image if name.endswith(".jpg") else content.encode())
-    (manifest,) = convert.convert(ConvertConfig(str(tmp_path / "out"), (str(tmp_path / "export"),)), Workers(1))
+    (manifest,) = convert.convert(
+        ConvertConfig(output_dir=str(tmp_path / "out"), voc_dirs=(str(tmp_path / "export"),)), Workers(1)
+    )
     assert set(manifest.inputs) == {"monday/a", "tuesday/a"}
     assert manifest.noted.counts == {"folder": 2}
 
@@ -232,5 +234,7 @@ def test_old_copies_in_a_subfolder_are_left_out(tmp_path):
     (tmp_path / "export" / "Annotations" / "old").mkdir()
     for path in (tmp_path / "export" / "Annotations").glob("*.xml"):
         (path.parent / "old" / path.name).write_bytes(path.read_bytes())
-    (manifest,) = convert.convert(ConvertConfig(str(tmp_path / "out"), (str(tmp_path / "export"),)), Workers(1))
+    (manifest,) = convert.convert(
+        ConvertConfig(output_dir=str(tmp_path / "out"), voc_dirs=(str(tmp_path / "export"),)), Workers(1)
+    )
     assert (manifest.num_images, manifest.dropped.counts) == (1, {"in_subfolder": 1})

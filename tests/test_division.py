@@ -60,7 +60,11 @@ def test_copies_stay_together(tmp_path):
         tree.add(f"copy{index}", annotation_xml(object_xml(), filename=f"copy{index}.jpg"), copied)
     for seed in range(3):
         config = ConvertConfig(
-            str(tmp_path / f"out{seed}"), (str(tree.root),), val_fraction=0.25, seed=seed, group_by="img00[01]"
+            output_dir=str(tmp_path / f"out{seed}"),
+            voc_dirs=(str(tree.root),),
+            val_fraction=0.25,
+            seed=seed,
+            group_by="img00[01]",
         )
         with Workers(1) as workers:
             train, val = convert.convert(config, workers)
@@ -79,7 +83,9 @@ def test_near_duplicates_stay_together(tmp_path):
         small = scene(seed).resize((160, 120))
         tree.add(f"small{seed}", annotation_xml(object_xml(), size=None), encoded(small, quality=50))
     for seed in range(2):
-        config = ConvertConfig(str(tmp_path / f"out{seed}"), (str(tree.root),), val_fraction=0.25, seed=seed)
+        config = ConvertConfig(
+            output_dir=str(tmp_path / f"out{seed}"), voc_dirs=(str(tree.root),), val_fraction=0.25, seed=seed
+        )
         train, val = convert.convert(config, Workers(1))
         assert val.num_images == 6
         assert train.noted.counts.get("near_duplicate", 0) + val.noted.counts.get("near_duplicate", 0) == 6
@@ -100,7 +106,9 @@ def test_the_command_divides_by_class(tmp_path):
         name = "cow" if index % 10 == 0 else "cat"
         tree.add(f"i{index}", annotation_xml(object_xml(name), filename=f"i{index}.jpg"), encoded(picture(seed=index)))
     for seed in range(5):
-        config = ConvertConfig(str(tmp_path / f"out{seed}"), (str(tree.root),), val_fraction=0.25, seed=seed)
+        config = ConvertConfig(
+            output_dir=str(tmp_path / f"out{seed}"), voc_dirs=(str(tree.root),), val_fraction=0.25, seed=seed
+        )
         _, val = convert.convert(config, Workers(1))
         assert val.images_per_class == {"cat": 9, "cow": 1}
     assert val.settings["group_by"] == ""
@@ -116,7 +124,7 @@ def test_the_command_divides_by_class(tmp_path):
 )
 def test_wrong_use_is_explained(settings, message):
     with pytest.raises(ConversionError, match=message):
-        ConvertConfig("out", ("voc",), **settings)
+        ConvertConfig(output_dir="out", voc_dirs=("voc",), **settings)
 
 
 def test_one_group_cannot_be_divided():

@@ -32,7 +32,7 @@ def test_many_findings_go_to_a_file_beside_the_manifest(tmp_path, monkeypatch):
     for index in range(12):
         clipped = object_xml(box=(-5, 6, 30, 25))
         tree.add(f"i{index:02d}", annotation_xml(clipped, clipped.replace("cat", "dog"), filename=f"i{index:02d}.jpg"))
-    config = ConvertConfig(str(tmp_path / "out"), (str(tree.root),), overwrite=True)
+    config = ConvertConfig(output_dir=str(tmp_path / "out"), voc_dirs=(str(tree.root),), overwrite=True)
     with Workers(1) as workers:
         (manifest,) = convert.convert(config, workers)
         text, _ = report.write_report(config.output_dir, manifest.split, (64, 64), workers)
@@ -59,4 +59,4 @@ def test_many_problems_are_counted(tmp_path, monkeypatch):
     for index in range(9):
         tree.add(f"i{index}", "no XML" if index else None)
     with pytest.raises(ConversionError, match=r"i3.xml: not_xml: (.|\n)*and 5 more such files in all"):
-        convert.convert(ConvertConfig(str(tmp_path / "out"), (str(tree.root),)), Workers(1))
+        convert.convert(ConvertConfig(output_dir=str(tmp_path / "out"), voc_dirs=(str(tree.root),)), Workers(1))

@@ -48,7 +48,9 @@ def test_planted_copies_are_found(tmp_path, change):
         tree.add(f"img{seed:02d}", annotation_xml(size=None), encoded(scene(seed), quality=90))
     for seed in range(10):
         tree.add(f"copy{seed:02d}", annotation_xml(size=None), CHANGES[change](scene(seed)))
-    (manifest,) = convert.convert(ConvertConfig(str(tmp_path / "out"), (str(tree.root),)), Workers(1))
+    (manifest,) = convert.convert(
+        ConvertConfig(output_dir=str(tmp_path / "out"), voc_dirs=(str(tree.root),)), Workers(1)
+    )
     found = [finding for finding in manifest.noted.files if finding.reason == "near_duplicate"]
     pairs = {(finding.image_id, finding.detail.split(":")[0]) for finding in found}
     assert pairs == {(f"img{seed:02d}", f"as copy{seed:02d}") for seed in range(10)}
@@ -66,7 +68,7 @@ def test_near_duplicates_of_another_split_are_named(tmp_path):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / f"{path}.xml").write_text(annotation_xml(size=None))
         (folder / f"{path}.jpg").write_bytes(data)
-    train, val = convert.convert(ConvertConfig(str(tmp_path / "out"), (str(folder),)), Workers(1))
+    train, val = convert.convert(ConvertConfig(output_dir=str(tmp_path / "out"), voc_dirs=(str(folder),)), Workers(1))
     reasons = {(finding.image_id, finding.reason) for finding in val.noted.files if "e" in finding.reason}
     assert {("c", "near_duplicate_elsewhere"), ("d", "same_image_elsewhere")} <= reasons
     assert ("d", "near_duplicate_elsewhere") not in reasons
@@ -80,7 +82,9 @@ def test_the_page_shows_both_images_of_a_pair(tmp_path):
     for stem, data in (("a", encoded(scene(0))), ("b", encoded(scene(1))), ("c", encoded(scene(1), quality=40))):
         tree.add(stem, annotation_xml(size=None), data)
     with Workers(1) as workers:
-        (manifest,) = convert.convert(ConvertConfig(str(tmp_path / "out"), (str(tree.root),)), workers)
+        (manifest,) = convert.convert(
+            ConvertConfig(output_dir=str(tmp_path / "out"), voc_dirs=(str(tree.root),)), workers
+        )
         text, path = report.write_report(str(tmp_path / "out"), manifest.split, (64, 64), workers)
     assert "c.jpg: near_duplicate: as b: " in text
     page = pathlib.Path(path).read_text(encoding="utf-8")
@@ -168,6 +172,8 @@ def test_flat_images_are_in_no_pair():
 def test_without_decoding_there_is_no_hash(tmp_path):
     tree = voc_tree.VocTree(tmp_path / "voc")
     tree.add("a", annotation_xml(size=None), encoded(scene(0)))
-    (manifest,) = convert.convert(ConvertConfig(str(tmp_path / "out"), (str(tree.root),), verify="header"), Workers(1))
+    (manifest,) = convert.convert(
+        ConvertConfig(output_dir=str(tmp_path / "out"), voc_dirs=(str(tree.root),), verify="header"), Workers(1)
+    )
     assert manifest.looks == {}
     assert pathlib.Path(manifest_path(str(tmp_path / "out"), "all")).exists()

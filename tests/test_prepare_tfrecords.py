@@ -282,13 +282,13 @@ def listed(image_id: str, num_bytes: int) -> Input:
 def test_number_of_shards(tree):
     """By bytes, at least 8 where there are images enough, or as asked."""
     images = [listed(str(index), 1_000_000) for index in range(1000)]
-    config = ConvertConfig("out", ("voc",))
+    config = ConvertConfig(output_dir="out", voc_dirs=("voc",))
     assert staging.num_shards(images[:5], config) == 5
     assert staging.num_shards(images[:50], config) == 8
     # 1000 MB and 2 MB of other bytes, in MiB, over 50.
-    config = ConvertConfig("out", ("voc",), shard_bytes=50 << 20)
+    config = ConvertConfig(output_dir="out", voc_dirs=("voc",), shard_bytes=50 << 20)
     assert staging.num_shards(images, config) == 20
-    assert staging.num_shards(images, ConvertConfig("out", ("voc",), num_shards=3)) == 3
+    assert staging.num_shards(images, ConvertConfig(output_dir="out", voc_dirs=("voc",), num_shards=3)) == 3
 
 
 def test_every_shard_is_a_fair_sample(tmp_path):
@@ -561,7 +561,7 @@ def test_full_disk(tree, tmp_path, monkeypatch):
 def test_a_killed_worker_is_explained(tree, monkeypatch):
     with Workers(2) as workers:
         monkeypatch.setattr(convert, "find_classes", lambda *_: workers.map(die, [0, 1], 2, "dying"))
-        config = ConvertConfig(str(tree.root.parent / "out"), (str(tree.root),))
+        config = ConvertConfig(output_dir=str(tree.root.parent / "out"), voc_dirs=(str(tree.root),))
         with pytest.raises(ConversionError, match="a worker process was killed"):
             convert.convert(config, workers)
 

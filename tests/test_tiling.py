@@ -52,7 +52,7 @@ def make_tree(folder, image_format="PNG", count=3):
 
 
 def run(tree, output, **settings):
-    config = ConvertConfig(str(output), (str(tree.root),), num_shards=1, **settings)
+    config = ConvertConfig(output_dir=str(output), voc_dirs=(str(tree.root),), num_shards=1, **settings)
     with Workers(1) as workers:
         (manifest,) = convert.convert(config, workers)
     (path,) = shards.expand_glob(f"{output}/*.tfrecord")
@@ -162,7 +162,9 @@ def test_the_report_recommends_tiles_for_small_objects_in_large_images(tmp_path)
         tree.add(f"i{number}", annotation_xml(xml, size=None), encoded(Image.new("RGB", (3000, 3000))))
     with Workers(1) as workers:
         for output, settings in (("whole", {}), ("tiled", {"tile": 480})):
-            config = ConvertConfig(str(tmp_path / output), (str(tree.root),), num_shards=1, **settings)
+            config = ConvertConfig(
+                output_dir=str(tmp_path / output), voc_dirs=(str(tree.root),), num_shards=1, **settings
+            )
             (manifest,) = convert.convert(config, workers)
             text, path = report.write_report(config.output_dir, manifest.split, (512, 512), workers)
             page = pathlib.Path(path).read_text(encoding="utf-8")

@@ -48,7 +48,7 @@ def test_the_same_records_as_from_voc(tmp_path):
         objects = [object_xml(("cat", "dog")[i % 2], (1 + i, 2, 20 + index, 40), flags) for i in range(index % 4)]
         xml = annotation_xml(*(objects or [""]), filename=f"img{index}.jpg")
         tree.add(f"img{index}", xml, encoded(picture(seed=index)))
-    convert.convert(ConvertConfig(str(tmp_path / "of_voc"), (str(tree.root),)), Workers(1))
+    convert.convert(ConvertConfig(output_dir=str(tmp_path / "of_voc"), voc_dirs=(str(tree.root),)), Workers(1))
     other_formats.write_yolo(tree.root, tmp_path / "yolo")
     manifest = run(tmp_path / "yolo", strict=True)
     assert manifest.noted.counts == {"no_label_file": 3, "no_objects": 3}

@@ -15,10 +15,42 @@ class ConversionError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvertConfig:
+class ImageOptions:
+    """How an annotation and its image are read: the flags of which a worker needs to know."""
+
+    zero_based: bool = False  # coordinates are edges counted from 0, not pixels counted from 1
+    drop_invalid_objects: bool = False  # keep an image of which no object can be read, as a negative
+    rename: tuple[str, ...] = ()  # each OLD=NEW
+    ignore_classes: tuple[str, ...] = ()  # whose boxes are ignored regions; after renaming
+    drop_unknown_classes: bool = False
+    dropped_classes_as: str = "ignore"  # or "background": what --drop_unknown_classes makes of the boxes
+    exif: str = "auto"  # or "apply" or "ignore": whether the boxes are in the frame that an EXIF orientation gives
+    verify: str = "decode"  # or "header": what is checked of a JPEG that is stored as it is
+    max_pixels: int = 100_000_000
+    store_max_side: int = 0  # px; images larger than that are made smaller; 0: none
+    tile: int = 0  # px; images larger than that are cut into tiles; 0: none
+    overlap: float = 0.2  # the share of a tile that the next one shows too, at least
+    tile_negatives: float = 1.0  # the share of the tiles without objects that is kept
+    jpeg_quality: int = 95  # of images that are encoded anew
+
+    def __post_init__(self) -> None:
+        if self.verify not in ("header", "decode"):
+            raise ConversionError(f"--verify={self.verify} is unknown: choose header or decode.")
+        if self.exif not in ("auto", "apply", "ignore"):
+            raise ConversionError(f"--exif={self.exif} is unknown: choose auto, apply or ignore.")
+
+    @functools.cached_property
+    def new_names(self) -> dict[str, str]:
+        """The new name of each class that is renamed."""
+        pairs = (text.partition("=")[::2] for text in self.rename)
+        return {" ".join(old.split()): " ".join(new.split()) for old, new in pairs}
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertConfig(ImageOptions):
     """What to convert, and how. Folders left empty are found in `voc_dirs`, see `layout.find_folders`."""
 
-    output_dir: str
+    output_dir: str = ""
     voc_dirs: tuple[str, ...] = ()  # each holds annotations, images and perhaps ImageSets/Main/*.txt
     coco_json: str = ""  # in place of `voc_dirs`, as the next
     yolo_dir: str = ""  # holds data.yaml, images and labels
@@ -32,27 +64,14 @@ class ConvertConfig:
     labels_file: str = ""
     on_error: str = "fail"  # or "skip"
     strict: bool = False
-    zero_based: bool = False
     drop_empty: bool = False
-    rename: tuple[str, ...] = ()  # each OLD=NEW
-    ignore_classes: tuple[str, ...] = ()  # after renaming
-    drop_unknown_classes: bool = False
-    dropped_classes_as: str = "ignore"  # or "background": what --drop_unknown_classes makes of the boxes
-    drop_invalid_objects: bool = False
-    exif: str = "auto"
-    verify: str = "decode"
-    max_pixels: int = 100_000_000
-    store_max_side: int = 0  # px; 0: images are stored at their own size
-    tile: int = 0  # px; 0: images are not cut
-    overlap: float = 0.2  # the share of a tile that the next one shows too, at least
-    tile_negatives: float = 1.0  # the share of the tiles without objects that is kept
-    jpeg_quality: int = 95  # of what is encoded anew
     num_shards: int = 0  # 0: as many as shard_bytes asks for
     shard_bytes: int = 128 << 20
     seed: int = 0
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for path in (*self.voc_dirs, self.coco_json, self.yolo_dir, self.annotations_dir, self.images_dir):
             if path.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".rar", ".7z")):
                 raise ConversionError(f"{path} is not read in place: unpack it, or pack it as .zip or .tar.")
@@ -90,7 +109,8 @@ class ConvertConfig:
             raise ConversionError(f"--on_error={self.on_error} is unknown: choose fail or skip.")
         if bad := [text for text in self.rename if not all(part.strip() for part in text.partition("="))]:
             raise ConversionError(f"--rename={bad[0]}: write OLD=NEW, two names of classes.")
-        if repeated := [old for old, _ in self.new_names if [name for name, _ in self.new_names].count(old) > 1]:
+        old_names = [" ".join(text.partition("=")[0].split()) for text in self.rename]
+        if repeated := [name for name in old_names if old_names.count(name) > 1]:
             raise ConversionError(f"--rename gives {repeated[0]} two new names: choose one.")
         if self.dropped_classes_as not in ("ignore", "background"):
             raise ConversionError(
@@ -110,12 +130,6 @@ class ConvertConfig:
         return "coco" if self.coco_json else "yolo" if self.yolo_dir else "voc"
 
     @property
-    def new_names(self) -> tuple[tuple[str, str], ...]:
-        """Old and new name of each class that is renamed."""
-        pairs = (text.partition("=")[::2] for text in self.rename)
-        return tuple((" ".join(old.split()), " ".join(new.split())) for old, new in pairs)
-
-    @property
     def settings(self) -> dict[str, Any]:
         """The settings that decide the outcome, beside the files and the labels."""
         names = """
@@ -128,40 +142,15 @@ class ConvertConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ReadOptions:
-    """How an annotation and its image are read."""
+class ReadOptions(ImageOptions):
+    """How an annotation and its image are read: the flags, and what was found out about the data set."""
 
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] = ()
     format: str = "voc"  # or "coco" or "yolo"
     declared: tuple[str, ...] = ()  # of YOLO: the class of each index
     box_first: bool = False  # of YOLO: the numbers after the box are keypoints
-    zero_based: bool = False  # coordinates are edges counted from 0, not pixels counted from 1
-    exif: str = "auto"  # or "apply" or "ignore": whether the boxes are in the frame that an EXIF orientation gives
-    verify: str = "decode"  # or "header": what is checked of a JPEG that is stored as it is
-    max_pixels: int = 100_000_000
-    store_max_side: int = 0  # px; images larger than that are made smaller; 0: none
-    tile: int = 0  # px; images larger than that are cut into tiles; 0: none
-    overlap: float = 0.2  # the share of a tile that the next one shows too, at least
-    tile_negatives: float = 1.0  # the share of the tiles without objects that is kept
-    jpeg_quality: int = 95  # of images that are encoded anew
-    renamed: tuple[tuple[str, str], ...] = ()  # the old and the new name of a class
-    ignore_classes: tuple[str, ...] = ()  # whose boxes are ignored regions; after renaming
-    drop_unknown_classes: bool = False
-    dropped_classes_as: str = "ignore"  # or "background"
-    drop_invalid_objects: bool = False  # keep an image of which no object can be read, as a negative
-
-    def __post_init__(self) -> None:
-        if self.verify not in ("header", "decode"):
-            raise ValueError(f"--verify={self.verify} is unknown: choose header or decode.")
-        if self.exif not in ("auto", "apply", "ignore"):
-            raise ValueError(f"--exif={self.exif} is unknown: choose auto, apply or ignore.")
 
     @functools.cached_property
     def classes(self) -> dict[str, int]:
         """The index of each label."""
         return {name: index for index, name in enumerate(self.labels)}
-
-    @functools.cached_property
-    def new_names(self) -> dict[str, str]:
-        """The new name of each class that is renamed."""
-        return dict(self.renamed)

@@ -160,9 +160,8 @@ def _kept_classes(found: Sequence[str], config: ConvertConfig) -> tuple[str, ...
     Raises:
       ConversionError: a flag names a class that was not found, or no class is left.
     """
-    new_names = dict(config.new_names)
-    renamed = dict.fromkeys(new_names.get(name, name) for name in found)
-    for flag, names, known in (("rename", new_names, found), ("ignore_classes", config.ignore_classes, renamed)):
+    renamed = dict.fromkeys(config.new_names.get(name, name) for name in found)
+    for flag, names, known in (("rename", config.new_names, found), ("ignore_classes", config.ignore_classes, renamed)):
         if unknown := [name for name in names if name not in known]:
             raise ConversionError(f"--{flag}: no object is of class {unknown[0]!r}; there are: {', '.join(known)}.")
     kept = tuple(name for name in renamed if name not in (*config.ignore_classes, IGNORE))

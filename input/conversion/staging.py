@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from input import files, shards, tfrecord
 from input.conversion import tiling
-from input.conversion.config import ConvertConfig, ReadOptions
+from input.conversion.config import ConvertConfig, ImageOptions, ReadOptions
 from input.conversion.example import Example, read_example
 from input.conversion.findings import DROPPED, REPAIRED, Refused, Tally
 from input.conversion.listing import shuffled
@@ -96,25 +96,15 @@ def stage(
     useful = {os.path.basename(path) + extension for path in paths for extension in _EXTENSIONS}
     for name in set(files.names(folder)) - useful:  # half-written, or of another number of shards
         files.remove(os.path.join(folder, name))
+    flags = {field.name: getattr(config, field.name) for field in dataclasses.fields(ImageOptions)}
+    if config.drop_empty:
+        flags["tile_negatives"] = 0.0
     options = ReadOptions(
         labels=labels,
         format=config.format,
         declared=listing.classes if config.format == "yolo" else (),
         box_first=listing.box_first,
-        zero_based=config.zero_based,
-        exif=config.exif,
-        verify=config.verify,
-        max_pixels=config.max_pixels,
-        store_max_side=config.store_max_side,
-        tile=config.tile,
-        overlap=config.overlap,
-        tile_negatives=0.0 if config.drop_empty else config.tile_negatives,
-        jpeg_quality=config.jpeg_quality,
-        renamed=config.new_names,
-        ignore_classes=config.ignore_classes,
-        drop_unknown_classes=config.drop_unknown_classes,
-        dropped_classes_as=config.dropped_classes_as,
-        drop_invalid_objects=config.drop_invalid_objects,
+        **flags,
     )
     order = shuffled(inputs, config.seed, "shards")
     results: dict[str, ShardResult] = {}
