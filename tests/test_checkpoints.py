@@ -69,7 +69,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, file
     assert one_weight.value_of(model) == 3
 
 
-def test_damage_to_every_checkpoint_is_said_before_anything_is_written(tmp_path):
+def test_damage_to_every_checkpoint_is_said_before_anything_is_written(tmp_path, caplog):
     one_weight.save_run(tmp_path, steps=(1, 2, 3))
     (tmp_path / "checkpoints" / "ckpt-2.index").unlink()
     damage(tmp_path / "checkpoints" / "ckpt-3.data-00000-of-00001", "flipped")
@@ -77,6 +77,8 @@ def test_damage_to_every_checkpoint_is_said_before_anything_is_written(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged, as the log says; nothing was changed"):
         saved.restore()
+    assert "ckpt-3 is damaged, so the one before is taken" in caplog.text
+    assert "ckpt-2 is damaged, and there is none before it" in caplog.text
     assert sorted(tmp_path.rglob("*")) == before
 
 

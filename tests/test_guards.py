@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config.exper
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
     folder = tmp_path_factory.mktemp("records")
-    return {split: toy_shards.write_shards(folder, count, split=split) for split, count in (("train", 10), ("val", 2))}
+    return {split: toy_shards.write_shards(folder, count, split=split) for split, count in (("train", 10), ("val", 3))}
 
 
 @pytest.fixture(autouse=True)

@@ -64,6 +64,7 @@ def test_folders_of_splits(tmp_path, valid):
     [
         ((), "there is no such folder"),
         (("notes.txt",), "holds an XML file; name the folder with --annotations_dir"),
+        (("data.yaml", "train/images/a.jpg", "valid/labels/b.txt"), r"It holds data\.yaml: is --yolo_dir meant\?"),
         (("data.yaml", "images/a.jpg"), r"--annotations_dir\. It holds data\.yaml: is --yolo_dir meant\?"),
         (("annotations/all.json", "a.jpg"), r"It holds annotations/all\.json: is --coco_json meant\?"),
         (("a.xml",), "holds an image; name the folder with --images_dir"),

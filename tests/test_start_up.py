@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import types
 
 import pytest
@@ -26,7 +27,13 @@ def gpus(monkeypatch):
     monkeypatch.setattr(
         tf.sysconfig, "get_build_info", lambda: {"cuda_compute_capabilities": ["sm_50", "sm_75", "compute_80"]}
     )
-    monkeypatch.setattr(start_up, "_memory_of", lambda gpu: "40960 MiB of memory, 3 MiB in use")
+    memory = {"0": "40960 MiB, 3 MiB", "1": "81920 MiB, 5 MiB", "2": "15360 MiB, 7 MiB"}
+
+    def run_nvidia_smi(command, **_):
+        return subprocess.CompletedProcess(command, 0, memory[command[-1].removeprefix("--id=")] + "\n", "")
+
+    monkeypatch.setattr(start_up.subprocess, "run", run_nvidia_smi)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     return types.SimpleNamespace(extended=types.SimpleNamespace(worker_devices=["/gpu:0", "/gpu:1"]))
 
 
@@ -38,6 +45,13 @@ def test_gpus_are_listed_and_the_unused_are_named(gpus, caplog):
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert "no kernels compiled for compute capability 9.0" in warning
     assert "CUDA_CACHE_PATH" in warning
+
+
+def test_the_memory_is_that_of_the_gpu_that_cuda_shows_under_this_number(gpus, monkeypatch, caplog):
+    caplog.set_level("INFO", "retinanet")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0,2")
+    start_up.log_devices(gpus)
+    assert "GPU 0: NVIDIA A100, compute capability 8.0, 81920 MiB of memory, 5 MiB in use" in caplog.messages
 
 
 @pytest.mark.parametrize(

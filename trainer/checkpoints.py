@@ -157,7 +157,8 @@ class Checkpoints:
         for step in steps:
             path = self.path(step)
             if damage := find_damage(path):
-                log.warning("%s is damaged, so the one before is taken: %s", path, damage)
+                then = "so the one before is taken" if step != steps[-1] else "and there is none before it"
+                log.warning("%s is damaged, %s: %s", path, then, damage)
                 continue
             try:
                 self._checkpoint.restore(path).assert_consumed()

@@ -39,6 +39,21 @@ class Evaluated(NamedTuple):
     losses: dict[str, float]  # `loss`, `class_loss` and `box_loss`: those of training, over all these images
 
 
+def check_records(paths: Sequence[str], labels: Sequence[str]) -> None:
+    """Refuses records to evaluate on that a model of these labels cannot be judged by.
+
+    Raises:
+      ValueError: the records were converted with other labels, or a set of shards is not whole.
+    """
+    theirs = shards.read_labels(paths)
+    if tuple(theirs) != tuple(labels):
+        raise ValueError(
+            f"the labels beside {paths[0]} are {', '.join(theirs)}, but the model knows {', '.join(labels)}: "
+            "convert these records with the training set's labels.txt as --labels."
+        )
+    shards.require_whole_sets(paths)
+
+
 def make_finder(
     model: tf.keras.Model,
     config: Config,
@@ -66,13 +81,7 @@ def make_finder(
       ValueError: the records were converted with other labels than the run's, or a set of shards is not whole.
     """
     strategy = strategy or tf.distribute.get_strategy()
-    labels = shards.read_labels(paths)
-    if tuple(labels) != config.labels:
-        raise ValueError(
-            f"the labels beside {paths[0]} are {', '.join(labels)}, but the model knows {', '.join(config.labels)}: "
-            "convert these records with the training set's labels.txt as --labels."
-        )
-    shards.require_whole_sets(paths)
+    check_records(paths, config.labels)
     ground_truths = shards.read_annotations(paths)
     decode = inference.make_decoder(config)
     all_anchors = tf.constant(anchors.make_anchors(config.input.anchor, config.input.image_size))

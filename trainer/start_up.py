@@ -93,8 +93,10 @@ def _used_gpus(strategy: tf.distribute.Strategy) -> set[int]:
 
 
 def _memory_of(gpu: tf.config.PhysicalDevice) -> str:
-    """How much memory a GPU has, by the driver."""
+    """How much memory a GPU has, by the driver, which knows nothing of the numbers that CUDA_VISIBLE_DEVICES makes."""
     number = gpu.name.rsplit(":", 1)[-1]
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        number = visible.split(",")[int(number)].strip()
     command = ["nvidia-smi", "--query-gpu=memory.total,memory.used", "--format=csv,noheader", f"--id={number}"]
     try:
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -124,7 +124,7 @@ class _Run:
         self.strategy = _set_up_tensorflow(config, train_paths, val_paths)
         stop.take_signals()
         self.workers = workers.Workers(self.strategy)
-        _check_data(config, train_paths)
+        _check_data(config, train_paths, val_paths)
         self.config, self.weights = initial_weights.prepare(config, model_dir)
         self.changes = resume.require_same_run(self.config, train_paths, model_dir)
         self.num_images = sum(shards.count_records(train_paths))
@@ -479,8 +479,10 @@ def _set_up_tensorflow(config: Config, train_paths: Sequence[str], val_paths: Se
     return strategy
 
 
-def _check_data(config: Config, train_paths: Sequence[str]) -> None:
+def _check_data(config: Config, train_paths: Sequence[str], val_paths: Sequence[str]) -> None:
     shards.require_whole_sets(train_paths)
+    if val_paths:
+        evaluate.check_records(val_paths, config.labels)
     guards.check_objects(train_paths, config.labels)
     if config.input.data_service:
         data_service.require_running(config.input.data_service)

@@ -16,7 +16,7 @@ from input.conversion.config import ConversionError, ConvertConfig, ReadOptions
 from input.conversion.findings import Note, Refused
 from input.conversion.frame import parse_size
 from input.conversion.layout import list_folder, split_of
-from input.conversion.objects import find_kind, read_finite
+from input.conversion.objects import box_around, find_kind, read_finite
 from input.conversion.source import Input, Labels, Listing, Object, Source, clean_text, name_key
 from input.conversion.workers import Advance
 from input.manifest import Finding
@@ -69,7 +69,7 @@ def _read_box(class_name: str, corners: list | None, points: list | None, note: 
         return None
     if not corners:
         note("polygon", f"{class_name} of {len(numbers) // 2} points")
-        return min(numbers[1::2]), min(numbers[::2]), max(numbers[1::2]), max(numbers[::2])
+        return box_around(numbers)
     x, y, width, height = numbers
     return y, x, y + height, x + width
 

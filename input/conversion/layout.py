@@ -55,7 +55,7 @@ def find_folders(voc_dir: str, annotations_dir: str = "", images_dir: str = "") 
     candidates = [voc_dir, *(path for path in subfolders if path not in splits)]
     with_xml = [path for path in candidates if _holds(path, (".xml",))]
     if not annotations and not with_xml:
-        if splits:
+        if splits and any(walk(voc_dir, (".xml",))):
             return [_folders_of_split(path) for path in splits]
         raise ConversionError(
             f"{voc_dir}: neither it nor a folder in it holds an XML file; name the folder with --annotations_dir."

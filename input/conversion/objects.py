@@ -132,8 +132,7 @@ def _read_box(texts: ObjectTexts, note: Note) -> Box | None:
                 return None
             points.append(point)
         note("polygon", f"{texts.name} of {len(points)} points")
-        xs, ys = zip(*points)
-        return min(ys), min(xs), max(ys), max(xs)
+        return box_around([number for point in points for number in point])
     if texts.rotated:
         numbers = _read_numbers(texts.rotated, ("cx", "cy", "w", "h", "angle"), note)
         if not numbers:
@@ -148,6 +147,12 @@ def _read_box(texts: ObjectTexts, note: Note) -> Box | None:
         return None
     ymin, xmin, ymax, xmax = corners
     return ymin, xmin, ymax, xmax
+
+
+def box_around(numbers: Sequence[float]) -> Box:
+    """The upright box around points, which are given as x and y in turn."""
+    xs, ys = numbers[::2], numbers[1::2]
+    return min(ys), min(xs), max(ys), max(xs)
 
 
 def _read_numbers(texts: dict[str, str], tags: Sequence[str], note: Note) -> list[float]:

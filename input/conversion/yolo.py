@@ -15,7 +15,7 @@ from input.conversion import images
 from input.conversion.config import ConversionError, ConvertConfig, ReadOptions
 from input.conversion.findings import Note, Refused
 from input.conversion.layout import SPLIT_NAMES, ask_format, list_folder, unwrap
-from input.conversion.objects import find_kind, read_finite
+from input.conversion.objects import box_around, find_kind, read_finite
 from input.conversion.source import Input, Labels, Listing, Object, Source, clean_text
 from input.conversion.workers import Advance
 from input.manifest import Finding
@@ -69,7 +69,7 @@ def _read_box(name: str, values: list[str], options: ReadOptions, note: Note) ->
         return None
     if len(numbers) > 4:
         note("polygon", f"{name} of {len(numbers) // 2} points")
-        return min(numbers[1::2]), min(numbers[::2]), max(numbers[1::2]), max(numbers[::2])
+        return box_around(numbers)
     x, y, width, height = numbers
     return y - height / 2, x - width / 2, y + height / 2, x + width / 2
 
