@@ -66,6 +66,9 @@ class ShardResult:
     finding_images: dict[str, int]  # by reason, how many images
 
 
+_COUNTS = tuple(field.name for field in dataclasses.fields(ShardResult) if field.type == "int")
+
+
 def staging_dir(output_dir: str, split: str) -> str:
     return os.path.join(output_dir, f".{split}.partial")
 
@@ -146,13 +149,7 @@ def _finished(task: ShardTask, final: str) -> ShardResult | None:
 
 def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
     """Writes one shard and, last, its result beside it; tells `advance` of each image that is done."""
-    counts = dict.fromkeys(
-        (
-            *("num_records", "num_bytes", "num_negatives", "num_difficult", "num_truncated", "num_ignored"),
-            *("num_resized", "source_pixels", "source_bytes", "num_at_zero", "num_at_end"),
-        ),
-        0,
-    )
+    counts: collections.Counter[str] = collections.Counter(dict.fromkeys(_COUNTS, 0))
     boxes_per_class: collections.Counter[str] = collections.Counter()
     images_per_class: collections.Counter[str] = collections.Counter()
     digests, looks = [], []
@@ -162,34 +159,19 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
             example, records, found = _read(item.source, task)
             tally.add(found)
             lines.write(encode_findings(found))
+            sha256 = hashlib.sha256(example.encoded).hexdigest() if example and records else ""
+            digests.append(sha256[:16])
+            looks.append(example.look if example and records else "")
             if example and records:
-                whole = example.annotation
-                sha256 = hashlib.sha256(example.encoded).hexdigest()
-                digests.append(sha256[:16])
-                looks.append(example.look)
-                counts["num_resized"] += example.source_size != (whole.height, whole.width)
-                counts["source_pixels"] += example.source_size[0] * example.source_size[1]
-                counts["source_bytes"] += example.source_bytes
-                counts["num_at_zero"] += sum(finding.reason == "zero_coordinate" for finding in found)
-                counts["num_at_end"] += sum(
-                    ymax >= whole.height or xmax >= whole.width for _, _, ymax, xmax in whole.boxes
-                )
+                counts.update(_counts_of_image(example, found))
                 for annotation, encoded, *_ in records:
-                    own = "" if encoded is not example.encoded else sha256
+                    own = sha256 if encoded is example.encoded else ""
                     record = tfrecord.frame_record(tfrecord.encode_example(annotation, encoded, own))
                     shard.write(record)
                     digest.update(record)
+                    counts.update(num_bytes=len(record), **_counts_of_record(annotation))
                     boxes_per_class.update(annotation.class_names)
                     images_per_class.update(set(annotation.class_names))
-                    counts["num_bytes"] += len(record)
-                    counts["num_records"] += 1
-                    counts["num_negatives"] += not annotation.boxes
-                    counts["num_difficult"] += sum(annotation.difficult)
-                    counts["num_truncated"] += sum(annotation.truncated)
-                    counts["num_ignored"] += len(annotation.regions)
-            else:
-                digests.append("")
-                looks.append("")
             advance(1)
     result = ShardResult(
         key=task.key,
@@ -206,6 +188,29 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
     with files.create(task.path + ".json") as file:
         file.write(json.dumps(vars(result), ensure_ascii=False).encode())
     return result
+
+
+def _counts_of_image(example: Example, found: Sequence[Finding]) -> dict[str, int]:
+    """What an image adds to the counts of a `ShardResult`, whether it is cut into tiles or not."""
+    whole, (height, width) = example.annotation, example.source_size
+    return {
+        "num_resized": (height, width) != (whole.height, whole.width),
+        "source_pixels": height * width,
+        "source_bytes": example.source_bytes,
+        "num_at_zero": sum(finding.reason == "zero_coordinate" for finding in found),
+        "num_at_end": sum(ymax >= whole.height or xmax >= whole.width for _, _, ymax, xmax in whole.boxes),
+    }
+
+
+def _counts_of_record(annotation: tfrecord.Annotation) -> dict[str, int]:
+    """What a record adds to the counts of a `ShardResult`."""
+    return {
+        "num_records": 1,
+        "num_negatives": not annotation.boxes,
+        "num_difficult": sum(annotation.difficult),
+        "num_truncated": sum(annotation.truncated),
+        "num_ignored": len(annotation.regions),
+    }
 
 
 def encode_findings(findings: Iterable[Finding]) -> bytes:
