@@ -172,8 +172,7 @@ def _kept_classes(found: Sequence[str], config: ConvertConfig) -> tuple[str, ...
 
 def find_classes(inputs: Sequence[Input], workers: Workers) -> tuple[str, ...]:
     """All class names in UTF-8, sorted; of XML files."""
-    chunks = [inputs[start : start + 256] for start in range(0, len(inputs), 256)]
-    names = set().union(*workers.map(voc.all_classes, chunks, len(inputs), "finding classes"))
+    names = set().union(*workers.map_chunks(voc.all_classes, inputs, "finding classes"))
     if not names:
         raise ConversionError("no annotation names a class: check --voc_dir, or give --labels.")
     return tuple(sorted(name for name in names if "\ufffd" not in name))  # the files with the others are refused

@@ -36,13 +36,12 @@ def list_inputs(config: ConvertConfig, workers: Workers) -> dict[str, Listing]:
         raise ConversionError(f"--val_fraction divides a folder without splits, but there are {', '.join(listings)}.")
     (listed,) = listings.values()
     reader = _READERS[config.format]
-    chunks = [listed.inputs[start : start + 256] for start in range(0, len(listed.inputs), 256)]
-    found = workers.map(reader.classes_of, chunks, len(listed.inputs), "finding classes")
+    found = workers.map_chunks(reader.classes_of, listed.inputs, "finding classes")
     classes = {image_id: names for part in found for image_id, names in part.items()}
     hashes: dict[str, str] = {}
     if config.verify == "decode":  # otherwise no image is decoded
         find_looks = functools.partial(images.looks_of, max_pixels=config.max_pixels)
-        for part in workers.map(find_looks, chunks, len(listed.inputs), "finding near duplicates"):
+        for part in workers.map_chunks(find_looks, listed.inputs, "finding near duplicates"):
             hashes.update(part)
     order = shuffled(listed.inputs, config.seed, "val")
     val_ids = division.choose_val(order, classes, config.val_fraction, config.group_by, hashes)

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+_CHUNK = 256  # images; large enough that handing them to a process takes next to no time
+
 Advance = Callable[[int], object]  # tells the progress bar how many more images are done
 _Argument = TypeVar("_Argument")
 _Result = TypeVar("_Result")
@@ -72,6 +74,13 @@ class Workers:
                 for future in done:
                     future.result()
             return [future.result() for future in futures]
+
+    def map_chunks(
+        self, function: Callable[[Sequence[_Argument], Advance], _Result], items: Sequence[_Argument], what: str
+    ) -> list[_Result]:
+        """`function(items, advance)` of some items after the other; each item is an image."""
+        chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
+        return self.map(function, chunks, len(items), what)
 
     def _started_pool(self, wanted: int) -> concurrent.futures.ProcessPoolExecutor:
         """The pool, with at least `wanted` processes."""
