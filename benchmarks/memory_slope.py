@@ -1,18 +1,19 @@
-"""Trains a tiny network for an hour, with hundreds of evaluations, and asks whether its memory grows.
+"""Trains a tiny network for an hour, with more than a hundred evaluations, and asks whether its memory grows.
 
     python benchmarks/memory_slope.py [--minutes=60 --output_dir=DIR]
 
 The trainer has one thread, and a hook lets it rest after each report, so that the run takes little of the machine. Its
 resident memory is read every few seconds from its first report on. The first quarter of the time, in which TensorFlow
-compiles the evaluation and fills its pools, is left out.
+compiles the evaluation and fills its pools, is left out. A line is fitted to the means of each twelfth of the time:
+single readings resemble the ones before, which would make the error look smaller than it is.
 
 The last line printed is JSON: `mb_per_hour`, the slope of a line fitted by least squares, and its `standard_error`;
-`minutes`, `steps` and `evaluations` of the whole run; `samples`, the numbers that the line was fitted to: minutes since
-the first report, and MB.
+`minutes`, `steps` and `evaluations` of the whole run; `samples`, the readings: minutes since the first report, and MB.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -73,7 +74,8 @@ def measure(folder: Path, minutes: float) -> dict[str, Any]:
             sys.exit(f"error: the run ended with {process.returncode}:\n{(folder / 'run.log').read_text()}")
     lines = [json.loads(line) for line in (model_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     fitted = [(at, mb) for at, mb in samples if at >= WARM_UP * minutes]
-    at, mb = np.array(fitted).T
+    parts = itertools.groupby(fitted, key=lambda sample: sample[0] * 12 // minutes)
+    at, mb = np.array([np.mean(list(part), axis=0) for _, part in parts]).T
     (slope, _), covariance = np.polyfit(at / 60, mb, 1, cov=True)
     return {
         **{"mb_per_hour": round(slope, 3), "standard_error": round(float(np.sqrt(covariance[0, 0])), 3)},
