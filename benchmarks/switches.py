@@ -1,12 +1,12 @@
 """Trains with every neck, norm, loss, assignment and backbone on drawn shapes, so that no switch is a dead one.
 
-    nice python benchmarks/switches.py --output_dir=DIR [--train_steps=300] [--only=neck,box_loss]
+    nice python benchmarks/switches.py --output_dir=DIR [--train_steps=200] [--only=neck,box_loss]
 
-Each run differs from the first, `default`, in one switch; all see the same images in the same order. A run's loss is
-the mean of the last tenth of its steps, its AP that of its last checkpoint on the test images. A run that DIR holds
-already is not repeated. The last line printed is JSON: for each run its loss and AP, and the AP as a share of the
-default's.
-The losses of different kinds cannot be compared with each other.
+Each run differs from the first, `default`, in one switch; all see the same images in the same order. The network and
+its images are as small as will do, since there are many runs and a CPU has to get through them. A run's losses are the
+means of the first and of the last tenth of its steps, its AP that of its last step on the test images. A run that DIR
+holds already is not repeated. The last line printed is JSON: for each run its losses and AP, and the AP as a share of
+the default's. The losses of different kinds cannot be compared with each other.
 """
 
 from __future__ import annotations
@@ -22,12 +22,17 @@ from benchmarks import runs
 from input.config import ASSIGNMENTS, LOW_QUALITY_TIES, MatchConfig
 from model import config
 from trainer import shapes
-from trainer.demo import SHAPES
+from trainer.demo import SHAPES, SMALL_NETWORK
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("output_dir", None, "Folder for the shapes and the runs.", required=True)
-flags.DEFINE_integer("train_steps", 300, "Steps of each run.", lower_bound=10)
+flags.DEFINE_integer("train_steps", 200, "Steps of each run.", lower_bound=10)
 flags.DEFINE_list("only", [], "Names of switches, such as neck; default: all.")
+
+SMALL_DETECTOR = (
+    *(*SMALL_NETWORK, "--image_size=64x96", "--anchor_sizes=20,40,80,160,320", "--aspect_ratios=1"),
+    *("--nms=agnostic", "--nms_iou=0.3", "--batch_size=8", "--optimizer=adamw", "--learning_rate=0.001"),
+)
 
 # Of each switch every value but the default, and but auto, which stands for one of the others.
 CHOICES = {
@@ -66,19 +71,35 @@ def list_runs() -> dict[str, tuple[str, ...]]:
     return {"default": (), **{name: (f"--{name}", *COMPANIONS.get(name, ())) for name in chosen}}
 
 
+def train(run: pathlib.Path, settings: tuple[str, ...]) -> dict[str, float]:
+    """Trains in the folder `run`, unless it holds a finished run; returns its losses and its AP."""
+    run.mkdir(parents=True, exist_ok=True)
+    metrics = run / "metrics.jsonl"
+    if not (metrics.exists() and "eval/coco_ap" in metrics.read_text(encoding="utf-8")):
+        runs.call(run / "output.txt", "-m", "trainer.task", *settings, f"--model_dir={run}")
+    entries = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    losses = [entry["loss"] for entry in entries if "loss" in entry]
+    count = max(len(losses) // 10, 1)
+    evaluated = next(entry for entry in entries if "eval/coco_ap" in entry)
+    values = {"first_loss": sum(losses[:count]) / count, "last_loss": sum(losses[-count:]) / count}
+    values.update({key: evaluated[f"eval/{key}"] for key in ("coco_ap", "coco_ap50")})
+    return {key: round(value, 4) for key, value in values.items()}
+
+
 def main(_: list[str]) -> None:
     folder = pathlib.Path(FLAGS.output_dir).resolve()
     if not (folder / "voc").exists():
         shapes.write_shapes(folder / "voc", num_images=SHAPES.num_images)
     for split in ("train", "test"):
         runs.convert(folder / "voc", split, folder / "shards")
-    train_records = f"--train_records={folder}/shards/train-*.tfrecord"
-    steps = (f"--train_steps={FLAGS.train_steps}", f"--warmup_steps={FLAGS.train_steps // 10}", "--log_every=10")
+    records = [
+        f"--{kind}_records={folder}/shards/{split}-*.tfrecord" for kind, split in (("train", "train"), ("val", "test"))
+    ]
+    last = FLAGS.train_steps
+    steps = (f"--train_steps={last}", f"--warmup_steps={last // 10}", "--log_every=10", f"--eval_every={last}")
     results: dict[str, dict[str, float]] = {}
     for name, switch in list_runs().items():
-        settings = (*SHAPES.train_flags, *steps, train_records, *switch)
-        found = runs.train_and_evaluate(folder / name, settings, records=f"{folder}/shards/test-*.tfrecord")
-        result = {key: round(found[key], 4) for key in ("train_loss", "coco_ap", "coco_ap50")}
+        result = train(folder / name, (*SMALL_DETECTOR, *steps, *records, *switch))
         result["share_of_default"] = round(result["coco_ap"] / max(results.get("default", result)["coco_ap"], 1e-9), 3)
         results[name] = result
         columns = "  ".join(f"{key} {value:.3f}" for key, value in result.items())
