@@ -180,6 +180,7 @@ def test_iou_losses_equal_their_definition(kind):
     np.testing.assert_allclose(losses.iou_loss(boxes, boxes, kind=kind), np.zeros(200), atol=1e-6)
 
 
+@needs_addons
 def test_giou_loss_and_its_gradient_equal_tensorflow_addons():
     rng = np.random.default_rng(1)
     boxes, target_boxes = random_boxes(rng, 50), random_boxes(rng, 50)
