@@ -370,7 +370,8 @@ def test_a_run_without_its_settings_resumes_with_the_same_flags_only(records, tm
     run(records, tmp_path)
     (tmp_path / "config.json").unlink()
     longer = {"train_steps": 8}
-    other = dataclasses.replace(tiny.config(train=longer), labels=("a", "b", "c"))
+    one_ratio = dataclasses.replace(tiny.CONFIG.input.anchor, aspect_ratios=(1.0,))
+    other = tiny.config(train=longer, input=dataclasses.replace(tiny.CONFIG.input, anchor=one_ratio))
     with pytest.raises(ValueError, match="ckpt-6 is of another network or optimizer: use the flags"):
         run(records, tmp_path, other)
     assert run(records, tmp_path, tiny.config(train=longer)).step == 8
