@@ -78,7 +78,7 @@ class Workers:
     def map_chunks(
         self, function: Callable[[Sequence[_Argument], Advance], _Result], items: Sequence[_Argument], what: str
     ) -> list[_Result]:
-        """`function(items, advance)` of some items after the other; each item is an image."""
+        """As `map`, but the function takes a chunk of the items at a time; each item is an image."""
         chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
         return self.map(function, chunks, len(items), what)
 
