@@ -1,7 +1,7 @@
 """The PyTorch side of `benchmarks/parity.py`: writes weights, and what its networks make of them.
 
-It needs only PyTorch, torchvision and NumPy, in an environment of its own; nothing is downloaded. Weights and batch
-norm's statistics are random.
+It needs only PyTorch, torchvision and NumPy, in an environment of its own, and takes timm too where it is installed;
+nothing is downloaded. Weights and batch norm's statistics are random.
 
 `python benchmarks/parity_torch.py OUT`
 
@@ -12,6 +12,7 @@ its outputs: the features `c3`, `c4`, `c5` [b, h, w, c], or `class_logits` [b, a
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
 import sys
 from typing import Any
@@ -56,11 +57,12 @@ def nhwc(tensor: Any) -> np.ndarray:
     return tensor.detach().numpy().transpose(0, 2, 3, 1)
 
 
-def write_features(folder: pathlib.Path, name: str, images: Any) -> None:
-    network = getattr(torchvision.models, name)(weights=None).eval()
+def write_features(folder: pathlib.Path, name: str, network: Any, images: Any) -> None:
+    """`network`, a ResNet of torchvision or timm: its parts have the same names."""
+    network.eval()
     randomise(network, seed=1)
     save(network, folder / f"{name}.safetensors")
-    features = network.maxpool(network.relu(network.bn1(network.conv1(images))))
+    features = network.maxpool(torch.relu(network.bn1(network.conv1(images))))
     found = []
     for layer in (network.layer1, network.layer2, network.layer3, network.layer4):
         features = layer(features)
@@ -109,7 +111,12 @@ def main() -> None:
     images = torch.randn(2, 3, *IMAGE_SIZE)
     with torch.no_grad():
         for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"):
-            write_features(folder, name, images)
+            write_features(folder, name, getattr(torchvision.models, name)(weights=None), images)
+        if importlib.util.find_spec("timm"):
+            import timm
+
+            for name in ("resnet18", "resnet50"):
+                write_features(folder, f"timm_{name}", timm.create_model(name, pretrained=False), images)
         write_detector(folder, "retinanet_resnet50_fpn", images, frozen=False)
         write_detector(folder, "retinanet_resnet50_fpn_frozen", images, frozen=True)
 

@@ -130,7 +130,7 @@ def translate(
       backbone_only: leave a detector's neck and heads.
 
     Raises:
-      ValueError: nothing is recognised, or a part is missing or has another shape.
+      ValueError: nothing is recognised, or a part is missing, has another shape, or is one that ours does not have.
     """
     counts_batches = any(name.endswith(_COUNT) for name in tensors)
     tensors = {
@@ -203,11 +203,23 @@ def _rename_backbone(
         names = ((name, family.variable_name(name[len(prefix) :])) for name in tensors if name.startswith(prefix))
         candidates.append((family, {name: own for name, own in names if own is not None}))
     family, renamed = max(candidates, key=lambda candidate: len(candidate[1]))
-    if not renamed:
+    if not any(own.endswith("kernel") for own in renamed.values()):
         raise ValueError(
             f"{source}: no backbone that we have is in it; its tensors are {', '.join(sorted(tensors)[:5])}, ..."
         )
+    blocks = {_block(name) for name in renamed} - {None}
+    if strangers := [name for name in sorted(tensors) if name not in renamed and _block(name) in blocks]:
+        raise ValueError(
+            f"{source}: {strangers[0]} is inside a block of the backbone, but no backbone that we have has such a part "
+            "(SE-ResNet, ResNet-D and others extend ResNet's blocks): choose the weights of a plain one."
+        )
     return family, renamed
+
+
+def _block(name: str) -> str | None:
+    """The block that a tensor of PyTorch belongs to, up to the first number: "layer1.0" of "layer1.0.conv1.weight"."""
+    match = re.match(r".*?\.\d+(?=\.)", name)
+    return match[0] if match else None
 
 
 def _find_backbone(family: type[Backbone], arrays: Mapping[str, np.ndarray], source: str) -> str:

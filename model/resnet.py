@@ -27,7 +27,7 @@ LAYOUTS = {  # whether blocks are bottlenecks, and how many blocks each stage ha
 }
 
 _KERAS_NAME = re.compile(r"(conv1|conv\d+_block\d+)(?:_(\d))?_(conv|bn)/(\w+)")
-_TORCH_NAME = re.compile(r"(?:layer(\d+)\.(\d+)\.)?(conv|bn|downsample\.)(\d)\.(\w+)")
+_TORCH_NAME = re.compile(r"(?:layer(\d+)\.(\d+)\.)?(conv|bn|downsample\.(?=[01]))(\d)\.(\w+)")
 
 
 class Stem(ConvNorm):

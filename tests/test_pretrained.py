@@ -236,6 +236,18 @@ def test_what_is_not_a_whole_backbone_is_refused():
             pretrained.translate(changed, "file")
 
 
+# In timm's names: SE-ResNet has a part of its own; ResNet-D pools before it projects.
+@pytest.mark.parametrize("name", ["layer1.0.se.fc1.weight", "layer2.0.downsample.2.weight"])
+def test_a_block_with_other_parts_is_refused(name):
+    with pytest.raises(ValueError, match=f"file: {name} is inside a block of the backbone"):
+        pretrained.translate({**RESNET18, name: np.ones([64, 16, 1, 1])}, "file")
+
+
+def test_a_stem_alone_is_no_backbone():
+    with pytest.raises(ValueError, match="no backbone that we have is in it"):
+        pretrained.translate({"bn1.weight": np.ones(32), "bn1.running_mean": np.ones(32)}, "file")
+
+
 def test_a_prefix_of_parallel_training_does_not_matter():
     plain, prefixed = (
         pretrained.translate({f"{prefix}{name}": value for name, value in RESNET18.items()}, "").weights.arrays

@@ -136,14 +136,9 @@ def predict(
             f"same run. Its classes are {', '.join(detector.labels)}."
         )
     os.makedirs(output_dir, exist_ok=True)
+    numbers = _number_labels(detector.labels, output_dir) if "pictures" in write else {}
     thresholds = np.array([(class_thresholds or {}).get(label, score_threshold) for label in detector.labels])
-    numbers = drawing.number_labels(detector.labels) if "pictures" in write else {}
-    if numbers:
-        legend = os.path.join(output_dir, "legend.txt")
-        files.write_text(legend, "".join(f"{number} {label}\n" for label, number in numbers.items()))
-        print(f"Some class names are drawn as numbers, since the font lacks their letters: see {legend}")
     results: list[dict[str, Any]] = []
-    coco_rows: list[dict[str, Any]] = []
     names: set[str] = set()
     with tqdm(total=len(paths), unit=" pictures", disable=None) as progress, futures.ThreadPoolExecutor(2) as pool:
         readable = _readable(paths, batch_size, progress)
@@ -156,25 +151,50 @@ def predict(
             for picture, found in zip(batch, all_found):
                 kept = found.scores >= thresholds[found.classes]
                 columns = (column[kept].tolist() for column in (found.classes, found.scores, found.boxes))
-                rows = list(zip(*columns))
-                detections = [LabelledBox(detector.labels[index], box, score=score) for index, score, box in rows]
+                detections = [LabelledBox(detector.labels[index], box, score=s) for index, s, box in zip(*columns)]
                 name = _picture_name(picture.path, names)
                 arguments = (picture, detections, detector.labels, numbers, output_dir, name, write)
                 writing.append(pool.submit(_write_picture, *arguments))
-                stem = os.path.splitext(name)[0]
-                coco_rows += [coco_row(stem, index, box, score) for index, score, box in rows]
                 results.append(_result(picture, name, detections))
         for written in writing:
             written.result()
-    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-    files.write_text(os.path.join(output_dir, "detections.json"), text)
-    if "coco" in write:
-        files.write_text(
-            os.path.join(output_dir, "coco_results.json"), json.dumps(coco_rows, ensure_ascii=False) + "\n"
-        )
-    if "yolo" in write:
-        files.write_text(os.path.join(output_dir, "labels.txt"), "".join(f"{label}\n" for label in detector.labels))
+    _write_lists(results, detector.labels, output_dir, write)
     return results
+
+
+def _number_labels(labels: Sequence[str], output_dir: str) -> dict[str, str]:
+    """What is drawn instead of the names that the font lacks letters for; writes the legend if there are such names."""
+    numbers = drawing.number_labels(labels)
+    if numbers:
+        legend = os.path.join(output_dir, "legend.txt")
+        files.write_text(legend, "".join(f"{number} {label}\n" for label, number in numbers.items()))
+        print(f"Some class names are drawn as numbers, since the font lacks their letters: see {legend}")
+    return numbers
+
+
+def _write_lists(
+    results: Sequence[Mapping[str, Any]], labels: Sequence[str], output_dir: str, write: Collection[str]
+) -> None:
+    """Writes the files that list the detections of all pictures, or the classes."""
+
+    def write_text(name: str, text: str) -> None:
+        files.write_text(os.path.join(output_dir, name), text)
+
+    write_text("detections.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    if "coco" in write:
+        rows = [
+            coco_row(
+                os.path.splitext(result["picture"])[0],
+                labels.index(found["label"]),
+                list(found["box"].values()),
+                found["score"],
+            )
+            for result in results
+            for found in result["detections"]
+        ]
+        write_text("coco_results.json", json.dumps(rows, ensure_ascii=False) + "\n")
+    if "yolo" in write:
+        write_text("labels.txt", "".join(f"{label}\n" for label in labels))
 
 
 def _result(picture: Picture, name: str, detections: Sequence[LabelledBox]) -> dict[str, Any]:
