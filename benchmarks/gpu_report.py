@@ -360,7 +360,12 @@ def main(_: list[str]) -> None:
     (output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     (output_dir / "report.html").write_text(gpu_report_page.make_page(report), encoding="utf-8")
     print(f"{output_dir / 'report.html'}")
+    rows = [row for rows in report["sections"].values() for row in rows]
+    if errors := [row["error"] for row in rows if "error" in row]:
+        print(f"{len(errors)} of {len(rows)} cases failed; the first: {errors[0]}", file=sys.stderr)
     print(json.dumps({goal["name"]: goal["value"] for goal in report["goals"]}))
+    if len(errors) == len(rows):
+        sys.exit("error: no case could be measured.")
 
 
 if __name__ == "__main__":

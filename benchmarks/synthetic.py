@@ -49,17 +49,16 @@ def make_batch(config: Config, batch_size: int, seed: int = 0) -> Batch:
     num_boxes = min(NUM_BOXES, config.input.max_boxes)
     rng = np.random.default_rng(seed)
     height, width = config.input.image_size
-    boxes = np.zeros((batch_size, config.input.max_boxes, 4), np.float32)
-    classes = np.full(boxes.shape[:2], -1, np.int32)
     corners = rng.uniform(0, 0.5, (batch_size, num_boxes, 2)) * [height, width]
     sides = 20 + rng.uniform(0, 0.4, corners.shape) * [height, width]
-    boxes[:, :num_boxes] = np.concatenate([corners, corners + sides], axis=-1)
-    classes[:, :num_boxes] = rng.integers(0, len(config.labels), (batch_size, num_boxes))
     blank = augment.blank(
         config.input,
         record_index=tf.range(batch_size, dtype=tf.int64),
         random_numbers=tf.constant(rng.random((batch_size, random_numbers.NUM_PER_IMAGE)), tf.float32),
     )
+    boxes, classes = blank.boxes.numpy(), blank.classes.numpy()  # padding
+    boxes[:, :num_boxes] = np.concatenate([corners, corners + sides], axis=-1)
+    classes[:, :num_boxes] = rng.integers(0, len(config.labels), (batch_size, num_boxes))
     return blank._replace(
         images=tf.constant(rng.integers(0, 256, blank.images.shape, np.uint8)),
         boxes=tf.constant(boxes),
