@@ -11,6 +11,8 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import pytest
 import tensorflow as tf
 
+from trainer import reporting
+
 _cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(_cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
@@ -23,7 +25,8 @@ def two_replicas():
 
 @pytest.fixture(autouse=True)
 def restore_globals():
-    """A run sets what TensorFlow keeps for the whole process."""
+    """A run sets what TensorFlow and the log keep for the whole process."""
     yield
+    reporting.log.propagate = True  # to caplog
     tf.keras.mixed_precision.set_global_policy("float32")
     tf.config.run_functions_eagerly(False)
