@@ -19,7 +19,7 @@ from absl import app, flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from benchmarks import runs
-from input.config import ASSIGNMENTS, LOW_QUALITY_TIES, MatchConfig
+from input.config import ASSIGNMENTS, MatchConfig
 from model import config
 from trainer import shapes
 from trainer.demo import SHAPES, SMALL_NETWORK
@@ -43,7 +43,6 @@ CHOICES = {
     "box_loss": (config.LossConfig.box_loss, config.BOX_LOSSES),
     "class_loss": (config.LossConfig.class_loss, config.CLASS_LOSSES),
     "assignment": (MatchConfig.assignment, ASSIGNMENTS),
-    "low_quality_ties": (MatchConfig.low_quality_ties, LOW_QUALITY_TIES),
     "backbone": ("resnet18", config.BACKBONES),
 }
 # Where a switch does something only together with another flag.

@@ -118,7 +118,9 @@ def test_stopped_and_resumed_equals_uninterrupted(records, uninterrupted, tmp_pa
         np.testing.assert_array_equal(values, theirs[name], err_msg=name)
 
 
-def test_a_run_stopped_in_its_last_evaluation_resumes_with_it(records, uninterrupted, tmp_path, monkeypatch):
+def test_a_run_stopped_in_its_last_evaluation_resumes_with_it(records, tmp_path, monkeypatch, small):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    result = run(records, whole)
     compute, calls = evaluate.metrics.compute_metrics, []
 
     def compute_or_stop(*arguments):
@@ -128,15 +130,14 @@ def test_a_run_stopped_in_its_last_evaluation_resumes_with_it(records, uninterru
         return compute(*arguments)
 
     monkeypatch.setattr(evaluate.metrics, "compute_metrics", compute_or_stop)
-    stopped = run(records, tmp_path)
+    stopped = run(records, parts)
     assert (stopped.step, stopped.stopped_by) == (6, signal.SIGTERM)
-    assert resume.read_evaluated_step(str(tmp_path)) == 4
-    resumed = run(records, tmp_path)
-    model_dir, result = uninterrupted
+    assert resume.read_evaluated_step(str(parts)) == 4
+    resumed = run(records, parts)
     assert (resumed.step, resumed.stopped_by) == (6, None)
     assert without_time(resumed.metrics) == without_time(result.metrics)
-    assert resume.read_evaluated_step(str(tmp_path)) == 6
-    ours, theirs = (json.loads((folder / "best" / "metrics.json").read_text()) for folder in (tmp_path, model_dir))
+    assert resume.read_evaluated_step(str(parts)) == 6
+    ours, theirs = (json.loads((folder / "best" / "metrics.json").read_text()) for folder in (parts, whole))
     assert without_time(ours) == without_time(theirs)
 
 
@@ -188,7 +189,7 @@ def test_averaged_weights_are_resumed_and_evaluated(records, tmp_path, small):
     assert metrics["coco_ap"] == result.metrics["coco_ap"]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(records, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(records, tmp_path, small):
     settings = dataclasses.replace(tiny.CONFIG.train.optimizer, learning_rate=1e20, clip_norm=0.0)
     config = tiny.config(train={"optimizer": settings, "steps_per_loop": 6, "eval_every": 6})
     with pytest.raises(
@@ -229,7 +230,7 @@ def test_damaged_images_and_images_with_dropped_boxes_are_reported(tmp_path, sma
         run({"train": paths, "val": []}, tmp_path / "none", none)
 
 
-def test_a_damaged_shard_is_named(tmp_path):
+def test_a_damaged_shard_is_named(tmp_path, small):
     paths = toy_shards.write_shards(tmp_path / "records", 8, num_shards=2)
     content = bytearray(pathlib.Path(paths[1]).read_bytes())
     content[len(content) // 2] ^= 1
