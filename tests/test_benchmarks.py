@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import sys
 import pytest
 import tensorflow as tf
 import tiny
+import toy_shards
 
 from benchmarks import synthetic
 
@@ -69,3 +71,38 @@ def test_inference():
         share = values["postprocess_cpu_ms"] / values["network_cpu_ms"]
         assert values["postprocess_share"] == pytest.approx(share, abs=0.01)
         assert values["ratio_to_peer"] == pytest.approx(values["peer_cpu_ms"] / values["network_cpu_ms"], abs=0.01)
+
+
+# Each is run with the smallest settings, so that none is left behind by a change to what it measures.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "figures"),
+    [
+        (("targets.py", "--batch_size=2", "--rounds=1", "--repeats=1"), ("speedup", "speedup_over_dense_full")),
+        (
+            ("input_pipeline.py", "--image_size=64", "--batch_size=2", "--batches=2", "--rounds=1"),
+            ("full_images_per_s", "ratio_to_floor", "unordered_to_host"),
+        ),
+        (
+            ("store_smaller.py", "--num_images=8", "--image_size=64", "--sides=64", "--batches=1", "--rounds=1"),
+            ("as_it_is_images_per_s", "bytes_ratio_at_64", "images_per_s_ratio_at_64"),
+        ),
+        (("evaluate.py", "--images=20", "--classes=3"), ("speedup", "ours_s")),
+    ],
+    ids=lambda value: value[0].removesuffix(".py"),
+)
+def test_the_other_benchmarks_run(arguments, figures, tmp_path):
+    name, *settings = arguments
+    if name == "input_pipeline.py":
+        paths = toy_shards.write_shards(tmp_path, 8, num_shards=2)
+        settings.append(f"--records={os.path.dirname(paths[0])}/train-*.tfrecord")
+    result = last_line(f"benchmarks/{name}", *settings)
+    assert all(result[figure] > 0 for figure in figures), result
+    assert result.get("largest_difference", 0) < 1e-9  # to pycocotools
+
+
+@pytest.mark.slow
+def test_a_switch_trains(tmp_path):
+    result = last_line("benchmarks/switches.py", f"--output_dir={tmp_path}", "--train_steps=20", "--only=head_filters")
+    assert list(result["runs"]) == ["default", "head_filters=96"]
+    assert all(run["first_loss"] > run["last_loss"] > 0 for run in result["runs"].values())
