@@ -2,10 +2,10 @@
 
     nice python benchmarks/ablation.py --voc_dir=BCCD --output_dir=DIR [--only=giou,atss]
 
-All runs see the same images in the same order, and start from ImageNet's weights. The default is run with --seeds
-seeds: how far these are apart says which differences mean something. What the choice of the test images makes of it,
-`trainer.compare` tells for two of the runs. A run that DIR holds already is not repeated. The last line printed is
-JSON: for each run the AP of each class and their mean.
+The default and each switch are run with the seeds 0 to --seeds less one: how far these are apart says which differences
+mean something. All runs of one seed see the same images in the same order, and start from ImageNet's weights. What the
+choice of the test images makes of it, `trainer.compare` tells for two of the runs. A run that DIR holds already is not
+repeated. The last line printed is JSON: for each switch the AP of each class and their mean, one figure for each seed.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ flags.DEFINE_string("voc_dir", None, "Folder in VOC's layout with the sets train
 flags.DEFINE_string("output_dir", None, "Folder for the shards and the runs.", required=True)
 flags.DEFINE_string("weights", "imagenet", "Weights of the backbone, as --backbone_weights takes them.")
 flags.DEFINE_string("backbone", "efficientnet_lite0", "The backbone.")
-flags.DEFINE_integer("seeds", 2, "Runs of the default.", lower_bound=1)
-flags.DEFINE_list("only", [], "Names of switches; default: all.")
+flags.DEFINE_integer("seeds", 2, "Runs of the default and of each switch.", lower_bound=1)
+flags.DEFINE_list("only", [], "Names of switches, or `default`; all of them when empty.")
 
 STEPS = 320  # of 4 images each
-SWITCHES = {
+SWITCHES: dict[str, tuple[str, ...]] = {
+    "default": (),
     "giou": ("--box_loss=giou",),
     "atss": ("--assignment=atss",),
     "quality_focal": ("--class_loss=quality_focal",),
@@ -56,17 +57,15 @@ def main(_: list[str]) -> None:
         *(f"--backbone={FLAGS.backbone}", f"--backbone_weights={FLAGS.weights}"),
         *(f"--train_steps={STEPS}", f"--warmup_steps={STEPS // 10}"),
     )
-    switches: dict[str, tuple[str, ...]] = {
-        "default": ("--seed=0",),
-        **{f"seed_{seed}": (f"--seed={seed}",) for seed in range(1, FLAGS.seeds)},
-    }
-    switches.update({name: switch for name, switch in SWITCHES.items() if not FLAGS.only or name in FLAGS.only})
-    results: dict[str, dict[str, float]] = {}
-    for name, switch in switches.items():
-        found = runs.train_and_evaluate(folder / name, (*common, *switch), records=records)
-        results[name] = {key: round(found[key], 4) for key in ("coco_ap", "coco_ap50")}
-        results[name].update({label: round(values["coco_ap"], 4) for label, values in found["per_class"].items()})
-        print(f"{name:16} {results[name]}", flush=True)
+    results: dict[str, list[dict[str, float]]] = {}
+    for name in FLAGS.only or SWITCHES:
+        for seed in range(FLAGS.seeds):
+            settings = (*common, *SWITCHES[name], f"--seed={seed}")
+            found = runs.train_and_evaluate(folder / f"{name}_{seed}", settings, records=records)
+            result = {key: round(found[key], 4) for key in ("coco_ap", "coco_ap50")}
+            result.update({label: round(values["coco_ap"], 4) for label, values in found["per_class"].items()})
+            print(f"{name:16} seed {seed} {result}", flush=True)
+            results.setdefault(name, []).append(result)
     print(json.dumps({"train_steps": STEPS, "backbone": FLAGS.backbone, "runs": results}))
 
 
