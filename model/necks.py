@@ -97,8 +97,8 @@ class BiFPNPass(tf.keras.layers.Layer):
 
     def __init__(self, config: ModelConfig, name: str):
         super().__init__(name=name)
-        self.downs = [Fusion(2, config, name=f"down{level}") for level in (6, 5, 4, 3)]
-        self.ups = [Fusion(2 if level == 7 else 3, config, name=f"up{level}") for level in (4, 5, 6, 7)]
+        self.downs = [Fusion(config, name=f"down{level}") for level in (6, 5, 4, 3)]
+        self.ups = [Fusion(config, name=f"up{level}") for level in (4, 5, 6, 7)]
 
     def call(self, maps: Sequence[tf.Tensor], training: bool = False) -> tuple[tf.Tensor, ...]:
         *finer, p7 = maps
@@ -118,12 +118,8 @@ class Fusion(tf.keras.layers.Layer):
     w(i) = relu(v(i)) / (1e-4 + sum of relu(v(j))), where the v are learnt and start at 1.
     """
 
-    def __init__(self, num_inputs: int, config: ModelConfig, name: str):
+    def __init__(self, config: ModelConfig, name: str):
         super().__init__(name=name)
-        # In float32, whatever the precision. The name has "gamma" in it because it should not decay, like other scales.
-        self.gammas = self.add_weight(
-            "fusion_gammas", [num_inputs], initializer="ones", dtype=tf.float32, experimental_autocast=False
-        )
         if config.separable_convs:
             self.conv = tf.keras.layers.SeparableConv2D(
                 config.neck_filters,
@@ -138,6 +134,14 @@ class Fusion(tf.keras.layers.Layer):
         else:
             self.conv = _conv(config.neck_filters, 3, use_bias=False, name="conv")
         self.norm = _make_norm(config, name="norm")
+
+    def build(self, input_shapes: Sequence[tf.TensorShape]) -> None:
+        # Made here and not in __init__, where its name would lack those of the layers around it. In float32, whatever
+        # the precision. The name has "gamma" in it because it should not decay, like other scales.
+        self.gammas = self.add_weight(
+            "fusion_gammas", [len(input_shapes)], initializer="ones", dtype=tf.float32, experimental_autocast=False
+        )
+        super().build(input_shapes)
 
     def call(self, inputs: Sequence[tf.Tensor], training: bool = False) -> tf.Tensor:
         gammas = tf.nn.relu(self.gammas)

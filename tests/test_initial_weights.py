@@ -72,6 +72,35 @@ def test_a_backbone_decides_the_preprocessing_and_is_loaded(tmp_path, backbone_f
     np.testing.assert_array_equal(model.class_head.output_conv.kernel, head)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"neck": "panet", "head_norm": "group"},
+        {"neck": "bifpn", "neck_repeats": 2},
+        {"neck": "bifpn", "separable_convs": True, "head_norm": "batch"},
+    ],
+    ids=str,
+)
+def test_every_network_has_a_name_for_each_variable_and_is_read_back_whole(tmp_path, backbone_file, settings):
+    model_config = dataclasses.replace(tiny.CONFIG.model, **settings)
+    base = dataclasses.replace(tiny.CONFIG, model=model_config)
+    config, found = initial_weights.prepare(with_weights(base, backbone_weights=backbone_file[0]), str(tmp_path))
+    model = checkpoints.make_model(config)
+    taken, anew = initial_weights.load(model, found, config.labels, within="backbone")
+    assert (taken, anew) == (len(found.arrays), [])
+
+    variables = pretrained.variables_by_name(model)
+    assert len(variables) == len(model.variables)
+    assert {name.split("/")[0] for name in variables} == {"backbone", "neck", "class_head", "box_head"}
+    path = str(tmp_path / "whole.safetensors")
+    origin = dataclasses.replace(found.origin, labels=config.labels)
+    pretrained.save(path, pretrained.Weights(origin, {name: v.numpy() for name, v in variables.items()}))
+    other = checkpoints.make_model(config)
+    assert initial_weights.load(other, pretrained.load(path), config.labels) == (len(variables), [])
+    for name, variable in pretrained.variables_by_name(other).items():
+        np.testing.assert_allclose(variable, variables[name], atol=2e-8)
+
+
 def test_a_detector_decides_p6_and_anchors_and_its_common_classes_are_kept(tmp_path, detector_file):
     path, weights = detector_file
     base = dataclasses.replace(

@@ -147,7 +147,7 @@ def test_bifpn_equals_numpy(features, p6_from, repeats):
 
 
 def test_a_negative_weight_takes_no_part_in_a_fusion():
-    fusion = necks.Fusion(2, ModelConfig(neck_filters=FILTERS, batch_norm_epsilon=1e-12), name="fusion")
+    fusion = necks.Fusion(ModelConfig(neck_filters=FILTERS, batch_norm_epsilon=1e-12), name="fusion")
     images = tf.random.stateless_normal([2, 1, 3, 3, FILTERS], seed=[0, 0])
     fusion(list(images))
     fusion.gammas.assign([3.0, -1.0])
@@ -158,6 +158,7 @@ def test_a_negative_weight_takes_no_part_in_a_fusion():
 
 def test_the_first_weights_take_the_mean_and_do_not_decay():
     bifpn = necks.make_neck(ModelConfig(neck="bifpn", neck_filters=FILTERS, neck_repeats=1))
+    bifpn([tf.zeros([1, size, size, FILTERS]) for size in (4, 2, 1)])
     fusions = [layer for layer in bifpn.submodules if isinstance(layer, necks.Fusion)]
     assert sorted(fusion.gammas.shape[0] for fusion in fusions) == [2, 2, 2, 2, 2, 3, 3, 3]
     optimizer = optimizers.make_optimizer(OptimizerConfig(), train_steps=1, loss_scaling=False)
