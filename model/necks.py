@@ -174,7 +174,9 @@ def _make_norm(config: ModelConfig, *, name: str) -> tf.keras.layers.Layer:
 def _upsample(x: tf.Tensor, like: tf.Tensor | None = None) -> tf.Tensor:
     """Twice as high and wide, or as `like`, whose sides are twice those of x or one less."""
     # Nearest neighbour. The gradient of tf.image.resize has no XLA kernel for it, and no deterministic one on a GPU.
-    x = tf.repeat(tf.repeat(x, 2, axis=1), 2, axis=2)
+    _, height, width, channels = x.shape
+    x = tf.reshape(tf.concat([x, x], axis=3), [-1, height, 2 * width, channels])
+    x = tf.reshape(tf.concat([x, x], axis=2), [-1, 2 * height, 2 * width, channels])
     if like is None or x.shape[1:3] == like.shape[1:3]:
         return x
     return x[:, : like.shape[1], : like.shape[2]]

@@ -26,14 +26,17 @@ def paths(tmp_path_factory):
     return toy_shards.write_shards(tmp_path_factory.mktemp("records"))
 
 
-def one_step(strategy, paths, config=tiny.CONFIG, *, method="sparse", compile_stages=False, on_host=False):
+def one_step(
+    strategy, paths, config=tiny.CONFIG, *, method="sparse", compile_stages=False, on_host=False, clip_norm=0.0
+):
     """The result of one step on the first global batch, and by how much it moved each variable."""
     tf.keras.utils.set_random_seed(3)
     fp16 = tf.keras.mixed_precision.global_policy().name == "mixed_float16"
+    settings = OptimizerConfig(learning_rate=1.0, lr_schedule="constant", warmup_steps=0, momentum=0.0)
+    settings = dataclasses.replace(settings, weight_decay=0.0, clip_norm=clip_norm)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, optimizer=settings))
     with strategy.scope():
         model = checkpoints.make_model(config)
-        settings = OptimizerConfig(learning_rate=1.0, lr_schedule="constant", warmup_steps=0, momentum=0.0)
-        settings = dataclasses.replace(settings, weight_decay=0.0, clip_norm=0.0)
         optimizer = optimizers.make_optimizer(settings, train_steps=1, loss_scaling=fp16)
         optimizer.build(model.trainable_variables)
     before = [variable.numpy() for variable in model.trainable_variables]
@@ -135,6 +138,39 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(paths, two_replica
     assert_same_step(whole, one_step(two_replicas, paths, in_parts, **settings), atol=2e-5)
 
 
+def test_a_step_is_clipped_and_tells_the_norm_from_before(paths, monkeypatch):
+    monkeypatch.setattr(checkpoints, "make_model", small_network.make_model)
+    strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
+    result, moves = one_step(strategy, paths)
+    clipped, clipped_moves = one_step(strategy, paths, clip_norm=float(result.gradient_norm) / 4)
+    np.testing.assert_allclose(clipped.gradient_norm, result.gradient_norm, rtol=1e-6)
+    for clipped_move, move in zip(clipped_moves, moves):
+        np.testing.assert_allclose(clipped_move, move / 4, rtol=1e-4, atol=1e-6 * np.abs(move).max())
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 5.0, 20.0, 1e-8])
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_scaling_and_clipping_in_one_pass_is_what_tensorflow_does(clip_norm, in_graph):
+    """The unscaled gradients are (6, 0) and (0, 8), of norm 10."""
+    scaled = [tf.constant([6.0, 0.0]) * 2**15, tf.constant([0.0, 8.0]) * 2**15]
+    function = tf.function(step._scale_and_clip) if in_graph else step._scale_and_clip
+    gradients, norm = function(scaled, tf.constant(2.0**-15), clip_norm)
+    expected = [tf.constant([6.0, 0.0]), tf.constant([0.0, 8.0])]
+    if clip_norm:
+        expected, _ = tf.clip_by_global_norm(expected, clip_norm)
+    np.testing.assert_allclose(gradients, expected, rtol=1e-6)
+    assert norm == 10
+
+
+@pytest.mark.parametrize("wrong", [np.inf, -np.inf, np.nan, 1e30])  # 1e30 squared is not finite
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_no_step_is_taken_with_a_norm_that_is_not_finite(wrong, in_graph):
+    function = tf.function(step._scale_and_clip) if in_graph else step._scale_and_clip
+    gradients, norm = function([tf.constant([wrong, 1.0]), tf.constant([2.0])], tf.constant(1.0), 10.0)
+    assert not np.isfinite(norm)
+    assert np.all(np.isnan(np.concatenate(gradients)))
+
+
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_follows_float32(paths, on_one_device, policy):
     tf.keras.mixed_precision.set_global_policy(policy)
@@ -145,6 +181,8 @@ def test_mixed_precision_follows_float32(paths, on_one_device, policy):
     ours, theirs = (np.concatenate([move.ravel() for move in moves]) for moves in (moves, expected_moves))
     cosine = ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs)
     assert cosine > 0.98
+    np.testing.assert_allclose(result.gradient_norm, np.linalg.norm(theirs), rtol=0.1)
+    np.testing.assert_allclose(np.linalg.norm(ours), np.linalg.norm(theirs), rtol=0.1)
 
 
 def float64_gradients(weights, images, assigned, settings):

@@ -44,15 +44,45 @@ class _ByName:
     def update_variable(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
         if decay := self.decay_of(variable):
             variable.assign_sub(variable * decay * self.learning_rate)
-        super().update_step(gradient, variable)  # type: ignore[misc]
+        self.apply_gradient(gradient, variable)
+
+    def apply_gradient(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
+        """Updates the variable, without decay, in one operation, where Keras's `update_step` is eight or more."""
+        raise NotImplementedError
 
 
 class SGD(_ByName, tf.keras.optimizers.SGD):
     """SGD with momentum."""
 
+    def apply_gradient(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
+        tf.raw_ops.ResourceApplyKerasMomentum(
+            var=variable.handle,
+            accum=self.momentums[self._index_dict[self._var_key(variable)]].handle,
+            lr=self.learning_rate,
+            grad=gradient,
+            momentum=self.momentum,
+            use_nesterov=self.nesterov,
+        )
+
 
 class AdamW(_ByName, tf.keras.optimizers.Adam):
     """Adam with decoupled decay (Loshchilov & Hutter 2019)."""
+
+    def apply_gradient(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
+        index = self._index_dict[self._var_key(variable)]
+        step = tf.cast(self.iterations + 1, tf.float32)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].handle,
+            v=self._velocities[index].handle,
+            beta1_power=tf.pow(self.beta_1, step),
+            beta2_power=tf.pow(self.beta_2, step),
+            lr=self.learning_rate,
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
+            grad=gradient,
+        )
 
 
 class LAMB(_ByName, tf.keras.optimizers.Adam):
@@ -83,13 +113,13 @@ def make_optimizer(
     backbone: str = "backbone",
     schedule: tf.keras.optimizers.schedules.LearningRateSchedule | None = None,
 ) -> tf.keras.optimizers.Optimizer:
-    """SGD with momentum, AdamW or LAMB. Gradients are clipped after they are summed over replicas and unscaled.
+    """SGD with momentum, AdamW or LAMB. The gradients are clipped before, in the training step.
 
     The L2 term of the papers goes through the momentum, where it adds up to 1 / (1 - momentum) times as much as
     decoupled decay, so SGD's decay is scaled to match.
 
     Args:
-      config: the optimizer, its rates, decay and clipping.
+      config: the optimizer, its rates and decay.
       train_steps: the length of the run, for the schedule.
       loss_scaling: wraps the optimizer in a dynamic `LossScaleOptimizer`, for float16.
       backbone: the name of the layer whose variables have `config.backbone_rate` of the learning rate.
@@ -97,7 +127,6 @@ def make_optimizer(
     """
     settings = {
         "learning_rate": schedule or schedules.make_schedule(config, train_steps),
-        "global_clipnorm": config.clip_norm or None,
         # On a GPU Keras would by itself compile the update of each variable as a program of its own.
         "jit_compile": False,
     }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from input import batch_augment, types
@@ -93,9 +94,10 @@ def make_train_step(
         num_positives = replicas.all_reduce("sum", losses.count_positives(targets))
 
         normalizer = tf.maximum(num_positives, 1.0)
-        loss_scale = tf.constant(1.0)
+        loss_scale = gradient_scale = tf.constant(1.0)
         if scales_loss:
             loss_scale = optimizer.get_scaled_loss(loss_scale)
+            (gradient_scale,) = optimizer.get_unscaled_gradients([gradient_scale])
 
         (images, targets), *others = _split((images, targets), config.train.accumulation_steps)
         local, gradients = pass_through(images, targets, normalizer, loss_scale)
@@ -105,16 +107,29 @@ def make_train_step(
             more, more_gradients = pass_through(images, targets, normalizer, loss_scale)
             local = tf.nest.map_structure(tf.add, local, more)
             gradients = [gradient + other for gradient, other in zip(gradients, more_gradients)]
-        if scales_loss:
-            gradients = optimizer.get_unscaled_gradients(gradients)
         # TensorFlow reverses the gradients, so that the first pack is that of the last layers and travels while the
         # backward pass computes the rest.
         gradients = replicas.all_reduce("sum", gradients, options=_IN_PACKS)
+        gradients, norm = _scale_and_clip(gradients, gradient_scale, config.train.optimizer.clip_norm)
         optimizer.apply_gradients(zip(gradients, model.trainable_variables), skip_gradients_aggregation=True)
         global_losses = tf.unstack(replicas.all_reduce("sum", tf.stack(local)))
-        return StepResult(Losses(*global_losses), num_positives, tf.linalg.global_norm(gradients))
+        return StepResult(Losses(*global_losses), num_positives, norm)
 
     return train_step
+
+
+def _scale_and_clip(
+    gradients: Sequence[tf.Tensor], scale: tf.Tensor, clip_norm: float
+) -> tuple[list[tf.Tensor], tf.Tensor]:
+    """The gradients times `scale`, clipped to a global norm (0: not clipped), and their norm before clipping.
+
+    It computes what `get_unscaled_gradients`, `tf.linalg.global_norm` and `tf.clip_by_global_norm` do, of which each
+    would pass over all gradients. As in the last, a norm that is not finite makes every gradient NaN.
+    """
+    norm = tf.linalg.global_norm(gradients) * scale
+    if clip_norm:
+        scale = tf.where(norm < np.inf, scale * clip_norm / tf.maximum(norm, clip_norm), np.nan)
+    return [gradient * scale for gradient in gradients], norm
 
 
 def _split(values: Any, num_parts: int) -> list[Any]:
