@@ -43,7 +43,7 @@ class _ByName:
 
     def update_variable(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
         if decay := self.decay_of(variable):
-            variable.assign_sub(variable * decay * self.learning_rate)
+            variable.assign_sub(variable * (decay * self.learning_rate))
         self.apply_gradient(gradient, variable)
 
     def apply_gradient(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
