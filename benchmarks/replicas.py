@@ -3,9 +3,11 @@
     python benchmarks/replicas.py [--backbone=resnet50 --image_size=320 --batch_size=4]
 
 The CPU is split into two logical devices. `overhead` is the processor time of a step on both, with `--norm=local`,
-divided by that of one device with the same global batch; `overhead_sync` is the same with `--norm=sync`. The three take
-turns. With `sync` the losses must be those of one device up to rounding: `sync_loss_difference` is the largest relative
-difference over the steps timed, and above 1e-3 it is an error; with `local` each replica normalises by its own images.
+divided by that of one device with the same global batch; `overhead_sync` is the same with `--norm=sync`.
+`half_batch` says how much of them a smaller batch costs by itself: what an image costs one device in a batch of a
+replica's size, divided by what it costs in the global batch. The four take turns. With `sync` the losses must be
+those of one device up to rounding: `sync_loss_difference` is the largest relative difference over the steps timed, and
+above 1e-3 it is an error; with `local` each replica normalises by its own images.
 The last line printed is JSON: medians over the turns of ratios within a turn.
 """
 
@@ -40,11 +42,11 @@ flags.DEFINE_integer("rounds", 3, "Number of turns.", lower_bound=1)
 MAX_LOSS_DIFFERENCE = 1e-3
 
 
-def make_trainer(norm: str, strategy: tf.distribute.Strategy) -> synthetic.Trainer:
+def make_trainer(norm: str, strategy: tf.distribute.Strategy, batch_size: int) -> synthetic.Trainer:
     tf.keras.utils.set_random_seed(0)  # the same weights for all
     config = Config(
         labels=tuple(f"class {index}" for index in range(20)),
-        input=InputConfig(image_size=parse_image_size(FLAGS.image_size), batch_size=FLAGS.batch_size),
+        input=InputConfig(image_size=parse_image_size(FLAGS.image_size), batch_size=batch_size),
         model=ModelConfig(backbone=FLAGS.backbone, norm=norm),
     )
     return synthetic.Trainer(config, strategy)
@@ -53,10 +55,13 @@ def make_trainer(norm: str, strategy: tf.distribute.Strategy) -> synthetic.Train
 def main(_: list[str]) -> None:
     distribution.set_up_devices(TrainConfig(logical_cpus=2))
     one, two = tf.distribute.OneDeviceStrategy("/cpu:0"), tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
+    batch_size = FLAGS.batch_size
+    num_images = {"half": batch_size // 2}
     trainers = {
-        "one": make_trainer("local", one),
-        "two": make_trainer("local", two),
-        "two_sync": make_trainer("sync", two),
+        "one": make_trainer("local", one, batch_size),
+        "half": make_trainer("local", one, num_images["half"]),
+        "two": make_trainer("local", two, batch_size),
+        "two_sync": make_trainer("sync", two, batch_size),
     }
     for trainer in trainers.values():
         trainer.run(1)
@@ -70,9 +75,10 @@ def main(_: list[str]) -> None:
         turns.append(
             {
                 **{
-                    f"{name}_cpu_ms_per_image": cost.cpu / FLAGS.steps / FLAGS.batch_size * 1e3
+                    f"{name}_cpu_ms_per_image": cost.cpu / FLAGS.steps / num_images.get(name, batch_size) * 1e3
                     for name, cost in costs.items()
                 },
+                "half_batch": costs["half"].cpu / num_images["half"] / (costs["one"].cpu / batch_size),
                 "overhead": costs["two"].cpu / costs["one"].cpu,
                 "overhead_sync": costs["two_sync"].cpu / costs["one"].cpu,
                 "sync_loss_difference": abs(losses["two_sync"] / losses["one"] - 1),

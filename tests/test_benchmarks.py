@@ -57,6 +57,7 @@ def test_train_step(xla):
 def test_replicas():
     result = last_line("benchmarks/replicas.py", *TINY)
     assert result["overhead"] > 0 < result["overhead_sync"]
+    assert result["half_batch"] > 0
     assert result["sync_loss_difference"] < 1e-3
 
 
