@@ -42,19 +42,19 @@ class _ByName:
         self._factor = 1.0
 
     def update_variable(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
+        """Updates one variable, where TensorFlow has it in one operation: Keras's `update_step` is eight or more."""
+        raise NotImplementedError
+
+    def decay_variable(self, variable: tf.Variable) -> None:
         if decay := self.decay_of(variable):
             variable.assign_sub(variable * (decay * self.learning_rate))
-        self.apply_gradient(gradient, variable)
-
-    def apply_gradient(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
-        """Updates the variable, without decay, in one operation, where Keras's `update_step` is eight or more."""
-        raise NotImplementedError
 
 
 class SGD(_ByName, tf.keras.optimizers.SGD):
     """SGD with momentum."""
 
-    def apply_gradient(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
+    def update_variable(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
+        self.decay_variable(variable)
         tf.raw_ops.ResourceApplyKerasMomentum(
             var=variable.handle,
             accum=self.momentums[self._index_dict[self._var_key(variable)]].handle,
@@ -68,7 +68,8 @@ class SGD(_ByName, tf.keras.optimizers.SGD):
 class AdamW(_ByName, tf.keras.optimizers.Adam):
     """Adam with decoupled decay (Loshchilov & Hutter 2019)."""
 
-    def apply_gradient(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
+    def update_variable(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
+        self.decay_variable(variable)
         index = self._index_dict[self._var_key(variable)]
         step = tf.cast(self.iterations + 1, tf.float32)
         tf.raw_ops.ResourceApplyAdam(

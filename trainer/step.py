@@ -124,7 +124,7 @@ def _scale_and_clip(
     """The gradients times `scale`, clipped to a global norm (0: not clipped), and their norm before clipping.
 
     It computes what `get_unscaled_gradients`, `tf.linalg.global_norm` and `tf.clip_by_global_norm` do, of which each
-    would pass over all gradients. As in the last, a norm that is not finite makes every gradient NaN.
+    would pass over all gradients. As in the last, clipping to a norm that is not finite makes every gradient NaN.
     """
     norm = tf.linalg.global_norm(gradients) * scale
     if clip_norm:
