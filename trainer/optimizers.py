@@ -42,7 +42,7 @@ class _ByName:
         self._factor = 1.0
 
     def update_variable(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
-        """Updates one variable, where TensorFlow has it in one operation: Keras's `update_step` is eight or more."""
+        """Updates one variable. TensorFlow has an operation for most rules; Keras's `update_step` is eight or more."""
         raise NotImplementedError
 
     def decay_variable(self, variable: tf.Variable) -> None:
