@@ -32,8 +32,9 @@ def one_step(
     """The result of one step on the first global batch, and by how much it moved each variable."""
     tf.keras.utils.set_random_seed(3)
     fp16 = tf.keras.mixed_precision.global_policy().name == "mixed_float16"
-    settings = OptimizerConfig(learning_rate=1.0, lr_schedule="constant", warmup_steps=0, momentum=0.0)
-    settings = dataclasses.replace(settings, weight_decay=0.0, clip_norm=clip_norm)
+    settings = OptimizerConfig(
+        learning_rate=1.0, lr_schedule="constant", warmup_steps=0, momentum=0.0, weight_decay=0.0, clip_norm=clip_norm
+    )
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, optimizer=settings))
     with strategy.scope():
         model = checkpoints.make_model(config)
