@@ -91,29 +91,36 @@ def test_several_workers_with_gpus_use_nccl(monkeypatch, communication, num_gpus
     assert distribution.make_strategy(config).implementation.name == implementation
 
 
+@pytest.mark.parametrize("num_replicas", [1, 2])
 @pytest.mark.parametrize("assignment", ["device", "host"])
 @pytest.mark.parametrize(("first_step", "num_mixed"), [(0, 3), (2, 1), (4, 0)])
-def test_the_last_share_of_a_run_mixes_no_images(tmp_path, first_step, num_mixed, assignment):
+def test_the_last_share_of_a_run_mixes_no_images(
+    tmp_path, two_replicas, first_step, num_mixed, assignment, num_replicas
+):
     """A mosaic of all images until step 3 of 6, and then the same random numbers but for those of mixing."""
+    strategy = two_replicas if num_replicas == 2 else tf.distribute.OneDeviceStrategy("/cpu:0")
     paths = toy_shards.write_shards(tmp_path)
     config = dataclasses.replace(tiny.CONFIG.input, batch_size=4, target_assignment=assignment)
     batches = {}
     for share in (0.0, 0.5):
         augment = AugmentConfig(mosaic=1.0, close_mosaic=share)
         iterator = distribution.make_iterator(
-            tf.distribute.OneDeviceStrategy("/cpu:0"),
+            strategy,
             tiny.config(input=dataclasses.replace(config, augment=augment)),
             paths,
             first_step=first_step,
             last_mixed_step=3,
         )
-        batches[share] = [next(iterator)[0] for _ in range(6 - first_step)]
-        assert all(batch.original_sizes is None and batch.transforms is None for batch in batches[share])
+        steps = [next(iterator)[0] for _ in range(6 - first_step)]
+        local = [strategy.experimental_local_results(batch.original_sizes) for batch in steps]
+        local += [strategy.experimental_local_results(batch.transforms) for batch in steps]
+        assert local == [(None,) * num_replicas] * len(local)
+        batches[share] = [np.concatenate(strategy.experimental_local_results(batch.random_numbers)) for batch in steps]
     for step, (always, closed) in enumerate(zip(batches[0.0], batches[0.5])):
-        mosaic = RandomNumbers.of(closed.random_numbers).mosaic
+        mosaic = RandomNumbers.of(closed).mosaic
         assert np.all(mosaic < 1) if step < num_mixed else np.all(mosaic == 1)
-        kept = np.asarray(closed.random_numbers != 1)
-        np.testing.assert_array_equal(closed.random_numbers[kept], always.random_numbers[kept])
+        kept = closed != 1
+        np.testing.assert_array_equal(closed[kept], always[kept])
         assert np.sum(~kept) == (0 if step < num_mixed else 3 * 4)  # cutmix, mixup and mosaic of four images
 
 

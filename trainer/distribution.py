@@ -127,6 +127,18 @@ def resolve_norm(config: Config, num_replicas: int) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, norm=norm))
 
 
+def average_statistics(strategy: tf.distribute.Strategy, model: tf.keras.Model) -> None:
+    """Gives the statistics of batch norm in every replica their mean over all replicas, which is what is saved.
+
+    With `--norm=local` each replica keeps the statistics of its own images, and would otherwise evaluate with them.
+    Training does not read them. All workers must call it at the same point of the run.
+    """
+    if strategy.num_replicas_in_sync > 1:
+        for variable in model.non_trainable_variables:
+            if variable.synchronization == tf.VariableSynchronization.ON_READ:
+                variable.assign(variable.read_value())
+
+
 def make_iterator(
     strategy: tf.distribute.Strategy,
     config: Config,
@@ -153,7 +165,9 @@ def make_iterator(
             pipeline_id=context.input_pipeline_id,
         )
         if config.input.augment.mixes and config.input.augment.close_mosaic and last_mixed_step is not None:
-            dataset = pipeline.stop_mixing(dataset, max(last_mixed_step - first_step, 0))
+            # Each of this worker's replicas takes a batch of its own in every step.
+            batches_per_step = strategy.num_replicas_in_sync // context.num_input_pipelines
+            dataset = pipeline.stop_mixing(dataset, max(last_mixed_step - first_step, 0) * batches_per_step)
         if config.input.target_assignment == "host":
             dataset = pipeline.assign_on_host(dataset, config.input)
             arguments = dataset.map(lambda batch, targets: (pipeline.only_for_training(batch), targets))
