@@ -12,7 +12,7 @@ import tiny
 import toy_shards
 
 from input.config import AugmentConfig
-from trainer import budget, distribution, schedules
+from trainer import budget, distribution, schedules, watch
 from trainer.config import OptimizerConfig
 
 
@@ -23,8 +23,8 @@ def test_steps_that_fit_leave_time_for_evaluations_and_checkpoints(tmp_path):
     times.add_steps(10, 50.0)
     assert times.seconds_left(0, 50, 50, 50) == 50 * 5 + 50  # an evaluation is taken to last 10 steps, saving no time
     for part, seconds in (("evaluation", 100), ("saving", 20)):
-        with times.measure(part):
-            clock.now += seconds
+        clock.now += seconds
+        times.set_time(part, seconds)
     assert times.seconds_left(0, 50, 50, 50) == 50 * 5 + 120
     assert times.seconds_left(50, 51, 50, 50) == 5 + 2 * 120  # that of step 50 is still to come
     assert times.seconds_left(49, 49, 50, 50) == 120
@@ -74,6 +74,24 @@ def timed_run(tmp_path, monkeypatch):
         return result, clock.now - started, [line for line in lines if "loss" in line]
 
     return run
+
+
+@pytest.mark.parametrize("every", [7, 20, 30])
+def test_a_report_s_speed_is_that_of_its_steps_alone(timed_run, every):
+    """20 steps of 10 s each, with evaluations of 120 s and checkpoints between, before and at the reports."""
+    _, _, lines = timed_run(0.0, train_steps=100, steps_per_loop=20, eval_every=every, checkpoint_every=every)
+    assert [line["step"] for line in lines] == [20, 40, 60, 80, 100]
+    for line in lines[1:]:  # the compilation is in the first
+        assert line["images_per_s"] == pytest.approx(tiny.CONFIG.input.batch_size / 10)
+
+
+def test_an_evaluation_that_is_cut_off_is_no_measure(timed_run, tmp_path, monkeypatch):
+    path = tmp_path / "run" / "time.json"
+    timed_run(0.0, train_steps=20, eval_every=10, checkpoint_every=5)
+    assert json.loads(path.read_text())["evaluation"] == 120
+    monkeypatch.setattr(watch.StopSignal, "interruptible", lambda *arguments, **options: None)
+    timed_run(0.0, train_steps=40, eval_every=10, checkpoint_every=5)
+    assert json.loads(path.read_text())["evaluation"] == 120
 
 
 def test_a_run_and_its_decay_end_within_the_hours(timed_run):

@@ -64,10 +64,19 @@ def test_two_replicas_find_what_one_does(shard, two_replicas):
         model = checkpoints.make_model(ALL_DETECTIONS)
     moving = [variable for variable in model.non_trainable_variables if "moving_mean" in variable.name]
     assert moving
-    for variable in moving:
-        variable.assign(tf.random.stateless_normal(variable.shape, [1, 2], stddev=0.1))
+
+    def set_apart():
+        """As after training with --norm=local; what is saved, and evaluated, is the mean."""
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        for variable in moving:
+            variable.assign(tf.random.stateless_normal(variable.shape, [1, replica], stddev=0.1))
+
+    two_replicas.run(set_apart)
+    expected = [variable.numpy() for variable in moving]
     find_on_two = evaluate.make_finder(model, ALL_DETECTIONS, [shard], strategy=two_replicas, batch_size=3)  # becomes 2
     found_on_two = find_on_two()
+    for variable, mean in zip(moving, expected):
+        np.testing.assert_allclose([values.numpy() for values in variable.values], [mean, mean], rtol=1e-6)
     found_on_one = evaluate.make_finder(model, ALL_DETECTIONS, [shard])()
     for name, value in found_on_one.losses.items():
         assert found_on_two.losses[name] == pytest.approx(value, rel=1e-5)

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from input import files
 from trainer import reporting
@@ -50,12 +50,9 @@ class Budget:
         """Whether it is known how long a step takes."""
         return "step" in self._times
 
-    @contextlib.contextmanager
-    def measure(self, part: str) -> Iterator[None]:
-        """Measures the block: an `evaluation` or a `saving`."""
-        started = self._clock()
-        yield
-        self._times[part] = self._clock() - started
+    def set_time(self, part: str, seconds: float) -> None:
+        """Notes how long the last `evaluation` or `saving` took."""
+        self._times[part] = seconds
 
     def add_steps(self, num_steps: int, seconds: float) -> None:
         """Counts steps into the mean of this process."""

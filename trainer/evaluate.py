@@ -22,7 +22,7 @@ from absl import flags as absl_flags
 from input import anchors, files, pipeline, shards, targets, types
 from model import losses
 from model.types import Detections, Losses, Predictions
-from trainer import command, diagnosis, evaluation_page, formats, inference, metrics, samples
+from trainer import command, diagnosis, distribution, evaluation_page, formats, inference, metrics, samples
 from trainer.config import Config
 from trainer.matching import ImageDetections
 from trainer.reporting import log
@@ -117,6 +117,7 @@ def make_finder(
         detections = {}
         sums, num_positives = np.zeros(len(Losses._fields)), 0.0
         between_batches()
+        distribution.average_statistics(strategy, model)
         for batch in dataset:
             for result in strategy.experimental_local_results(detect_batch(batch)):
                 found, record_index, values, positives = tf.nest.map_structure(lambda values: values.numpy(), result)

@@ -138,6 +138,7 @@ class _Run:
         self.alarms = guards.Alarms()
         self.rollbacks = guards.read_rollbacks(model_dir)
         self.step = 0
+        self.reported_step, self.reported_time = 0, clock()  # of the last report
         self.metrics: dict[str, Any] = {}  # of the last evaluation
         self.results: list[LoopResult] = []  # of the loops since the last report
         self.loop_steps = 1  # of the next loop
@@ -411,13 +412,14 @@ class _Run:
         """Saves a checkpoint, unless the disk is full: it is then tried again after the next loop."""
         if self.step == self.saved.saved_step:
             return
-        with self.budget.measure("saving"):
-            is_saved = self.saved.save(self.step)
+        started = self.clock()
+        is_saved = self.saved.save(self.step)
+        self.budget.set_time("saving", self.clock() - started)
         if is_saved:
             self.events.tell("on_save", step=self.step, path=self.saved.path(self.step), is_best=False)
         if self.is_chief:
             self.budget.write()
-        self.reported_time = self.clock()  # its time is not that of training
+        self.reported_time += self.clock() - started  # its time is not that of training
 
     def finish(self) -> None:
         """Saves the step at which the run ends.
@@ -426,6 +428,8 @@ class _Run:
           OSError: this step cannot be saved.
         """
         self.save()
+        if self.is_chief:
+            self.budget.write()
         if self.saved.saved_step != self.step:
             raise OSError(
                 f"step {self.step} of {self.last_step} was reached but could not be saved: free space in "
@@ -443,19 +447,23 @@ class _Run:
         """Evaluates, unless a signal comes: a resumed run then begins with this evaluation."""
         if not self.evaluator:
             return
-        with self.budget.measure("evaluation"):
-            found = self.stop.interruptible(self.evaluator, at_once=self.workers.num == 1)
+        started = self.clock()
+        found = self.stop.interruptible(self.evaluator, at_once=self.workers.num == 1)
         if found is None:
             return
+        self.budget.set_time("evaluation", self.clock() - started)
         self.metrics = {name: value for name, value in found.items() if name != "samples"}
         self.events.tell("on_evaluate", step=self.step, **found)
-        if self.saved.save_if_best(self.step, self.metrics, self.config.train.best_metric):
-            log.info("step %d  best %s so far", self.step, self.config.train.best_metric)
+        # Unlike machines may differ in the last digits, and saving is collective.
+        best_metric = self.config.train.best_metric
+        self.metrics[best_metric] = self.workers.first(self.metrics[best_metric])
+        if self.saved.save_if_best(self.step, self.metrics, best_metric):
+            log.info("step %d  best %s so far", self.step, best_metric)
             self.events.tell("on_save", step=self.step, path=self.saved.path(self.step, "best"), is_best=True)
         if self.is_chief:
             resume.write_evaluated_step(self.model_dir, self.step)
             self.budget.write()
-        self.reported_time = self.clock()  # its time is not that of training
+        self.reported_time += self.clock() - started  # its time is not that of training
 
     def _leave_if_signalled(self) -> None:
         """Ends an evaluation in all workers at the same batch, where one was signalled."""

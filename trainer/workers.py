@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import pathlib
 import re
 import zlib
@@ -55,6 +56,13 @@ class Workers:
     def all(self, value: bool) -> bool:
         """Whether the value is true in every worker; each waits for the others, as in `gather`."""
         return bool(self.gather(value).all())
+
+    def first(self, value: float | None) -> float | None:
+        """The value of worker 0, in all workers; each waits for the others, as in `gather`."""
+        if self.num == 1:
+            return value
+        first = float(self.gather(math.nan if value is None else value)[0, 0])
+        return None if math.isnan(first) else first
 
     def require_same_step(self, step: int, model_dir: str) -> None:
         """Refuses workers that have restored different steps, since not all of them see the same folder.
