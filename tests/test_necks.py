@@ -164,7 +164,7 @@ def test_the_first_weights_take_the_mean_and_do_not_decay():
     optimizer = optimizers.make_optimizer(OptimizerConfig(), train_steps=1, loss_scaling=False)
     for fusion in fusions:
         np.testing.assert_array_equal(fusion.gammas, np.ones(fusion.gammas.shape))
-        assert optimizer.decay_of(fusion.gammas) == 0
+        assert not optimizer.is_decayed(fusion.gammas)
 
 
 @pytest.mark.parametrize(

@@ -109,10 +109,11 @@ def test_the_backbone_has_a_rate_of_its_own(name, in_graph):
 
 @needs_addons
 @pytest.mark.parametrize("in_graph", [False, True])
-def test_lamb_equals_tensorflow_addons(in_graph):
+@pytest.mark.parametrize("decay", [0.05, 0.0])
+def test_lamb_equals_tensorflow_addons(decay, in_graph):
     gradients = [[1.0, -2.0], [2.0, 0.5]]
-    updated = update(gradients, steps=4, optimizer="lamb", weight_decay=0.05, in_graph=in_graph)
-    reference = tfa.optimizers.LAMB(0.1, weight_decay=0.05, epsilon=1e-6, exclude_from_weight_decay=["bias"])
+    updated = update(gradients, steps=4, optimizer="lamb", weight_decay=decay, in_graph=in_graph)
+    reference = tfa.optimizers.LAMB(0.1, weight_decay=decay, epsilon=1e-6, exclude_from_weight_decay=["bias"])
     variables = [tf.Variable([3.0, 4.0], name=name) for name in ("kernel", "bias")]
     for _ in range(4):
         reference.apply_gradients(zip([tf.constant(gradient) for gradient in gradients], variables))

@@ -33,8 +33,8 @@ class _ByName:
         rate = super().learning_rate  # type: ignore[misc]  # of the optimizer that this is mixed into
         return rate if self._factor == 1.0 else rate * self._factor
 
-    def decay_of(self, variable: tf.Variable) -> float:
-        return 0.0 if any(name in variable.name for name in _NOT_DECAYED) else self.decay
+    def is_decayed(self, variable: tf.Variable) -> bool:
+        return not any(name in variable.name for name in _NOT_DECAYED)
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
         self._factor = self.slow_factor if self.slow_name in variable.name else 1.0
@@ -46,8 +46,8 @@ class _ByName:
         raise NotImplementedError
 
     def decay_variable(self, variable: tf.Variable) -> None:
-        if decay := self.decay_of(variable):
-            variable.assign_sub(variable * (decay * self.learning_rate))
+        if self.decay and self.is_decayed(variable):
+            variable.assign_sub(variable * (self.decay * self.learning_rate))
 
 
 class SGD(_ByName, tf.keras.optimizers.SGD):
@@ -89,7 +89,7 @@ class AdamW(_ByName, tf.keras.optimizers.Adam):
 class LAMB(_ByName, tf.keras.optimizers.Adam):
     """Adam whose step has the norm of the variable's value times the rate (You et al. 2020), for very large batches.
 
-    Biases and normalisation, which do not decay, take Adam's step as it is.
+    Biases and normalisation take Adam's step as it is.
     """
 
     def update_variable(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
@@ -99,8 +99,8 @@ class LAMB(_ByName, tf.keras.optimizers.Adam):
         m.assign_add((gradient - m) * (1 - self.beta_1))
         v.assign_add((tf.square(gradient) - v) * (1 - self.beta_2))
         change = m / (1 - tf.pow(self.beta_1, step)) / (tf.sqrt(v / (1 - tf.pow(self.beta_2, step))) + self.epsilon)
-        if decay := self.decay_of(variable):
-            change += variable * decay
+        if self.is_decayed(variable):
+            change += variable * self.decay
             ratio = tf.norm(variable) / tf.norm(change)
             change *= tf.where(tf.math.is_finite(ratio) & (ratio > 0), ratio, 1.0)  # an untrained kernel may be zero
         variable.assign_sub(change * self.learning_rate)
