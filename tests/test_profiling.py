@@ -34,6 +34,15 @@ def test_the_steps_between_two_loops_are_traced(tmp_path):
     assert len(traces(tmp_path / "events")) == 1
 
 
+def test_a_rollback_goes_on_with_the_trace(tmp_path):
+    profile = Profile(TrainConfig(profile_steps="4:8"))
+    profile.on_start({"model_dir": str(tmp_path)})
+    for step, target in ((4, 6), (4, 8)):  # at step 6 the loss is not finite, and the run goes back to step 4
+        profile.before_loop(step)
+        profile.after_loop(target)
+    assert len(traces(tmp_path / "events")) == 1
+
+
 def test_a_trace_ends_with_the_run(tmp_path):
     profile = Profile(TrainConfig(profile_steps="5:100"))
     profile.on_start({"model_dir": str(tmp_path)})

@@ -28,7 +28,7 @@ class Profile(Hook):
         return min([target, *(end for end in self._ends if end > step)])
 
     def before_loop(self, step: int) -> None:
-        if self._folder and step in self._ends[:1]:
+        if self._folder and step in self._ends[:1] and not self._is_tracing:  # a rollback may come here again
             tf.profiler.experimental.start(self._folder)
             self._is_tracing = True
 
