@@ -359,7 +359,7 @@ _define(
 _define(TrainConfig, "num_gpus", "GPUs to use. -1: all.", lower_bound=-1)
 _define(TrainConfig, "logical_cpus", "Devices to split the CPU into, to try replicas without GPUs.")
 _define(TrainConfig, "steps_per_loop", "Steps in one call of the compiled loop.", lower_bound=1)
-_define(TrainConfig, "log_every", "Steps between reports. 0: after every loop.", lower_bound=0)
+_define(TrainConfig, "log_every", "Steps between reports. 0: --steps_per_loop.", lower_bound=0)
 _define(TrainConfig, "eval_every", "Steps between evaluations. 0: ten in a run.", lower_bound=0)
 _define(TrainConfig, "checkpoint_every", "Steps between checkpoints. 0: with every evaluation.", lower_bound=0)
 _define(

@@ -81,7 +81,7 @@ class TrainConfig:
     num_gpus: int = -1  # -1: all
     logical_cpus: int = 1  # devices to split the CPU into, to try replicas without GPUs
     steps_per_loop: int = 20
-    log_every: int = 0  # 0: every loop
+    log_every: int = 0  # 0: steps_per_loop
     eval_every: int = 0  # steps; 0: ten times in a run
     checkpoint_every: int = 0  # steps; 0: with every evaluation
     keep_checkpoints: int = 3

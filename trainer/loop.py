@@ -136,8 +136,8 @@ def loss_scale_of(optimizer: tf.keras.optimizers.Optimizer) -> float | None:
 
 
 def is_due(step: int, every: int, last: int) -> bool:
-    """Whether what happens every `every` steps, and at the last one, happens after `step`; 0: after every loop."""
-    return every == 0 or step % every == 0 or step == last
+    """Whether what happens every `every` steps, and at the last one, happens after `step`."""
+    return step % every == 0 or step == last
 
 
 def steps_within(seconds_per_step: float, most: int) -> int:
@@ -156,7 +156,7 @@ def next_stop(step: int, steps_per_loop: int, cadences: Iterable[int], last: int
     Args:
       step: steps done.
       steps_per_loop: at most so many steps in one loop.
-      cadences: the loop returns at the next step at which one of them `is_due`; 0 asks for no stop of its own.
+      cadences: the loop returns at the next step at which one of them `is_due`.
       last: where the run ends.
     """
-    return min(step + steps_per_loop, last, *(step - step % every + every for every in cadences if every))
+    return min(step + steps_per_loop, last, *(step - step % every + every for every in cadences))
