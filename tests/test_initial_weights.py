@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import re
 import shutil
 
 import numpy as np
@@ -126,6 +127,34 @@ def test_a_detector_decides_p6_and_anchors_and_its_common_classes_are_kept(tmp_p
             np.testing.assert_array_equal(ours[..., anchor * 3 + 2], theirs[..., anchor * 4 + 3])
 
 
+def test_common_classes_of_a_separable_head_are_kept(tmp_path):
+    model_config = dataclasses.replace(tiny.CONFIG.model, separable_convs=True)
+    base = dataclasses.replace(tiny.CONFIG, model=model_config, labels=("dog", "bird", "cat"))
+    model = checkpoints.make_model(base)
+    variables = pretrained.variables_by_name(model)
+    fresh = {name: variable.numpy() for name, variable in variables.items()}
+    shapes = {name: variable.shape for name, variable in variables.items() if name.startswith("class_head/output/")}
+    origin = pretrained.Origin("file", "resnet18", "imagenet", base.model.batch_norm_epsilon, labels=("cat", "dog"))
+    for common in (True, False):
+        labels = base.labels if common else ("car", "bus", "van")
+        arrays = {
+            name: np.full([*shape[:-1], shape[-1] if name.endswith("/depthwise_kernel") else shape[-1] // 3 * 2], 7.0)
+            for name, shape in shapes.items()
+        }
+        taken, anew = initial_weights.load(
+            model, pretrained.Weights(origin, arrays), labels, within="class_head/output"
+        )
+        depthwise, pointwise = (variables[f"class_head/output/{name}_kernel"] for name in ("depthwise", "pointwise"))
+        np.testing.assert_array_equal(depthwise, np.full(depthwise.shape, 7.0))
+        assert taken == (3 if common else 1)
+        assert all("depthwise" not in line for line in anew)
+        if common:
+            classes = pointwise.numpy().reshape(-1, 3)
+            np.testing.assert_array_equal(classes[:, [0, 2]], np.full([len(classes), 2], 7.0))
+            name = "class_head/output/pointwise_kernel"
+            np.testing.assert_array_equal(classes[:, 1], fresh[name].reshape(-1, 3)[:, 1])
+
+
 def test_what_does_not_fit_is_named(tmp_path, detector_file):
     config, found = initial_weights.prepare(with_weights(init_checkpoint=detector_file[0]), str(tmp_path))
     model = checkpoints.make_model(config)
@@ -230,6 +259,16 @@ def test_a_run_says_that_it_starts_from_scratch(caplog):
     assert "few to learn from" not in caplog.text
     initial_weights.start(None, None, tiny.CONFIG, num_images=4999)
     assert "4999 images are few to learn from scratch" in caplog.text
+    assert "never learn" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("setting", "flag"), [({"norm": "frozen"}, "--norm=frozen"), ({"freeze_stages": 1}, "--freeze_st")]
+)
+def test_what_is_frozen_from_scratch_is_warned_of(caplog, setting, flag):
+    model = dataclasses.replace(tiny.CONFIG.model, **setting)
+    initial_weights.start(None, None, dataclasses.replace(tiny.CONFIG, model=model), num_images=5000)
+    assert re.search(f"{flag}.* parts of the network .* never learn", caplog.text)
 
 
 def test_a_run_starts_from_a_file_resumes_without_it_and_another_starts_from_the_run(tmp_path, backbone_file):

@@ -5,12 +5,13 @@ import pathlib
 import subprocess
 import sys
 
+import published
 import pytest
 import tensorflow as tf
 import tiny
 from tensorflow.python.framework import ops
 
-from model import resnet
+from model import pretrained, resnet
 from model.config import ModelConfig
 from trainer import model_cost, virtual_gpu
 
@@ -154,6 +155,17 @@ def test_the_command_needs_no_records():
     result = command("--print_model", *sizes, "--batch_size=8", "--num_gpus=4")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("resnet18-fpn at 128x128, 80 classes, --norm=sync")
+
+
+@pytest.mark.slow
+def test_the_command_takes_what_starting_weights_decide(tmp_path):
+    tensors = published.random_tensors(published.resnet_shapes((2, 2, 2, 2), bottleneck=False))
+    path = str(tmp_path / "backbone.safetensors")
+    pretrained.save(path, pretrained.translate(tensors, "published").weights)
+    sizes = ("--image_size=128", "--backbone=resnet18", "--neck_filters=8", "--head_convs=1", "--batch_size=8")
+    result = command("--print_model", *sizes, f"--backbone_weights={path}")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("resnet18-fpn at 128x128, 80 classes, --norm=frozen")
 
 
 def test_training_still_needs_records():

@@ -20,16 +20,17 @@ _ENOUGH_FROM_SCRATCH = 5000  # images; He et al. 2019 ("Rethinking ImageNet Pre-
 _DEFAULTS = {"resnet_stride": "1x1", "p6_from": "c5", "preprocessing": "imagenet", "anchor_convention": "paper"}
 
 
-def prepare(config: Config, model_dir: str) -> tuple[Config, Weights | None]:
+def prepare(config: Config, model_dir: str | None) -> tuple[Config, Weights | None]:
     """The settings that the starting weights decide, filled in, and these weights; None for a run that is resumed.
 
-    A resumed run whose `config.json` was deleted gets the settings as it got them at its start.
+    Without a `model_dir` no run is resumed. A resumed run whose `config.json` was deleted gets the settings as it got
+    them at its start.
 
     Raises:
       ValueError: the weights need other settings than were given, or are of another backbone.
       FileNotFoundError: there is no such file or run.
     """
-    if checkpoints.list_steps(model_dir) and files.exists(checkpoints.config_path(model_dir)):
+    if model_dir and checkpoints.list_steps(model_dir) and files.exists(checkpoints.config_path(model_dir)):
         earlier = checkpoints.read_config(model_dir)
         filled_in = _fill_in(config, _decided(earlier), f"the run in {model_dir}")
         return _choose_norm(filled_in, earlier.model.norm), None
@@ -64,6 +65,14 @@ def start(model: tf.keras.Model, weights: Weights | None, config: Config, *, num
     """
     if weights is None:
         log.info("the weights start from random numbers")
+        frozen = ["--norm=frozen"] * (config.model.norm == "frozen")
+        frozen += [f"--freeze_stages={config.model.freeze_stages}"] * (config.model.freeze_stages > 0)
+        if frozen:
+            log.warning(
+                "%s: parts of the network keep their random numbers and never learn; give --backbone_weights or "
+                "--init_checkpoint with it",
+                " and ".join(frozen),
+            )
         if num_images < _ENOUGH_FROM_SCRATCH:
             log.warning(
                 "%d images are few to learn from scratch: pretrained weights give a far better detector; see "
@@ -98,7 +107,8 @@ def load(
     taken, anew = 0, []
     for name, variable in pretrained.variables_by_name(model).items():
         array = weights.arrays.get(name)
-        if name.startswith("class_head/output/") and array is not None and weights.origin.labels != labels:
+        is_of_classes = name.startswith("class_head/output/") and not name.endswith("/depthwise_kernel")
+        if is_of_classes and array is not None and weights.origin.labels != labels:
             array, line = _map_classes(array, variable.numpy(), weights.origin, labels)
             anew += [f"{name}, {line}"] if line else []
         elif array is None or array.shape != tuple(variable.shape):

@@ -33,11 +33,11 @@ def _paths_are_given(values: dict[str, Any]) -> bool:
 
 def print_model() -> None:
     from input import shards
-    from trainer import model_cost
+    from trainer import initial_weights, model_cost
 
     paths = [path for pattern in FLAGS.train_records or () for path in shards.expand_glob(pattern, split="train")]
     labels = shards.read_labels(paths) if paths else tuple(f"class {index}" for index in range(NUM_CLASSES))
-    config = flags.config_from_flags(labels)
+    config, _ = initial_weights.prepare(flags.config_from_flags(labels), FLAGS.model_dir)
     print(model_cost.describe(config, num_replicas=max(config.train.num_gpus, config.train.logical_cpus)))
 
 
