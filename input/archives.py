@@ -44,7 +44,9 @@ class Archive:
                     for member in tar:
                         if member.isreg() and not member.issparse():
                             self._add(member.name, _Member(member.size, int(member.mtime), member.offset_data))
-        except (zipfile.BadZipFile, tarfile.TarError, EOFError, ValueError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, tarfile.TarError, EOFError, ValueError, NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # Python 3.9 goes wherever a list sends it
+                raise
             raise OSError(errno.EINVAL, f"not a sound archive ({error})", path) from error
         self._folders: dict[str, set[str]] = {"": set()}
         for name in self._members:

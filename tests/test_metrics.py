@@ -222,7 +222,7 @@ def reference_voc(truths, detections, category, threshold=0.5):
         ]
         if not is_hit and any(0 < share >= threshold * (ymax - ymin) * (xmax - xmin) for share in shares):
             continue
-        judged.append(is_hit)
+        judged.append(bool(is_hit))  # not NumPy's, which Python 3.9's fractions dislike
         if judged[-1]:
             taken.add((image, best))
     if not num_objects:
