@@ -192,6 +192,20 @@ def test_where_classes_are_named(folder, name, text, labels):
     assert run(folder).labels == labels
 
 
+@pytest.mark.parametrize("name", ["classes.txt", "obj.names"])
+def test_a_blank_line_is_a_class_without_a_name(folder, name):
+    """The classes after it keep their indexes; blank lines at the end mean nothing."""
+    (folder / "data.yaml").unlink()
+    (folder / name).write_text("cat\n \ndog\n\n\n")
+    (folder / "labels" / "b.txt").write_text(LINE.replace("0 ", "2 ", 1))
+    manifest = run(folder)
+    assert (manifest.labels, manifest.boxes_per_class) == (("cat", "dog"), {"cat": 1, "dog": 1})
+    for index in (1, 3):
+        (folder / "labels" / "b.txt").write_text(LINE.replace("0 ", f"{index} ", 1))
+        with pytest.raises(ConversionError, match=rf"b\.txt: unknown_class: class '{index}' has no name"):
+            run(folder, overwrite=True)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -194,12 +194,12 @@ def _read_classes(folder: str, settings: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _read_class_list(folder: str) -> list[str]:
-    """The lines of classes.txt (labelImg, Label Studio) or obj.names (CVAT, Darknet)."""
+    """The lines of classes.txt (labelImg, Label Studio) or obj.names (CVAT, Darknet), blank ones too."""
     for name in ("classes.txt", "obj.names", "labels/classes.txt"):
         path = os.path.join(folder, name)
         if files.exists(path):
             text = files.read_regular(path).decode("utf-8-sig", "replace")
-            return [line.strip() for line in text.splitlines() if line.strip()]
+            return text.rstrip().splitlines()
     return []
 
 
