@@ -20,7 +20,7 @@ import voc_tree
 from PIL import Image
 from voc_tree import annotation_xml, box_xml, encoded, object_xml, picture
 
-from input import shards
+from input import shards, tfrecord
 from input.conversion import convert, findings, frame, voc_xml
 from input.conversion.config import ConversionError, ConvertConfig, ReadOptions
 from input.conversion.example import Example, read_example
@@ -687,6 +687,42 @@ def test_names_with_spaces_and_accents(tmp_path):
     assert manifest.noted.counts == {}
     (record,) = shards.read_annotations(shards.expand_glob(config.output_dir + "/some-*"))
     assert record.image_id == composed
+
+
+GREEN, RED = (encoded(Image.new("RGB", (60, 40), colour), "PNG") for colour in ("green", "red"))
+
+
+def reds(folder: pathlib.Path) -> dict[str, bool]:
+    """By image id, whether the record's image is red rather than green."""
+    found = {}
+    for path in folder.glob("*.tfrecord"):
+        for serialized in tfrecord.read_records(str(path)):
+            record = tfrecord.decode_example(serialized, frozenset(["image/source_id", "image/encoded"]))
+            red, green, _ = np.asarray(Image.open(io.BytesIO(record["image/encoded"][0])))[20, 30]
+            found[record["image/source_id"][0].decode()] = bool(red > green)
+    return found
+
+
+def test_of_two_images_of_one_stem_the_one_that_filename_names_is_used(tmp_path):
+    """So `trainer.predict` writes them: a.xml for a.jpg, and a-2.xml for a.png."""
+    tree = voc_tree.VocTree(tmp_path / "voc")
+    for stem in ("cafe\u0301", "plain"):  # as macOS writes an accent
+        (tree.images / f"{stem}.bmp").write_bytes(GREEN)
+        (tree.images / f"{stem}.png").write_bytes(RED)
+    for stem, filename in {
+        "plain": "plain.bmp",
+        "plain-2": "plain.png",
+        "plain-3": "plain",
+        "plain-4": "plain.jpg",
+        "caf\u00e9": "caf\u00e9.bmp",
+    }.items():
+        (tree.annotations / f"{stem}.xml").write_text(annotation_xml(filename=filename), encoding="utf-8")
+    manifest = converted(tree)
+    red = reds(tree.root.parent / "found")
+    assert red == {"plain": False, "plain-2": True, "plain-3": True, "plain-4": True, "caf\u00e9": False}
+    left_out = [(finding.file, finding.detail) for finding in manifest.dropped.files]
+    assert left_out == [("caf\u00e9.png", "caf\u00e9.bmp was used")]
+    assert manifest.noted.counts.keys().isdisjoint({"no_annotation"})
 
 
 def test_unreadable_file_is_named(tree, monkeypatch):

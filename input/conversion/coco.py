@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import json
 import os
 import re
@@ -217,9 +218,8 @@ class _ImageFolder:
         if below not in self._listed:
             path = os.path.join(self._path, below) if below else self._path
             stems, others = list_folder(path, images.IMAGE_EXTENSIONS) if files.is_dir(path) else ({}, {})
-            by_name = {name_key(name): name for name in stems.values()}
-            by_name.update((name, name) for names in others.values() for name in names)
-            self._listed[below] = {**stems, **by_name}
+            every_name = itertools.chain(stems.values(), *others.values())
+            self._listed[below] = {**stems, **{name_key(name): name for name in every_name}}
         return self._listed[below]
 
 

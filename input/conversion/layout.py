@@ -157,7 +157,7 @@ def list_folder(
                 best, *rest = sorted([(rank, name), *([found[key]] if key in found else [])])
                 found[key] = best
                 for _, other in rest:
-                    others.setdefault(key, []).append(name_key(other))
+                    others.setdefault(key, []).append(other)
     except OSError as error:
         raise ConversionError(f"{path}: {error.strerror}; check the flags that name folders.") from error
     return {key: name for key, (_, name) in found.items()}, {key: sorted(names) for key, names in others.items()}
