@@ -228,6 +228,15 @@ def test_the_set_as_a_category_is_no_class(made):
     assert made.convert().labels == ("cat", "dog")
 
 
+def test_a_category_that_is_its_own_supercategory_is_a_class(made):
+    """As COCO's own `person` is, also in a file that shows nobody."""
+    made.document["categories"] = [
+        {"id": 1, "name": "cat", "supercategory": "animal"},
+        {"id": 2, "name": "person", "supercategory": "person"},
+    ]
+    assert made.convert().labels == ("cat", "person")
+
+
 def test_classes_dropped_as_asked(made):
     labels = made.folder / "labels.txt"
     labels.write_text("dog\n")

@@ -184,7 +184,7 @@ def _categories(entries: list, annotations: list[_Annotation]) -> dict[str, str]
     """
     used = {_key(item.category_id) for item in annotations}
     known = [item for item in entries if isinstance(item, dict) and _text(item.get("name"))]
-    groups = {_text(item.get("supercategory")) for item in known}
+    groups = {group for item in known if (group := _text(item.get("supercategory"))) != _text(item["name"])}
     numbered = [(_scalar(item.get("id")), _text(item["name"])) for item in known]
     numbered.sort(key=lambda item: (0, item[0], "") if isinstance(item[0], (int, float)) else (1, 0, str(item[0])))
     classes = {_key(number): name for number, name in numbered}
