@@ -134,6 +134,11 @@ CASES = {
     "empty image": (swap_image("b", b""), "empty_image", None),
     "not an image": (swap_image("b", b"hello, world"), "not_an_image", None),
     "HEIC": (swap_image("b", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", ".HEIC"), "not_an_image", None),
+    "pixels without a known range": (
+        swap_image("b", encoded(Image.fromarray(np.zeros((40, 60), np.float32)), "TIFF"), ".tif"),
+        "unknown_range",
+        None,
+    ),
     "truncated": (swap_image("b", JPEG[: len(JPEG) // 2]), "damaged_image", None),
     "truncated in the header": (swap_image("b", JPEG[:100]), "damaged_image", None),
     "without its end": (without_end, "damaged_image", None),
@@ -542,6 +547,24 @@ def test_pixels_survive_encoding_anew(tree, image, image_format):
     assert stored.shape == expected.shape
     # 5 grey levels: JPEG of quality 95, of CMYK twice.
     np.testing.assert_allclose(stored.astype(int), expected, atol=5)
+
+
+def raw_tiff(bits: int, sample_format: int) -> bytes:
+    """A black TIFF of 40 x 60 pixels with such numbers: 1 unsigned, 2 signed, 3 floating-point."""
+    fields = {256: 60, 257: 40, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: 40, 279: 300 * bits, 339: sample_format}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields.items())
+    directory = struct.pack("<H", len(fields)) + entries + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + 300 * bits) + bytes(300 * bits) + directory
+
+
+@pytest.mark.parametrize(("bits", "sample_format"), [(12, 1), (16, 2), (32, 1), (32, 2), (32, 3)])
+@pytest.mark.parametrize("options", [{}, {"store_max_side": 20}, {"verify": "header"}])
+def test_pixels_without_a_known_range_are_refused(tree, bits, sample_format, options):
+    """Numbers from 0 to 1, to 255 or to 4095 would become a black image."""
+    swap_image("b", raw_tiff(bits, sample_format), ".tif")(tree)
+    with pytest.raises(findings.Refused, match=f"of {bits} bits: convert it to unsigned 8 or 16 bits") as refusal:
+        read(tree, **options)
+    assert refusal.value.reason == "unknown_range"
 
 
 def stored_image(upright: np.ndarray, orientation: int) -> Image.Image:
