@@ -712,6 +712,21 @@ def test_names_with_spaces_and_accents(tmp_path):
     assert record.image_id == composed
 
 
+def test_white_space_in_a_file_name_counts(tmp_path):
+    """Also where only <filename> says which image it is; not that around it, as a tool that indents XML leaves it."""
+    tree = voc_tree.VocTree(tmp_path / "my  set")
+    for stem in ("a  b", "a b"):
+        xml = annotation_xml(filename=f"\n  {stem}.jpg\n ").replace("JPEGImages", "my  set")
+        tree.add(stem, xml)
+        tree.add(f"other {stem}", xml)
+        (tree.images / f"other {stem}.jpg").unlink()
+    manifest = converted(tree)
+    assert manifest.repaired.counts == {"image_name": 2}
+    named = [finding.detail for finding in manifest.repaired.files]
+    assert named == ["a  b.jpg for other a  b", "a b.jpg for other a b"]
+    assert manifest.noted.counts.keys() == {"same_image"}
+
+
 GREEN, RED = (encoded(Image.new("RGB", (60, 40), colour), "PNG") for colour in ("green", "red"))
 
 

@@ -18,7 +18,7 @@ from input.conversion.findings import Note, Refused
 from input.conversion.frame import parse_size
 from input.conversion.layout import list_folder, split_of
 from input.conversion.objects import box_around, find_kind, read_finite
-from input.conversion.source import Input, Labels, Listing, Object, Source, clean_text, name_key
+from input.conversion.source import Input, Labels, Listing, Object, Source, clean_name, clean_text, name_key
 from input.conversion.workers import Advance
 from input.manifest import Finding
 from input.tfrecord import Box
@@ -110,7 +110,8 @@ def list_splits(config: ConvertConfig) -> dict[str, Listing]:
     findings = []
     for entry in document["images"]:
         fields = entry if isinstance(entry, dict) else {}
-        filename, key = _text(fields.get("file_name")), _key(fields.get("id"))
+        filename, key = fields.get("file_name"), _key(fields.get("id"))
+        filename = clean_name(filename) if isinstance(filename, str) else ""
         if not filename:
             findings.append(Finding("", file_name, "missing_image", f"image {key} has no file_name"))
             continue
