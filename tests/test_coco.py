@@ -218,6 +218,15 @@ def test_images_in_subfolders(made):
     assert manifest.noted.counts == {"no_objects": 1}
 
 
+def test_white_space_in_a_file_name_counts(made):
+    """But for that around it, as a line of a list leaves it."""
+    for index, name in enumerate(("b  2.jpg", "b 2.jpg", "b\u00a0\u00a03.jpg")):
+        (made.images / name).write_bytes(encoded(picture(seed=9 + index)))
+        made.document["images"].append({"id": 3 + index, "file_name": f"{name}\n", "height": 40, "width": 60})
+    manifest = made.convert(strict=True, on_error="fail")
+    assert set(manifest.inputs) == {"a", "b", "b  2", "b 2", "b\u00a0\u00a03"}
+
+
 def test_the_set_as_a_category_is_no_class(made):
     """Roboflow writes the name of the whole set as category 0."""
     made.document["categories"] = [
@@ -226,6 +235,15 @@ def test_the_set_as_a_category_is_no_class(made):
         {"id": 1, "name": "cat", "supercategory": "my-animals"},
     ]
     assert made.convert().labels == ("cat", "dog")
+
+
+def test_a_category_that_is_its_own_supercategory_is_a_class(made):
+    """As COCO's own `person` is, also in a file that shows nobody."""
+    made.document["categories"] = [
+        {"id": 1, "name": "cat", "supercategory": "animal"},
+        {"id": 2, "name": "person", "supercategory": "person"},
+    ]
+    assert made.convert().labels == ("cat", "person")
 
 
 def test_classes_dropped_as_asked(made):

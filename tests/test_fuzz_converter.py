@@ -125,6 +125,10 @@ def read_with_xml_etree(data: bytes) -> voc_xml.Document:
         found = last(element, tag)
         return None if found is None else " ".join((found.text or "").split())
 
+    def name(tag: str) -> str:
+        found = last(root, tag)
+        return "" if found is None else (found.text or "").strip()
+
     def of_children(parent: Element | None) -> dict[str, str]:
         return {} if parent is None else {child.tag: text(parent, child.tag) or "" for child in parent}
 
@@ -159,8 +163,8 @@ def read_with_xml_etree(data: bytes) -> voc_xml.Document:
             child.tag, other_case = child.tag.lower(), True
     size = last(root, "size")
     return voc_xml.Document(
-        filename=text(root, "filename") or "",
-        folder=text(root, "folder") or "",
+        filename=name("filename"),
+        folder=name("folder"),
         height=text(size, "height") or "",
         width=text(size, "width") or "",
         objects=[object_texts(item) for item in root.findall("object")],

@@ -1,11 +1,13 @@
 """Where the folders of annotations and images are found, whatever they are called."""
 
 import pathlib
+import zipfile
 
 import pytest
 
+from input import files
 from input.conversion.config import ConversionError
-from input.conversion.layout import Folders, find_folders
+from input.conversion.layout import Folders, find_folders, unwrap, walk
 
 
 def make(root: pathlib.Path, *paths: str) -> str:
@@ -34,6 +36,7 @@ def found(root: str, *folders: str) -> list[Folders]:
         (("Annotations/a.xml", "JPEGImages/a.jpg", "SegmentationClass/a.png"), "Annotations", "JPEGImages"),
         (("annots/a.xml", "images/a.jpg", "previews/a.jpg"), "annots", "images"),  # the one with a usual name
         (("annots/a.xml", "images/a.jpg", ".thumbs/a.jpg"), "annots", "images"),
+        (("a.xml", "images/a.jpg", "__MACOSX/._a.xml"), "", "images"),  # a zip file that was made and unpacked on macOS
     ],
 )
 def test_folders_are_found(tmp_path, paths, annotations, images):
@@ -76,3 +79,35 @@ def test_folders_of_splits(tmp_path, valid):
 def test_what_cannot_be_decided_is_refused(tmp_path, paths, message):
     with pytest.raises(ConversionError, match=message):
         find_folders(make(tmp_path / "set", *paths))
+
+
+def test_folders_with_a_dot_in_their_names_are_entered(tmp_path):
+    """So are folders called as a kind of file that holds neither annotations nor images."""
+    wanted = ["a.xml", "cam.left/b.xml", "clip.mp4/deep/c.XML", "dr.smith/__d.xml"]
+    root = make(tmp_path / "set", *wanted, "a.jpg", "__MACOSX/._a.xml", "cam.left/.e.xml", ".old/f.xml", "notes.md")
+    assert list(walk(root, (".xml",))) == wanted
+
+
+def test_an_archive_beside_the_files_is_not_entered(tmp_path):
+    """Often it is the one from which they were unpacked."""
+    root = make(tmp_path / "set", "a.xml")
+    with zipfile.ZipFile(f"{root}/set.zip", "w") as archive:
+        archive.writestr("a.xml", "")
+    assert list(walk(root, (".xml",))) == ["a.xml"]
+
+
+def test_no_request_for_files_that_are_known_by_their_names(tmp_path, monkeypatch):
+    """In a bucket each takes milliseconds, and there are as many as files."""
+    root = make(tmp_path / "set", "a.xml", "a.jpg", "b.TIFF", "c.txt", "d.json", "e.yaml", "one/f.xml", "README")
+    asked = []
+    is_dir = files.is_dir
+    monkeypatch.setattr(files, "is_dir", lambda path: asked.append(path) or is_dir(path))
+    assert list(walk(root, (".xml",))) == ["a.xml", "one/f.xml"]
+    assert asked == [f"{root}/README", f"{root}/one"]
+
+
+def test_the_only_folder_in_an_archive(tmp_path):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for name in ("__set/a.xml", "__MACOSX/__set/._a.xml"):
+            archive.writestr(name, "")
+    assert unwrap(str(tmp_path / "set.zip")) == f"{tmp_path}/set.zip/__set"

@@ -324,6 +324,30 @@ def test_skipping_never_leaves_an_empty_shard(tree, tmp_path):
         run(tree, "other", on_error="skip")
 
 
+def test_where_no_image_is_left_the_reasons_are_given(tree, tmp_path):
+    """The first few, and the number of the others; whatever else skips files."""
+    for index in range(20):
+        (tree.images / f"img{index:03d}.jpg").write_bytes(b"")
+    with pytest.raises(ConversionError) as error:
+        run(tree, on_error="skip")
+    named = [f"img{index:03d}.jpg: empty_image: the file is empty" for index in range(5)]
+    assert str(error.value).splitlines() == [
+        "nothing was published; 1 problem:",
+        "all: no image is left to convert:",
+        *named,
+        "and 15 more such files in all",
+        "Correct the files (shards without them are not made again).",
+    ]
+    labels = tmp_path / "labels.txt"
+    labels.write_text("cow\n")
+    tree.add_many(20)
+    for index in range(0, 20, 4):
+        (tree.annotations / f"img{index:03d}.xml").unlink()  # those without objects
+    with pytest.raises(ConversionError, match=r"and 10 more .* in all\n.*--drop_unknown_classes\.$") as error:
+        run(tree, on_error="skip", labels_file=str(labels))
+    assert "--on_error" not in str(error.value)
+
+
 def test_all_bad_files_are_listed_and_nothing_is_published(tree, tmp_path):
     (tree.images / "img003.jpg").unlink()
     (tree.annotations / "img007.xml").write_bytes(b"")

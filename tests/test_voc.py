@@ -20,7 +20,7 @@ import voc_tree
 from PIL import Image
 from voc_tree import annotation_xml, box_xml, encoded, object_xml, picture
 
-from input import shards
+from input import shards, tfrecord
 from input.conversion import convert, findings, frame, voc_xml
 from input.conversion.config import ConversionError, ConvertConfig, ReadOptions
 from input.conversion.example import Example, read_example
@@ -134,6 +134,11 @@ CASES = {
     "empty image": (swap_image("b", b""), "empty_image", None),
     "not an image": (swap_image("b", b"hello, world"), "not_an_image", None),
     "HEIC": (swap_image("b", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", ".HEIC"), "not_an_image", None),
+    "pixels without a known range": (
+        swap_image("b", encoded(Image.fromarray(np.zeros((40, 60), np.float32)), "TIFF"), ".tif"),
+        "unknown_range",
+        None,
+    ),
     "truncated": (swap_image("b", JPEG[: len(JPEG) // 2]), "damaged_image", None),
     "truncated in the header": (swap_image("b", JPEG[:100]), "damaged_image", None),
     "without its end": (without_end, "damaged_image", None),
@@ -544,6 +549,24 @@ def test_pixels_survive_encoding_anew(tree, image, image_format):
     np.testing.assert_allclose(stored.astype(int), expected, atol=5)
 
 
+def raw_tiff(bits: int, sample_format: int) -> bytes:
+    """A black TIFF of 40 x 60 pixels with such numbers: 1 unsigned, 2 signed, 3 floating-point."""
+    fields = {256: 60, 257: 40, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: 40, 279: 300 * bits, 339: sample_format}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields.items())
+    directory = struct.pack("<H", len(fields)) + entries + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + 300 * bits) + bytes(300 * bits) + directory
+
+
+@pytest.mark.parametrize(("bits", "sample_format"), [(12, 1), (16, 2), (32, 1), (32, 2), (32, 3)])
+@pytest.mark.parametrize("options", [{}, {"store_max_side": 20}, {"verify": "header"}])
+def test_pixels_without_a_known_range_are_refused(tree, bits, sample_format, options):
+    """Numbers from 0 to 1, to 255 or to 4095 would become a black image."""
+    swap_image("b", raw_tiff(bits, sample_format), ".tif")(tree)
+    with pytest.raises(findings.Refused, match=f"of {bits} bits: convert it to unsigned 8 or 16 bits") as refusal:
+        read(tree, **options)
+    assert refusal.value.reason == "unknown_range"
+
+
 def stored_image(upright: np.ndarray, orientation: int) -> Image.Image:
     """What the orientation turns into the upright one: EXIF 2.3, tag 274."""
     stored = {
@@ -687,6 +710,57 @@ def test_names_with_spaces_and_accents(tmp_path):
     assert manifest.noted.counts == {}
     (record,) = shards.read_annotations(shards.expand_glob(config.output_dir + "/some-*"))
     assert record.image_id == composed
+
+
+def test_white_space_in_a_file_name_counts(tmp_path):
+    """Also where only <filename> says which image it is; not that around it, as a tool that indents XML leaves it."""
+    tree = voc_tree.VocTree(tmp_path / "my  set")
+    for stem in ("a  b", "a b"):
+        xml = annotation_xml(filename=f"\n  {stem}.jpg\n ").replace("JPEGImages", "my  set")
+        tree.add(stem, xml)
+        tree.add(f"other {stem}", xml)
+        (tree.images / f"other {stem}.jpg").unlink()
+    manifest = converted(tree)
+    assert manifest.repaired.counts == {"image_name": 2}
+    named = [finding.detail for finding in manifest.repaired.files]
+    assert named == ["a  b.jpg for other a  b", "a b.jpg for other a b"]
+    assert manifest.noted.counts.keys() == {"same_image"}
+
+
+GREEN, RED = (encoded(Image.new("RGB", (60, 40), colour), "PNG") for colour in ("green", "red"))
+
+
+def reds(folder: pathlib.Path) -> dict[str, bool]:
+    """By image id, whether the record's image is red rather than green."""
+    found = {}
+    for path in folder.glob("*.tfrecord"):
+        for serialized in tfrecord.read_records(str(path)):
+            record = tfrecord.decode_example(serialized, frozenset(["image/source_id", "image/encoded"]))
+            red, green, _ = np.asarray(Image.open(io.BytesIO(record["image/encoded"][0])))[20, 30]
+            found[record["image/source_id"][0].decode()] = bool(red > green)
+    return found
+
+
+def test_of_two_images_of_one_stem_the_one_that_filename_names_is_used(tmp_path):
+    """So `trainer.predict` writes them: a.xml for a.jpg, and a-2.xml for a.png."""
+    tree = voc_tree.VocTree(tmp_path / "voc")
+    for stem in ("cafe\u0301", "plain"):  # as macOS writes an accent
+        (tree.images / f"{stem}.bmp").write_bytes(GREEN)
+        (tree.images / f"{stem}.png").write_bytes(RED)
+    for stem, filename in {
+        "plain": "plain.bmp",
+        "plain-2": "plain.png",
+        "plain-3": "plain",
+        "plain-4": "plain.jpg",
+        "caf\u00e9": "caf\u00e9.bmp",
+    }.items():
+        (tree.annotations / f"{stem}.xml").write_text(annotation_xml(filename=filename), encoding="utf-8")
+    manifest = converted(tree)
+    red = reds(tree.root.parent / "found")
+    assert red == {"plain": False, "plain-2": True, "plain-3": True, "plain-4": True, "caf\u00e9": False}
+    left_out = [(finding.file, finding.detail) for finding in manifest.dropped.files]
+    assert left_out == [("caf\u00e9.png", "caf\u00e9.bmp was used")]
+    assert manifest.noted.counts.keys().isdisjoint({"no_annotation"})
 
 
 def test_unreadable_file_is_named(tree, monkeypatch):

@@ -192,6 +192,29 @@ def test_where_classes_are_named(folder, name, text, labels):
     assert run(folder).labels == labels
 
 
+def test_white_space_in_a_file_name_counts(folder):
+    for seed, stem in enumerate(("b  2", "b 2")):
+        (folder / "images" / f"{stem}.jpg").write_bytes(encoded(picture(seed=9 + seed)))
+        (folder / "labels" / f"{stem}.txt").write_text(LINE + "\n" + "1 0.2 0.2 0.2 0.2\n" * (stem == "b 2"))
+    run(folder, strict=True)
+    found = records(folder.parent / "out")
+    assert {image_id: len(record.boxes) for image_id, record in found.items()} == {"a": 1, "b": 1, "b  2": 1, "b 2": 2}
+
+
+@pytest.mark.parametrize("name", ["classes.txt", "obj.names"])
+def test_a_blank_line_is_a_class_without_a_name(folder, name):
+    """The classes after it keep their indexes; blank lines at the end mean nothing."""
+    (folder / "data.yaml").unlink()
+    (folder / name).write_text("cat\n \ndog\n\n\n")
+    (folder / "labels" / "b.txt").write_text(LINE.replace("0 ", "2 ", 1))
+    manifest = run(folder)
+    assert (manifest.labels, manifest.boxes_per_class) == (("cat", "dog"), {"cat": 1, "dog": 1})
+    for index in (1, 3):
+        (folder / "labels" / "b.txt").write_text(LINE.replace("0 ", f"{index} ", 1))
+        with pytest.raises(ConversionError, match=rf"b\.txt: unknown_class: class '{index}' has no name"):
+            run(folder, overwrite=True)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from input.conversion.findings import Note, Refused
 from input.conversion.frame import parse_size
 from input.conversion.layout import list_folder, split_of
 from input.conversion.objects import box_around, find_kind, read_finite
-from input.conversion.source import Input, Labels, Listing, Object, Source, clean_text, name_key
+from input.conversion.source import Input, Labels, Listing, Object, Source, clean_name, clean_text, name_key
 from input.conversion.workers import Advance
 from input.manifest import Finding
 from input.tfrecord import Box
@@ -109,7 +110,8 @@ def list_splits(config: ConvertConfig) -> dict[str, Listing]:
     findings = []
     for entry in document["images"]:
         fields = entry if isinstance(entry, dict) else {}
-        filename, key = _text(fields.get("file_name")), _key(fields.get("id"))
+        filename, key = fields.get("file_name"), _key(fields.get("id"))
+        filename = clean_name(filename) if isinstance(filename, str) else ""
         if not filename:
             findings.append(Finding("", file_name, "missing_image", f"image {key} has no file_name"))
             continue
@@ -183,7 +185,7 @@ def _categories(entries: list, annotations: list[_Annotation]) -> dict[str, str]
     """
     used = {_key(item.category_id) for item in annotations}
     known = [item for item in entries if isinstance(item, dict) and _text(item.get("name"))]
-    groups = {_text(item.get("supercategory")) for item in known}
+    groups = {group for item in known if (group := _text(item.get("supercategory"))) != _text(item["name"])}
     numbered = [(_scalar(item.get("id")), _text(item["name"])) for item in known]
     numbered.sort(key=lambda item: (0, item[0], "") if isinstance(item[0], (int, float)) else (1, 0, str(item[0])))
     classes = {_key(number): name for number, name in numbered}
@@ -217,9 +219,8 @@ class _ImageFolder:
         if below not in self._listed:
             path = os.path.join(self._path, below) if below else self._path
             stems, others = list_folder(path, images.IMAGE_EXTENSIONS) if files.is_dir(path) else ({}, {})
-            by_name = {name_key(name): name for name in stems.values()}
-            by_name.update((name, name) for names in others.values() for name in names)
-            self._listed[below] = {**stems, **by_name}
+            every_name = itertools.chain(stems.values(), *others.values())
+            self._listed[below] = {**stems, **{name_key(name): name for name in every_name}}
         return self._listed[below]
 
 

@@ -38,6 +38,7 @@ from input.manifest import (
 )
 
 _MANY_ZEROS = 5  # boxes with a coordinate of 0
+_SKIPPED_SHOWN = 5  # files, where all were skipped
 
 
 def convert(config: ConvertConfig, workers: Workers) -> list[Manifest]:
@@ -100,8 +101,9 @@ def _convert(config: ConvertConfig, workers: Workers) -> list[Manifest]:
         made[split] = _make_split(split, listing, labels, config, workers, known)
         problems += _problems(made[split], config)
     if problems:
-        remedy = "Correct the files (shards without them are not made again), or leave them out with --on_error=skip."
-        if any(problem.endswith(" is not in the label list") for problem in problems):
+        skip = ", or leave them out with --on_error=skip" if config.on_error == "fail" else ""
+        remedy = f"Correct the files (shards without them are not made again){skip}."
+        if any(" is not in the label list" in problem for problem in problems):
             remedy += " For classes that are not in the label list: --labels, --rename or --drop_unknown_classes."
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConversionError("\n".join([f"nothing was published; {count}:", *problems, remedy]))
@@ -334,14 +336,18 @@ def _similar_images(manifest: Manifest, others: Iterable[Manifest], listing: Lis
 
 
 def _problems(manifest: Manifest, config: ConvertConfig) -> list[str]:
-    """Why the split cannot be published, a line for each problem."""
+    """Why the split cannot be published: each file that is in the way or, where all are skipped, that none is left."""
     kinds = [manifest.refused, *((manifest.dropped, manifest.repaired) if config.strict else ())]
     bad = [finding for found in kinds for finding in found.files]
-    if bad and config.on_error == "fail":
-        lines = sorted(f"{finding.file}: {finding.reason}: {finding.detail}" for finding in bad)
-        more = sum(sum(found.counts.values()) for found in kinds) - len(bad)
-        return [*lines, *([f"and {more:,} more such files in {manifest.split}"] if more else [])]
-    return [] if manifest.num_images else [f"{manifest.split}: no image is left to convert."]
+    lines = sorted(f"{finding.file}: {finding.reason}: {finding.detail}" for finding in bad)
+    if config.on_error == "skip":
+        lines = lines[:_SKIPPED_SHOWN]
+    if more := sum(sum(found.counts.values()) for found in kinds) - len(lines):
+        lines.append(f"and {more:,} more such files in {manifest.split}")
+    if lines and config.on_error == "fail":
+        return lines
+    none_left = f"{manifest.split}: no image is left to convert{':' if lines else '.'}"
+    return [] if manifest.num_images else ["\n".join([none_left, *lines])]
 
 
 def _publish(manifest: Manifest, output_dir: str) -> None:

@@ -24,6 +24,7 @@ REFUSED = {
     "not_an_image": "the image is not a JPEG, PNG, BMP, GIF, WebP or TIFF",
     "damaged_image": "the image cannot be decoded to its end",
     "too_many_pixels": "the image exceeds --max_pixels",
+    "unknown_range": "it is unknown which of the image's numbers are black and white",
     "unreadable": "the system cannot read the file",
     "all_objects_dropped": "none of its objects could be read: see --drop_invalid_objects",
     "exif_unclear": "the boxes may be in the frame that the EXIF orientation gives, or not: see --exif",

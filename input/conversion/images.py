@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
 from input import files
 from input.conversion import jpeg, looks
@@ -83,6 +84,7 @@ def read_image(path: str, frame: Frame, options: ReadOptions, note: Note) -> Sto
             warnings.simplefilter("ignore")  # what matters raises
             with Image.open(io.BytesIO(data), formats=tuple(_FORMATS.values())) as image:
                 _check_pixels(path, image.height, image.width, options)
+                _check_range(path, image)
                 turn = _decide_turn(path, image, frame, options) if shape is None else _Turn(1, False)
                 return _store(image, data, turn, expected, options, note)
     except Refused:
@@ -117,6 +119,15 @@ def _check_pixels(path: str, height: int, width: int, options: ReadOptions) -> N
     if height * width > options.max_pixels:
         detail = f"{width}x{height}, but --max_pixels is {options.max_pixels}: raise it"
         raise Refused(path, "too_many_pixels", detail)
+
+
+def _check_range(path: str, image: Image.Image) -> None:
+    """Refuses a TIFF of numbers that may be from 0 to 1 or to 255 as well as of the whole range of their type."""
+    if isinstance(image, TiffImageFile):
+        bits = image.tag_v2.get(BITSPERSAMPLE, (1,))[0]
+        if image.mode in ("I", "F") or bits == 12:
+            detail = f"TIFF {image.mode} of {bits} bits: convert it to unsigned 8 or 16 bits"
+            raise Refused(path, "unknown_range", detail)
 
 
 class _Turn(NamedTuple):

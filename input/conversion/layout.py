@@ -16,6 +16,9 @@ from input.conversion.source import name_key
 # Names that tools give; they decide where several folders hold files of a kind.
 _ANNOTATION_NAMES = ("annotations", "annotation", "annots", "annot", "labels", "label", "xml", "xmls")
 _IMAGE_NAMES = ("jpegimages", "images", "image", "imgs", "img", "photos")
+# A name with one of these is taken for that of a file, since to ask takes milliseconds in a bucket.
+# Archives are among them, since `is_dir` takes them for folders: the files beside one were often unpacked from it.
+_FILE_EXTENSIONS = (*IMAGE_EXTENSIONS, ".xml", ".txt", ".json", ".yaml", ".yml", ".csv", ".zip", ".tar")
 SPLIT_NAMES = {"train": "train", "valid": "val", "val": "val", "validation": "val", "test": "test"}
 
 
@@ -49,7 +52,7 @@ def find_folders(voc_dir: str, annotations_dir: str = "", images_dir: str = "") 
         return [Folders("", annotations, images)]
     if not files.is_dir(voc_dir):
         raise ConversionError(f"--voc_dir={voc_dir}: there is no such folder.")
-    inside = [os.path.join(voc_dir, name) for name in sorted(files.names(voc_dir)) if not name.startswith(".")]
+    inside = [os.path.join(voc_dir, name) for name in sorted(files.names(voc_dir)) if not _is_hidden(name)]
     subfolders = [path for path in inside if files.is_dir(path)]
     splits = [path for path in subfolders if os.path.basename(path).lower() in SPLIT_NAMES]
     candidates = [voc_dir, *(path for path in subfolders if path not in splits)]
@@ -84,7 +87,7 @@ def ask_format(folder: str, *extensions: str) -> str:
 def unwrap(folder: str) -> str:
     """The folder that alone is in an archive, where people often pack a folder rather than what is in it."""
     while archives.locate(folder):
-        inside = [name for name in files.names(folder) if not name.startswith((".", "__"))]
+        inside = [name for name in files.names(folder) if not _is_hidden(name)]
         if len(inside) != 1 or not files.is_dir(os.path.join(folder, inside[0])):
             break
         folder = os.path.join(folder, inside[0])
@@ -154,7 +157,7 @@ def list_folder(
                 best, *rest = sorted([(rank, name), *([found[key]] if key in found else [])])
                 found[key] = best
                 for _, other in rest:
-                    others.setdefault(key, []).append(name_key(other))
+                    others.setdefault(key, []).append(other)
     except OSError as error:
         raise ConversionError(f"{path}: {error.strerror}; check the flags that name folders.") from error
     return {key: name for key, (_, name) in found.items()}, {key: sorted(names) for key, names in others.items()}
@@ -164,12 +167,18 @@ def walk(folder: str, extensions: Sequence[str], below: str = "") -> Iterator[st
     """The files with one of the extensions in a folder and in its subfolders, each with its path from there."""
     for name in sorted(files.names(os.path.join(folder, below))):
         path = os.path.join(below, name)
-        extension = os.path.splitext(name)[1]
-        if name.startswith((".", "__")):
+        extension = os.path.splitext(name)[1].lower()
+        if _is_hidden(name):
             continue
-        if extension[1:].isalpha():  # a file; a bucket would take milliseconds to say so
-            if extension.lower() in extensions:
-                yield path
-        elif path.count(os.sep) < 8 and files.is_dir(os.path.join(folder, path)):  # links may go round in circles
+        if extension in extensions:
+            yield path
+        elif extension in _FILE_EXTENSIONS or path.count(os.sep) == 8:  # links may go round in circles
+            continue
+        elif files.is_dir(os.path.join(folder, path)):
             with contextlib.suppress(OSError):
                 yield from walk(folder, extensions, path)
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a file or folder is no data; macOS adds a folder of its own to the zip files that it makes."""
+    return name.startswith(".") or name == "__MACOSX"

@@ -103,4 +103,9 @@ def name_key(name: str) -> str:
 
 def clean_text(text: str) -> str:
     """A text with its white space normalised. What UTF-8 cannot hold becomes U+FFFD."""
-    return re.sub("[\ud800-\udfff]", "\ufffd", " ".join(text.split()))
+    return clean_name(" ".join(text.split()))
+
+
+def clean_name(text: str) -> str:
+    """As `clean_text`, but of a file's name, inside of which white space counts."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text.strip())

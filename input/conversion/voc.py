@@ -144,7 +144,7 @@ def _list_data_set(
     image_files, other_images = list_folder(os.path.dirname(image_dir), images.IMAGE_EXTENSIONS, below=True)
     # An XML file in a subfolder counts if its image is in the subfolder of the same name: others are often old copies.
     xml_files = {stem: name for stem, name in every_xml.items() if not os.path.dirname(stem) or stem in image_files}
-    used = set()
+    used: dict[str, str] = {}  # by the name of an image, the image id
     set_file = config.image_set_file
     if not set_file and config.image_set:
         set_file = os.path.join(voc_dir, "ImageSets", "Main", config.image_set + ".txt")
@@ -158,12 +158,11 @@ def _list_data_set(
             findings.append(Finding(image_id, image_id + ".xml", "duplicate_id", detail))
             continue
         xml_name, image_name = xml_files.get(image_id, ""), image_files.get(image_id, "")
-        if xml_name and not image_name:
-            filename = name_key(voc_xml.named_image(xml_dir + xml_name))
-            image_name = image_files.get(os.path.splitext(filename)[0]) or image_files.get(filename, "")
-        used.add(image_name)
-        for name in other_xml.get(image_id, []) + other_images.get(os.path.splitext(image_name)[0], []):
-            findings.append(Finding(image_id, name, "same_stem", f"{xml_name} and {image_name} were used"))
+        if xml_name and (not image_name or image_id in other_images):
+            image_name = _find_image(image_id, xml_dir + xml_name, image_files, other_images)
+        used[image_name] = image_id
+        for name in other_xml.get(image_id, []):
+            findings.append(Finding(image_id, name_key(name), "same_stem", f"{name_key(xml_name)} was used"))
         inputs[image_id] = Input(
             image_id=image_id,
             annotation_dir=xml_dir,
@@ -171,14 +170,35 @@ def _list_data_set(
             image_dir=image_dir,
             image_name=image_name,
         )
+    for stem, names in other_images.items():
+        of_stem = [image_files[stem], *names]
+        if chosen := next((name for name in of_stem if name in used), ""):
+            detail = f"{name_key(chosen)} was used"
+            unused = [name for name in of_stem if name not in used]
+            findings += [Finding(used[chosen], name_key(name), "same_stem", detail) for name in unused]
     if not set_file:
         of_inputs = {"", *map(os.path.dirname, used)}
         for stem, name in image_files.items():
-            if name not in used and os.path.dirname(name) in of_inputs:
+            of_stem = [name, *other_images.get(stem, [])]
+            if used.keys().isdisjoint(of_stem) and os.path.dirname(name) in of_inputs:
                 findings.append(Finding(stem, name_key(name), "no_annotation", ""))
         for stem, name in every_xml.items():
             if stem not in xml_files:
                 findings.append(Finding(os.path.basename(stem), name_key(name), "in_subfolder", ""))
+
+
+def _find_image(image_id: str, xml_path: str, image_files: dict[str, str], other_images: dict[str, list[str]]) -> str:
+    """The image with the XML's name or else with that of <filename>; of several, the one that <filename> names exactly.
+
+    Args:
+      image_files, other_images: what `list_folder` found.
+    """
+    own = image_files.get(image_id, "")
+    filename = name_key(voc_xml.named_image(xml_path))
+    stem = image_id if own else os.path.splitext(filename)[0]
+    of_stem = (image_files.get(stem, ""), *other_images.get(stem, []))
+    exact = next((name for name in of_stem if name_key(os.path.basename(name)) == filename), "")
+    return exact or own or image_files.get(filename) or image_files.get(stem, "")
 
 
 def _read_image_set(path: str) -> list[str]:

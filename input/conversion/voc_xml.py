@@ -42,7 +42,7 @@ class ObjectTexts(NamedTuple):
 class Document(NamedTuple):
     """The texts of one annotation, white space normalised; empty where there is no such element."""
 
-    filename: str
+    filename: str  # white space inside it is kept, as in `folder`
     folder: str
     height: str
     width: str
@@ -75,8 +75,8 @@ def read_document(path: str) -> Document:
     if root.tag != "annotation" or texts.keys().isdisjoint(("object", "filename", "size")):
         raise Refused(path, "other_schema", f"<{root.tag}> is not the <annotation> of Pascal VOC")
     return Document(
-        filename=texts.get("filename", ""),
-        folder=texts.get("folder", ""),
+        filename=_name(root, "filename"),
+        folder=_name(root, "folder"),
         height=size.get("height", ""),
         width=size.get("width", ""),
         objects=[_read_object(element) for element in root.iterchildren("object")],
@@ -109,6 +109,12 @@ def _lower_tags(root: etree._Element) -> bool:
 def _texts(element: etree._Element | None) -> dict[str, str]:
     """The text of each child by its tag; of several with one tag, the last."""
     return {} if element is None else {child.tag: " ".join((child.text or "").split()) for child in element}
+
+
+def _name(root: etree._Element, tag: str) -> str:
+    """The name of a file or folder, inside of which white space counts."""
+    element = _last_child(root, tag)
+    return "" if element is None else (element.text or "").strip()
 
 
 def _last_child(element: etree._Element, tag: str) -> etree._Element | None:

@@ -16,7 +16,7 @@ from input.conversion.config import ConversionError, ConvertConfig, ReadOptions
 from input.conversion.findings import Note, Refused
 from input.conversion.layout import SPLIT_NAMES, ask_format, list_folder, unwrap
 from input.conversion.objects import box_around, find_kind, read_finite
-from input.conversion.source import Input, Labels, Listing, Object, Source, clean_text
+from input.conversion.source import Input, Labels, Listing, Object, Source, clean_text, name_key
 from input.conversion.workers import Advance
 from input.manifest import Finding
 from input.tfrecord import Box
@@ -127,7 +127,7 @@ def _list_split(folders: _Folders, classes: tuple[str, ...], box_first: bool) ->
     image_files, others = list_folder(folders.images, images.IMAGE_EXTENSIONS, below=True)
     label_files, _ = list_folder(folders.labels, (".txt",), below=True)
     findings = [
-        Finding(stem, os.path.basename(name), "same_stem", f"{image_files[stem]} was used")
+        Finding(stem, name_key(os.path.basename(name)), "same_stem", f"{name_key(image_files[stem])} was used")
         for stem, names in others.items()
         for name in names
     ]
@@ -194,12 +194,12 @@ def _read_classes(folder: str, settings: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _read_class_list(folder: str) -> list[str]:
-    """The lines of classes.txt (labelImg, Label Studio) or obj.names (CVAT, Darknet)."""
+    """The lines of classes.txt (labelImg, Label Studio) or obj.names (CVAT, Darknet), blank ones too."""
     for name in ("classes.txt", "obj.names", "labels/classes.txt"):
         path = os.path.join(folder, name)
         if files.exists(path):
             text = files.read_regular(path).decode("utf-8-sig", "replace")
-            return [line.strip() for line in text.splitlines() if line.strip()]
+            return text.rstrip().splitlines()
     return []
 
 
