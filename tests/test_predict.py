@@ -233,6 +233,27 @@ def test_a_large_picture_is_looked_at_in_tiles(detector, tmp_path):
     assert list(found["box"].values()) == pytest.approx(painting.box, abs=500 / 64)
 
 
+def test_an_unsure_detection_in_the_whole_picture_does_not_replace_a_sure_one_of_a_tile(tmp_path):
+    """The object is cut in both tiles and whole in the picture, which scores it below the threshold."""
+    path = tmp_path / "wide.png"
+    Image.fromarray(np.zeros((100, 180, 3), np.uint8)).save(path)
+    starts = iter([0, 80])
+
+    def detect(images):
+        edges = [(72, 128)] if images.shape[2] == 180 else [(max(70 - x, 0), min(130 - x, 100)) for x in starts]
+        count, score = len(edges), 0.06 if images.shape[2] == 180 else 0.95
+        return {
+            "boxes": tf.constant([[[40.0, xmin, 60.0, xmax]] for xmin, xmax in edges]),
+            "scores": tf.fill([count, 1], score),
+            "classes": tf.zeros([count, 1], tf.int32),
+            "num_detections": tf.ones([count], tf.int32),
+        }
+
+    detector = predict.Detector(["thing"], detect, detect)
+    (result,) = predict.predict(detector, [str(path)], str(tmp_path / "output"), tile=100)
+    assert [found["score"] for found in result["detections"]] == [pytest.approx(0.95)]
+
+
 def test_files_of_one_name_do_not_overwrite_each_other(detector, tmp_path):
     paths = []
     for folder in ("a", "b"):

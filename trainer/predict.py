@@ -144,13 +144,12 @@ def predict(
         readable = _readable(paths, batch_size, progress)
         writing: list[futures.Future[None]] = []
         while batch := list(itertools.islice(readable, batch_size)):
-            all_found = _detect(detector, batch, tile, overlap, batch_size)
+            all_found = _detect(detector, batch, thresholds, tile, overlap, batch_size)
             for written in writing:  # of the batch before, which were written while the model ran
                 written.result()
             writing.clear()
             for picture, found in zip(batch, all_found):
-                kept = found.scores >= thresholds[found.classes]
-                columns = (column[kept].tolist() for column in (found.classes, found.scores, found.boxes))
+                columns = (column.tolist() for column in (found.classes, found.scores, found.boxes))
                 detections = [LabelledBox(detector.labels[index], box, score=s) for index, s, box in zip(*columns)]
                 name = _picture_name(picture.path, names)
                 arguments = (picture, detections, detector.labels, numbers, output_dir, name, write)
@@ -206,16 +205,16 @@ def _result(picture: Picture, name: str, detections: Sequence[LabelledBox]) -> d
 
 
 def _detect(
-    detector: Detector, batch: Sequence[Picture], tile: int, overlap: float, batch_size: int
+    detector: Detector, batch: Sequence[Picture], thresholds: np.ndarray, tile: int, overlap: float, batch_size: int
 ) -> list[ImageDetections]:
     """The detections of each picture, small pictures together and large ones in tiles."""
 
     def in_images(images: np.ndarray) -> list[ImageDetections]:
-        return _without_padding(detector.detect_images(tf.constant(images)))
+        return _to_report(detector.detect_images(tf.constant(images)), thresholds)
 
     is_large = [bool(tile) and max(picture.pixels.shape) > tile for picture in batch]
     small = [picture.encoded for picture, large in zip(batch, is_large) if not large]
-    found = iter(_without_padding(detector.detect_bytes(tf.constant(small))) if small else [])
+    found = iter(_to_report(detector.detect_bytes(tf.constant(small)), thresholds) if small else [])
     return [
         tiles.detect_in_tiles(in_images, picture.pixels, tile=tile, overlap=overlap, batch_size=batch_size)
         if large
@@ -224,14 +223,17 @@ def _detect(
     ]
 
 
-def _without_padding(outputs: Mapping[str, tf.Tensor]) -> list[ImageDetections]:
+def _to_report(outputs: Mapping[str, tf.Tensor], thresholds: np.ndarray) -> list[ImageDetections]:
+    """The detections in each image that reach the threshold of their class, f64 [k]; without the padding rows."""
     boxes, scores, classes, counts = (
         outputs[name].numpy() for name in ("boxes", "scores", "classes", "num_detections")
     )
-    return [
-        ImageDetections(boxes[row, :count], scores[row, :count], classes[row, :count])
-        for row, count in enumerate(counts)
-    ]
+    reported = []
+    for row, count in enumerate(counts):
+        found = ImageDetections(boxes[row, :count], scores[row, :count], classes[row, :count])
+        kept = found.scores >= thresholds[found.classes]
+        reported.append(ImageDetections(*(column[kept] for column in found)))
+    return reported
 
 
 def _readable(paths: Sequence[str], ahead: int, progress: tqdm) -> Iterator[Picture]:
