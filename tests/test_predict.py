@@ -97,6 +97,19 @@ def test_bad_files_are_named_and_skipped(detector, pictures, tmp_path, capsys):
     ]
 
 
+def test_an_export_for_a_fixed_number_of_images_takes_any_number(detector, pictures, tmp_path):
+    """Five pictures and, in tiles, one after another: batches of two are filled up."""
+    export_dir = str(tmp_path / "export")
+    export.export(painted.PaintFinder(), painted.CONFIG, export_dir, batch_size=2)
+    in_pairs = predict.load_export(export_dir)
+    for tile in (0, 60):
+        first, second = (
+            predict.predict(either, paths_in(pictures), str(tmp_path / "output"), tile=tile, batch_size=3, write=[])
+            for either in (in_pairs, detector)
+        )
+        assert first == second
+
+
 def test_class_names_that_the_font_lacks_are_drawn_as_numbers(pictures, tmp_path, capsys):
     export_dir, output = str(tmp_path / "export"), tmp_path / "output"
     labels = ("red", "黄色")

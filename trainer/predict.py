@@ -82,9 +82,32 @@ def load_export(export_dir: str) -> Detector:
         raise ValueError(f"{export_dir} cannot be loaded ({reason}): export the run again.") from error
     return Detector(
         labels=shards.parse_labels(os.path.join(export_dir, shards.LABELS)),
-        detect_bytes=lambda image_bytes: detect_bytes(image_bytes=image_bytes),
-        detect_images=lambda images: detect_images(images=images),
+        detect_bytes=_in_batches(detect_bytes, "image_bytes"),
+        detect_images=_in_batches(detect_images, "images"),
     )
+
+
+def _in_batches(
+    signature: tf.types.experimental.ConcreteFunction, name: str
+) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """A signature of an export as a function of any number of images, at least one.
+
+    Args:
+      signature: of an export that takes any number of images, or always N.
+      name: of its input.
+    """
+    size = signature.structured_input_signature[1][name].shape[0]
+
+    def detect(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        if size is None:
+            return signature(**{name: images})
+        count = len(images)
+        # The last batch is filled up with the last image.
+        rows = tf.minimum(tf.range(-(-count // size) * size), count - 1)
+        batches = [signature(**{name: batch}) for batch in tf.split(tf.gather(images, rows), len(rows) // size)]
+        return {key: tf.concat([found[key] for found in batches], axis=0)[:count] for key in batches[0]}
+
+    return detect
 
 
 def load_run(model_dir: str, checkpoint: str | None = None) -> Detector:
