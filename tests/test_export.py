@@ -286,3 +286,12 @@ def test_a_damaged_or_oversized_file_does_not_affect_the_others(painted_export):
 )
 def test_the_pixels_that_a_header_claims(content, pixels):
     assert export.num_pixels(tf.constant(content)).numpy() == pixels
+
+
+@pytest.mark.parametrize("content", ['{"a": 1}', "[1]", "1", "not JSON", ""])
+def test_other_files_beside_the_evaluations_are_ignored(tmp_path, content):
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "mine.json").write_text(content)
+    (tmp_path / "eval" / "test.json").write_text('{"step": 20}')
+    run = inference.TrainedRun(painted.CONFIG, painted.PaintFinder(), 20, "RUN/best/ckpt-20")
+    assert export.read_metrics(str(tmp_path), run)["splits"] == {"test": {"step": 20}}

@@ -208,10 +208,15 @@ def read_metrics(model_dir: str, run: inference.TrainedRun) -> dict[str, Any]:
     splits = {}
     for name in files.names(folder) if files.exists(folder) else ():
         split, suffix = os.path.splitext(name)
-        if suffix == ".json" and not split.endswith(".detections"):
+        if suffix != ".json" or split.endswith(".detections"):
+            continue
+        try:
             values = json.loads(files.read(os.path.join(folder, name)))
-            if values["step"] == run.step:
-                splits[split] = values
+            is_of_checkpoint = values["step"] == run.step
+        except (KeyError, TypeError, ValueError):
+            continue  # a file of another program
+        if is_of_checkpoint:
+            splits[split] = values
     return {
         "checkpoint": os.path.basename(run.path),
         "step": run.step,
