@@ -84,11 +84,14 @@ def test_bad_files_are_named_and_skipped(detector, pictures, tmp_path, capsys):
     (pictures / "huge.gif").write_bytes(gif[:6] + b"\xe8\xfd" * 2 + gif[10:])  # 65,000 x 65,000
     whole = (pictures / "3.png").read_bytes()
     (pictures / "cut_off.png").write_bytes(whole[: len(whole) // 2])
+    Image.fromarray(painted.WIDE.pixels).convert("P").save(pictures / "cut_off.bmp")
+    (pictures / "cut_off.bmp").write_bytes((pictures / "cut_off.bmp").read_bytes()[:-500])
     results = predict.predict(detector, paths_in(pictures), str(tmp_path / "output"), batch_size=3)
     assert [os.path.basename(result["path"]) for result in results] == ["0.png", "1.png", "2.png", "3.png", "4.png"]
     skipped = capsys.readouterr().err.splitlines()
     reason = "not a whole JPEG, PNG, BMP or GIF picture"
     assert skipped == [
+        f"skipped {pictures}/cut_off.bmp: {reason}",
         f"skipped {pictures}/cut_off.png: {reason}",
         f"skipped {pictures}/empty.jpg: {reason}",
         f"skipped {pictures}/folder.jpg: Is a directory",
@@ -136,6 +139,19 @@ def test_class_names_that_the_font_lacks_are_drawn_as_numbers(pictures, tmp_path
 @pytest.mark.parametrize("label", ["猫", "قط", "बिल्ली", "Кот", "café", "cat 猫"])
 def test_which_class_names_are_drawn_as_numbers(label):
     assert drawing.number_labels(["cat", label, "traffic light_2 (b)"]) == {label: "#2"}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "L", "1"])
+def test_a_bmp_with_a_palette_has_its_colours(detector, tmp_path, mode):
+    """The network sees them too: red and yellow are the two classes."""
+    path, painting = tmp_path / "picture.bmp", painted.WIDE
+    image = Image.fromarray(painting.pixels).convert(mode)
+    image.save(path)
+    (result,) = predict.predict(detector, [str(path)], str(tmp_path / "output"))
+    assert [found["label"] for found in result["detections"]] == ["yellow"]  # white contains green
+    (read,) = predict._readable([str(path)], 1, predict.tqdm(disable=True))
+    np.testing.assert_array_equal(read.pixels, image.convert("RGB"))
+    np.testing.assert_array_equal(augment.decode(read.encoded), read.pixels)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -265,13 +265,14 @@ def _readable(paths: Sequence[str], ahead: int, progress: tqdm) -> Iterator[Pict
     def read(path: str) -> Picture | str:
         try:
             with open(path, "rb") as file:
-                content = file.read()
+                content = _without_palette(file.read())
             if _num_pixels(content) > export.MAX_PIXELS:
                 return f"skipped {path}: its header claims more than {export.MAX_PIXELS:,} pixels"
             return make_upright(path, content, augment.decode(content).numpy())
-        except (OSError, tf.errors.InvalidArgumentError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not a whole JPEG, PNG, BMP or GIF picture"
-            return f"skipped {path}: {reason}"
+        except OSError as error:
+            return f"skipped {path}: {error.strerror}"
+        except (ValueError, tf.errors.InvalidArgumentError):
+            return f"skipped {path}: not a whole JPEG, PNG, BMP or GIF picture"
 
     with futures.ThreadPoolExecutor(max_workers=2) as pool:
         waiting = [pool.submit(read, path) for path in paths[:ahead]]
@@ -284,6 +285,25 @@ def _readable(paths: Sequence[str], ahead: int, progress: tqdm) -> Iterator[Pict
                 tqdm.write(picture, file=sys.stderr)
             else:
                 yield picture
+
+
+def _without_palette(content: bytes) -> bytes:
+    """A BMP with a palette, or of 16 bits, as one of 24 bits; other files as they are.
+
+    TensorFlow takes the indexes of a palette for grey levels, and reads only BMPs of 8, 24 and 32 bits.
+
+    Raises:
+      ValueError: the BMP is damaged.
+    """
+    if content[:2] != b"BM" or int.from_bytes(content[28:30], "little") >= 24:
+        return content
+    encoded = io.BytesIO()
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.convert("RGB").save(encoded, "BMP")
+    except Exception as error:  # Pillow raises almost any exception on a damaged header
+        raise ValueError("a damaged BMP") from error
+    return encoded.getvalue()
 
 
 def make_upright(path: str, content: bytes, pixels: np.ndarray) -> Picture:
