@@ -34,13 +34,14 @@ def _is_jpeg(encoded: tf.Tensor) -> tf.Tensor:
     return tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff"
 
 
-def _decode_window(encoded: tf.Tensor, window: Window, ratio: tf.Tensor, crops: bool) -> tf.Tensor:
+def _decode_window(encoded: tf.Tensor, window: Window, ratio: tf.Tensor, is_jpeg: tf.Tensor, crops: bool) -> tf.Tensor:
     """u8 [window.size / ratio, 3] of one image: of a JPEG only the window is decoded, a PNG is decoded whole and cut.
 
     Args:
       encoded: string scalar.
       window: aligned to `ratio`.
-      ratio: i32 scalar, one of `JPEG_RATIOS`; 0 for a PNG.
+      ratio: i32 scalar, one of `JPEG_RATIOS`.
+      is_jpeg: bool scalar; false for a PNG.
       crops: whether the window may be smaller than the image.
     """
 
@@ -52,12 +53,28 @@ def _decode_window(encoded: tf.Tensor, window: Window, ratio: tf.Tensor, crops: 
 
     def png() -> tf.Tensor:
         pixels = tf.io.decode_png(encoded, channels=3)
-        return tf.slice(pixels, [*tf.unstack(window.offset), 0], [*tf.unstack(window.size), 3]) if crops else pixels
+        if crops:
+            (top, left), (bottom, right) = tf.unstack(window.offset), tf.unstack(window.offset + window.size)
+            pixels = pixels[top:bottom, left:right]
+        return shrink(pixels, ratio)
 
     # The ratio is an attribute of the decoding op, so each ratio needs a branch of its own.
     branches = [png, *(jpeg(ratio) for ratio in windows.JPEG_RATIOS)]
-    branch = tf.reduce_sum(tf.cast(ratio >= tf.constant(windows.JPEG_RATIOS), tf.int32))
+    branch = tf.reduce_sum(tf.cast(is_jpeg & (ratio >= tf.constant(windows.JPEG_RATIOS)), tf.int32))
     return tf.switch_case(branch, branches)
+
+
+def shrink(image: tf.Tensor, ratio: tf.Tensor) -> tf.Tensor:
+    """u8 [h, w, 3] -> u8 [h / ratio, w / ratio, 3], rounded up: the means of blocks, as of a JPEG decoded smaller."""
+
+    def means() -> tf.Tensor:
+        pixels = tf.cast(image, tf.float32)
+        for _ in range(2):  # rows, then columns
+            pixels = tf.math.segment_mean(pixels, tf.range(tf.shape(pixels)[0]) // ratio)
+            pixels = tf.transpose(pixels, [1, 0, 2])
+        return tf.cast(tf.round(pixels), tf.uint8)
+
+    return tf.cond(ratio > 1, means, lambda: image)
 
 
 def resize(image: tf.Tensor, resized: tf.Tensor) -> tf.Tensor:
@@ -78,7 +95,7 @@ def pad(image: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
 
 
 def letterbox(image: tf.Tensor, image_size: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Fits a decoded image into the network's input.
+    """Fits a decoded image into the network's input, with nearly the pixels that its JPEG would give.
 
     Args:
       image: u8 [h, w, 3].
@@ -88,7 +105,9 @@ def letterbox(image: tf.Tensor, image_size: tuple[int, int]) -> tuple[tf.Tensor,
       u8 [height, width, 3] and the f32 [4] transform from original to input pixels.
     """
     window = windows.fit_window(windows.whole_image(tf.shape(image)[:2]), image_size)
-    return pad(resize(image, window.resized), image_size), windows.transform_of(window)
+    ratio = windows.jpeg_ratio(window)
+    window = windows.align_window(window, ratio)
+    return pad(resize(shrink(image, ratio), window.resized), image_size), windows.transform_of(window)
 
 
 def load_and_letterbox(encoded: tf.Tensor, image_size: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -103,7 +122,7 @@ def load_and_letterbox(encoded: tf.Tensor, image_size: tuple[int, int]) -> tuple
         window = windows.fit_window(windows.whole_image(size), image_size)
         ratio = windows.jpeg_ratio(window)
         window = windows.align_window(window, ratio)
-        image = _decode_window(encoded, window, ratio, crops=False)
+        image = _decode_window(encoded, window, ratio, tf.constant(True), crops=False)
         return pad(resize(image, window.resized), image_size), windows.transform_of(window), size
 
     def from_other() -> tuple[tf.Tensor, ...]:
@@ -280,8 +299,7 @@ def load_and_crop(
         window = windows.jitter_window(region, config.image_size, random, augment)
     else:
         window = windows.fit_window(region, config.image_size)
-    is_jpeg = _is_jpeg(records.images)
-    ratio = tf.where(is_jpeg, windows.jpeg_ratio(window), 1)
+    ratio = windows.jpeg_ratio(window)
     window = windows.align_window(window, ratio)
     transforms = windows.transform_of(window)
     scales, offsets = (tf.tile(part, [1, 2]) for part in tf.split(transforms, 2, axis=1))
@@ -292,7 +310,7 @@ def load_and_crop(
     boxes, keep = crop_boxes(boxes, window.resized, augment.min_visible)
     is_region = records.classes == IGNORED  # what is seen of one is ignored, however little
     keep |= is_region & (box_ops.area(boxes) > 0)
-    per_image: tuple[Any, ...] = (records.images, window, tf.where(is_jpeg, ratio, 0))
+    per_image: tuple[Any, ...] = (records.images, window, ratio, _is_jpeg(records.images))
     if augment.warps:
         matrices, moves = warp_matrices(random, augment, config.image_size)
         warped, still_kept = crop_boxes(warp_boxes(boxes, matrices), config.image_size, augment.min_visible)
@@ -304,11 +322,12 @@ def load_and_crop(
         encoded: tf.Tensor,
         window: Window,
         ratio: tf.Tensor,
+        is_jpeg: tf.Tensor,
         matrix: tf.Tensor | None = None,
         moves: tf.Tensor | None = None,
     ) -> tf.Tensor:
         crops = jitters or bool(augment.iou_crop)
-        image = resize(_decode_window(encoded, window, ratio, crops), window.resized)
+        image = resize(_decode_window(encoded, window, ratio, is_jpeg, crops), window.resized)
         if augment.warps:
             image = tf.cond(moves, lambda: warp_image(pad(image, config.image_size), matrix), lambda: image)
         return tf.reshape(image, [tf.shape(image)[0], -1])  # long rows are copied faster than pixels

@@ -63,12 +63,15 @@ def load(serialized, config, numbers=None):
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "resized"),
-    [(64, 96, (64, 96)), (480, 640, (64, 85)), (100, 1000, (10, 96)), (1000, 100, (64, 6)), (1, 1, (64, 64)),
-     (3, 5000, (1, 96))],
+    ("height", "width", "resized", "shown"),
+    [(64, 96, (64, 96), (64, 96)), (480, 640, (64, 85), (480, 640)), (100, 1000, (10, 96), (104, 1000)),
+     (1000, 100, (64, 6), (1000, 104)), (1, 1, (64, 64), (1, 1)), (3, 5000, (1, 96), (4, 5000))],
 )  # fmt: skip
-def test_letterbox_keeps_the_aspect_ratio(height, width, resized):
-    """Golden sizes, by hand: 480 x 640 has scale min(64 / 480, 96 / 640) = 2 / 15, so 64 x 85.3."""
+def test_letterbox_keeps_the_aspect_ratio(height, width, resized, shown):
+    """Golden sizes, by hand: 480 x 640 has scale min(64 / 480, 96 / 640) = 2 / 15, so 64 x 85.3.
+
+    100 x 1000 is first shrunk by 8, to 13 x 125, which shows 104 x 1000.
+    """
     pixels = np.full((height, width, 3), 200, np.uint8)
     image, transform = augment.letterbox(tf.constant(pixels), SIZE)
     assert image.shape == (*SIZE, 3)
@@ -76,7 +79,7 @@ def test_letterbox_keeps_the_aspect_ratio(height, width, resized):
     assert np.all(image[: resized[0], : resized[1]] == 200)
     assert np.all(image[resized[0] :] == PAD_VALUE)
     assert np.all(image[:, resized[1] :] == PAD_VALUE)
-    np.testing.assert_allclose(transform, [resized[0] / height, resized[1] / width, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(transform, [resized[0] / shown[0], resized[1] / shown[1], 0, 0], rtol=1e-6)
 
 
 def test_letterbox_leaves_an_image_of_the_right_size_as_it_is():
@@ -241,6 +244,29 @@ def test_a_jpeg_decoded_smaller_has_the_means_of_its_pixels():
     assert np.abs(image.numpy() - whole.reshape(64, 4, 96, 4, 3).mean(axis=(1, 3))).mean() < 1.5
     np.testing.assert_array_equal(transform, [0.25, 0.25, 0, 0])
     np.testing.assert_array_equal(size, [256, 384])
+
+
+def test_shrinking_takes_the_means_of_blocks():
+    """By hand; the blocks at the right and at the bottom have fewer pixels."""
+    image = tf.constant([[0, 2, 9], [4, 6, 8], [1, 2, 200]], tf.uint8)[..., tf.newaxis] + tf.zeros([3], tf.uint8)
+    shrunk = tf.function(augment.shrink)(image, tf.constant(2))
+    np.testing.assert_array_equal(shrunk[..., 0], [[3, 8], [2, 200]])  # 8.5 and 1.5 are rounded to even numbers
+    np.testing.assert_array_equal(augment.shrink(image, tf.constant(1)), image)
+
+
+@pytest.mark.parametrize("size", [(150, 200), (300, 450), (901, 1203)])
+def test_noise_reaches_the_network_alike_in_every_format(size):
+    """At ratios of 2, 4 and 8. Bilinear resizing alone would keep the noise: the images would differ by 16 and more."""
+    grey = np.random.default_rng(0).normal(127, 40, (*size, 1)).clip(0, 255).astype(np.uint8)
+    pixels = tf.constant(grey.repeat(3, axis=2))
+    jpeg = tf.io.encode_jpeg(pixels, quality=100, chroma_downsampling=False)
+    expected, expected_transform, _ = augment.load_and_letterbox(jpeg, SIZE)
+    for image, transform, *_ in (
+        augment.load_and_letterbox(tf.io.encode_png(pixels), SIZE),
+        tf.function(augment.letterbox)(pixels, SIZE),
+    ):
+        np.testing.assert_array_equal(transform, expected_transform)
+        assert np.abs(image.numpy().astype(int) - expected.numpy()).mean() < 0.3
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpeg"])
@@ -422,13 +448,14 @@ def test_all_host_steps_together_are_the_same_eagerly_and_in_tf_data():
     assert not np.array_equal(sample.transforms, load(serialized, InputConfig(image_size=SIZE)).transforms)
 
 
-def test_boxes_follow_the_pixels_through_crops_of_large_jpegs():
+@pytest.mark.parametrize("image_format", ["png", "jpeg"])
+def test_boxes_follow_the_pixels_through_crops_of_large_images(image_format):
     """They are cropped and decoded smaller at once: windows start at whole pixels of the smaller image."""
     config = InputConfig(
         image_size=SIZE, max_boxes=1, augment=AugmentConfig(scale_min=1.0, scale_max=4.0, min_visible=0.0)
     )
     box = (301, 405, 499, 803)
-    serialized = toy_shards.example("a", painted(803, 1205, box), [box], [0])
+    serialized = toy_shards.example("a", painted(803, 1205, box), [box], [0], image_format=image_format)
     numbers = uniform(11, 40)
     batch = load_batch([serialized] * 40, config, numbers)
     window = windows.jitter_window(

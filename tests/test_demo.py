@@ -29,14 +29,16 @@ def test_splits_are_chosen_among_those_present(tmp_path, splits, chosen):
 
 
 @pytest.mark.parametrize(
-    ("folders", "splits"),
+    ("folders", "unlabelled", "splits"),
     [
-        (("annots", "images"), {"train", "val"}),
-        (("train", "valid", "test"), {"train", "val", "test"}),
+        (("annots", "images"), "more", {"train", "val"}),
+        (("annots", "images"), "test", {"train", "val"}),
+        (("train", "valid", "test"), "more", {"train", "val", "test"}),
     ],
 )
-def test_the_converter_finds_the_folders_of_a_data_set(tmp_path, folders, splits):
+def test_the_converter_finds_the_folders_of_a_data_set(tmp_path, folders, unlabelled, splits):
     """Folders with other names than those of Pascal VOC, or one for each split with XML beside the images."""
+    (tmp_path / unlabelled).mkdir()
     for index in range(12):
         beside = [folders[index % 3]] * 2 if len(folders) == 3 else folders
         annotations, images = (tmp_path / folder for folder in beside)

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import pathlib
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -286,3 +287,36 @@ def test_a_damaged_or_oversized_file_does_not_affect_the_others(painted_export):
 )
 def test_the_pixels_that_a_header_claims(content, pixels):
     assert export.num_pixels(tf.constant(content)).numpy() == pixels
+
+
+@pytest.mark.parametrize("content", ['{"a": 1}', "[1]", "1", "not JSON", ""])
+def test_other_files_beside_the_evaluations_are_ignored(tmp_path, content):
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "mine.json").write_text(content)
+    (tmp_path / "eval" / "test.json").write_text('{"step": 20}')
+    run = inference.TrainedRun(painted.CONFIG, painted.PaintFinder(), 20, "RUN/best/ckpt-20")
+    assert export.read_metrics(str(tmp_path), run)["splits"] == {"test": {"step": 20}}
+
+
+def test_nothing_is_left_behind_by_an_error(tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tf.saved_model, "save", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export.export(painted.PaintFinder(), painted.CONFIG, str(tmp_path / "export"))
+    with pytest.raises(ValueError, match="tflite_int8 needs --records"):
+        export.export(painted.PaintFinder(), painted.CONFIG, str(tmp_path / "export"), kind="tflite_int8")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_missing_is_named_before_the_run_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tf2onnx", None)
+    (tmp_path / "thesis.txt").write_text("...")
+    for folder, kind, message in (
+        ("export", "tflite_int8", "tflite_int8 needs --records"),
+        ("export", "onnx", "onnx needs a converter"),
+        ("", "saved_model", "belongs to no export"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export.export_run(str(tmp_path / "no_run"), str(tmp_path / folder), kind=kind)

@@ -84,17 +84,33 @@ def test_bad_files_are_named_and_skipped(detector, pictures, tmp_path, capsys):
     (pictures / "huge.gif").write_bytes(gif[:6] + b"\xe8\xfd" * 2 + gif[10:])  # 65,000 x 65,000
     whole = (pictures / "3.png").read_bytes()
     (pictures / "cut_off.png").write_bytes(whole[: len(whole) // 2])
+    Image.fromarray(painted.WIDE.pixels).convert("P").save(pictures / "cut_off.bmp")
+    (pictures / "cut_off.bmp").write_bytes((pictures / "cut_off.bmp").read_bytes()[:-500])
     results = predict.predict(detector, paths_in(pictures), str(tmp_path / "output"), batch_size=3)
     assert [os.path.basename(result["path"]) for result in results] == ["0.png", "1.png", "2.png", "3.png", "4.png"]
     skipped = capsys.readouterr().err.splitlines()
     reason = "not a whole JPEG, PNG, BMP or GIF picture"
     assert skipped == [
+        f"skipped {pictures}/cut_off.bmp: {reason}",
         f"skipped {pictures}/cut_off.png: {reason}",
         f"skipped {pictures}/empty.jpg: {reason}",
         f"skipped {pictures}/folder.jpg: Is a directory",
         f"skipped {pictures}/huge.gif: its header claims more than 100,000,000 pixels",
         f"skipped {pictures}/not_a_picture.jpg: {reason}",
     ]
+
+
+def test_an_export_for_a_fixed_number_of_images_takes_any_number(detector, pictures, tmp_path):
+    """Five pictures and, in tiles, one after another: batches of two are filled up."""
+    export_dir = str(tmp_path / "export")
+    export.export(painted.PaintFinder(), painted.CONFIG, export_dir, batch_size=2)
+    in_pairs = predict.load_export(export_dir)
+    for tile in (0, 60):
+        first, second = (
+            predict.predict(either, paths_in(pictures), str(tmp_path / "output"), tile=tile, batch_size=3, write=[])
+            for either in (in_pairs, detector)
+        )
+        assert first == second
 
 
 def test_class_names_that_the_font_lacks_are_drawn_as_numbers(pictures, tmp_path, capsys):
@@ -123,6 +139,19 @@ def test_class_names_that_the_font_lacks_are_drawn_as_numbers(pictures, tmp_path
 @pytest.mark.parametrize("label", ["猫", "قط", "बिल्ली", "Кот", "café", "cat 猫"])
 def test_which_class_names_are_drawn_as_numbers(label):
     assert drawing.number_labels(["cat", label, "traffic light_2 (b)"]) == {label: "#2"}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "L", "1"])
+def test_a_bmp_with_a_palette_has_its_colours(detector, tmp_path, mode):
+    """The network sees them too: red and yellow are the two classes."""
+    path, painting = tmp_path / "picture.bmp", painted.WIDE
+    image = Image.fromarray(painting.pixels).convert(mode)
+    image.save(path)
+    (result,) = predict.predict(detector, [str(path)], str(tmp_path / "output"))
+    assert [found["label"] for found in result["detections"]] == ["yellow"]  # white contains green
+    (read,) = predict._readable([str(path)], 1, predict.tqdm(disable=True))
+    np.testing.assert_array_equal(read.pixels, image.convert("RGB"))
+    np.testing.assert_array_equal(augment.decode(read.encoded), read.pixels)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -231,6 +260,27 @@ def test_a_large_picture_is_looked_at_in_tiles(detector, tmp_path):
     (result,) = predict.predict(detector, [str(path)], str(tmp_path / "output"), tile=500, overlap=0.4, batch_size=3)
     (found,) = result["detections"]
     assert list(found["box"].values()) == pytest.approx(painting.box, abs=500 / 64)
+
+
+def test_an_unsure_detection_in_the_whole_picture_does_not_replace_a_sure_one_of_a_tile(tmp_path):
+    """The object is cut in both tiles and whole in the picture, which scores it below the threshold."""
+    path = tmp_path / "wide.png"
+    Image.fromarray(np.zeros((100, 180, 3), np.uint8)).save(path)
+    starts = iter([0, 80])
+
+    def detect(images):
+        edges = [(72, 128)] if images.shape[2] == 180 else [(max(70 - x, 0), min(130 - x, 100)) for x in starts]
+        count, score = len(edges), 0.06 if images.shape[2] == 180 else 0.95
+        return {
+            "boxes": tf.constant([[[40.0, xmin, 60.0, xmax]] for xmin, xmax in edges]),
+            "scores": tf.fill([count, 1], score),
+            "classes": tf.zeros([count, 1], tf.int32),
+            "num_detections": tf.ones([count], tf.int32),
+        }
+
+    detector = predict.Detector(["thing"], detect, detect)
+    (result,) = predict.predict(detector, [str(path)], str(tmp_path / "output"), tile=100)
+    assert [found["score"] for found in result["detections"]] == [pytest.approx(0.95)]
 
 
 def test_files_of_one_name_do_not_overwrite_each_other(detector, tmp_path):

@@ -10,6 +10,7 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
+import published
 import pytest
 import tensorflow as tf
 import tiny
@@ -20,6 +21,7 @@ import flags
 from input import anchors, batch_augment, pipeline
 from input.config import AnchorConfig, AugmentConfig, InputConfig
 from input.targets import assign
+from model import pretrained
 from trainer import preview, preview_data, preview_sheets
 
 # One square anchor at each location: 16 px on P3, centred at 4, 12, 20 ..., 32 px on P4, centred at 8, 24, 40 ...
@@ -270,6 +272,26 @@ def test_class_names_that_the_font_lacks_are_drawn_as_numbers(paths, tmp_path, m
     assert drawn == [["#1", "square"]]
     assert json.loads((tmp_path / "out" / "preview.json").read_text())["legend"] == {"#1": "圆形"}
     assert capsys.readouterr().out.splitlines()[-1] == "Classes drawn as numbers: #1 圆形"
+
+
+def test_the_anchors_are_those_of_the_detector_to_start_from(paths, tmp_path, monkeypatch):
+    weights = tmp_path / "detector.safetensors"
+    tensors = published.random_tensors(published.detector_shapes((2, 2, 2, 2), bottleneck=False))
+    pretrained.save(str(weights), pretrained.translate(tensors, "published").weights)
+    wanted = SimpleNamespace(records=paths, output_dir=str(tmp_path / "out"), num_images=1)
+    monkeypatch.setattr(preview.absl_flags, "FLAGS", wanted)
+
+    def run(path):
+        config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, init_checkpoint=str(path)))
+        monkeypatch.setattr(flags, "config_from_flags", lambda labels=(): config)
+        preview.main()
+
+    run(weights)
+    summary = json.loads((tmp_path / "out" / "preview.json").read_text())
+    assert summary["input"]["anchor"]["anchor_convention"] == "torchvision"
+    assert summary["num_matched"] < STATES.count("matched")  # torchvision's anchors are shifted by half a stride
+    with pytest.raises(FileNotFoundError, match="which --backbone_weights or --init_checkpoint names"):
+        run(tmp_path / "none.safetensors")
 
 
 def test_a_wrong_flag_is_named_before_anything_is_written(paths, tmp_path):

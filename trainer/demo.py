@@ -97,8 +97,11 @@ def conversion_flags(voc_dir: str) -> list[list[str]]:
     folder = pathlib.Path(voc_dir)
     if image_sets := choose_splits([path.stem for path in folder.glob("ImageSets/Main/*.txt")]):
         return [[f"--image_set={split}"] for split in image_sets]
-    subfolders = {path.name.lower() for path in folder.glob("*") if path.is_dir()}
-    if subfolders & {"train", "valid", "val", "validation", "test"}:
+    subfolders = {path for path in folder.glob("[!.]*") if path.is_dir()}
+    splits = {path for path in subfolders if path.name.lower() in ("train", "valid", "val", "validation", "test")}
+    # The converter looks into these only if no XML file lies beside them or in another folder.
+    has_xml_elsewhere = any(any(place.glob("*.[xX][mM][lL]")) for place in {folder} | subfolders - splits)
+    if splits and not has_xml_elsewhere:
         return [[]]  # the converter makes a split of each
     return [["--val_fraction=0.2"]]
 

@@ -20,6 +20,7 @@ An EXIF orientation is not applied: boxes are in the pixels as stored.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -139,6 +140,24 @@ def _grey(image_size: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]
     return image, tf.constant([1.0, 1.0, 0.0, 0.0]), tf.constant(image_size)
 
 
+def require_possible(output_dir: str, kind: str, records: Sequence[str]) -> None:
+    """Raises for what would make `export` fail, as far as it can be told without a model.
+
+    Raises:
+      ValueError: as `export` raises it.
+    """
+    there = set(files.names(output_dir)) if files.exists(output_dir) else set()
+    if strangers := sorted(there - _MODEL_FILES - _OTHER_FILES if there & _MODEL_FILES else there):
+        raise ValueError(
+            f"{output_dir} holds {strangers[0]}, which belongs to no export, and would be removed: choose another "
+            "--output_dir."
+        )
+    if kind == "tflite_int8" and not records:
+        raise ValueError("--format=tflite_int8 needs --records: shards of images such as the network will see.")
+    if kind == "onnx" and not importlib.util.find_spec("tf2onnx"):
+        raise ValueError("--format=onnx needs a converter: pip install 'retinanet-tf[onnx]'.")
+
+
 def export(
     model: tf.keras.Model,
     config: Config,
@@ -166,31 +185,29 @@ def export(
       ValueError: `output_dir` holds something other than an export, or what the format needs is missing.
     """
     output_dir = output_dir.rstrip("/")
-    there = set(files.names(output_dir)) if files.exists(output_dir) else set()
-    if strangers := sorted(there - _MODEL_FILES - _OTHER_FILES if there & _MODEL_FILES else there):
-        raise ValueError(
-            f"{output_dir} holds {strangers[0]}, which belongs to no export, and would be removed: choose another "
-            "--output_dir."
-        )
+    require_possible(output_dir, kind, records)
     partial = f"{output_dir}.partial"
     files.remove_tree(partial)
     files.make_dirs(partial)
-    if kind == "saved_model":
-        module = make_serving_module(model, config, batch_size or None)
-        tf.saved_model.save(
-            module, partial, signatures={"serving_default": module.serve_bytes, "serving_images": module.serve_images}
-        )
-    else:
-        converted = export_formats.convert(model, config, kind, batch_size=batch_size or 1, records=records)
-        for name, content in converted.items():
-            with files.create(os.path.join(partial, name)) as file:
-                file.write(content)
-    for name, text in (
-        ("labels.txt", "".join(f"{label}\n" for label in config.labels)),
-        ("config.json", config.to_json()),
-        ("metrics.json", json.dumps(metrics or {}, indent=2) + "\n"),
-    ):
-        files.write_text(os.path.join(partial, name), text)
+    try:
+        if kind == "saved_model":
+            module = make_serving_module(model, config, batch_size or None)
+            signatures = {"serving_default": module.serve_bytes, "serving_images": module.serve_images}
+            tf.saved_model.save(module, partial, signatures=signatures)
+        else:
+            converted = export_formats.convert(model, config, kind, batch_size=batch_size or 1, records=records)
+            for name, content in converted.items():
+                with files.create(os.path.join(partial, name)) as file:
+                    file.write(content)
+        for name, text in (
+            ("labels.txt", "".join(f"{label}\n" for label in config.labels)),
+            ("config.json", config.to_json()),
+            ("metrics.json", json.dumps(metrics or {}, indent=2) + "\n"),
+        ):
+            files.write_text(os.path.join(partial, name), text)
+    except BaseException:
+        files.remove_tree(partial)
+        raise
     files.remove_tree(output_dir)
     files.replace(partial, output_dir)
 
@@ -208,10 +225,15 @@ def read_metrics(model_dir: str, run: inference.TrainedRun) -> dict[str, Any]:
     splits = {}
     for name in files.names(folder) if files.exists(folder) else ():
         split, suffix = os.path.splitext(name)
-        if suffix == ".json" and not split.endswith(".detections"):
+        if suffix != ".json" or split.endswith(".detections"):
+            continue
+        try:
             values = json.loads(files.read(os.path.join(folder, name)))
-            if values["step"] == run.step:
-                splits[split] = values
+            is_of_checkpoint = values["step"] == run.step
+        except (KeyError, TypeError, ValueError):
+            continue  # a file of another program
+        if is_of_checkpoint:
+            splits[split] = values
     return {
         "checkpoint": os.path.basename(run.path),
         "step": run.step,
@@ -221,7 +243,14 @@ def read_metrics(model_dir: str, run: inference.TrainedRun) -> dict[str, Any]:
 
 
 def export_run(
-    model_dir: str, output_dir: str, checkpoint: str | None = None, *, averaged: bool = True, **options: Any
+    model_dir: str,
+    output_dir: str,
+    checkpoint: str | None = None,
+    *,
+    averaged: bool = True,
+    kind: str = "saved_model",
+    batch_size: int = 0,
+    records: Sequence[str] = (),
 ) -> str:
     """Exports a run's checkpoint, computing in float32 whatever the run trained with; returns the checkpoint's path.
 
@@ -230,14 +259,25 @@ def export_run(
       output_dir: EXPORT.
       checkpoint: a path; None for the best, else the latest.
       averaged: take the averaged weights where the run keeps them.
-      **options: `kind`, `batch_size` and `records` of `export`.
+      kind: as for `export`.
+      batch_size: as for `export`.
+      records: as for `export`.
 
     Raises:
       FileNotFoundError: there is no such run or checkpoint.
       ValueError: as `export` raises it.
     """
+    require_possible(output_dir, kind, records)
     run = inference.load_for_inference(model_dir, checkpoint, averaged=averaged)
-    export(run.model, run.config, output_dir, metrics=read_metrics(model_dir, run), **options)
+    export(
+        run.model,
+        run.config,
+        output_dir,
+        kind=kind,
+        batch_size=batch_size,
+        records=records,
+        metrics=read_metrics(model_dir, run),
+    )
     return run.path
 
 

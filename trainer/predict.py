@@ -82,9 +82,32 @@ def load_export(export_dir: str) -> Detector:
         raise ValueError(f"{export_dir} cannot be loaded ({reason}): export the run again.") from error
     return Detector(
         labels=shards.parse_labels(os.path.join(export_dir, shards.LABELS)),
-        detect_bytes=lambda image_bytes: detect_bytes(image_bytes=image_bytes),
-        detect_images=lambda images: detect_images(images=images),
+        detect_bytes=_in_batches(detect_bytes, "image_bytes"),
+        detect_images=_in_batches(detect_images, "images"),
     )
+
+
+def _in_batches(
+    signature: tf.types.experimental.ConcreteFunction, name: str
+) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """A signature of an export as a function of any number of images, at least one.
+
+    Args:
+      signature: of an export that takes any number of images, or always N.
+      name: of its input.
+    """
+    size = signature.structured_input_signature[1][name].shape[0]
+
+    def detect(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        if size is None:
+            return signature(**{name: images})
+        count = len(images)
+        # The last batch is filled up with the last image.
+        rows = tf.minimum(tf.range(-(-count // size) * size), count - 1)
+        batches = [signature(**{name: batch}) for batch in tf.split(tf.gather(images, rows), len(rows) // size)]
+        return {key: tf.concat([found[key] for found in batches], axis=0)[:count] for key in batches[0]}
+
+    return detect
 
 
 def load_run(model_dir: str, checkpoint: str | None = None) -> Detector:
@@ -144,13 +167,12 @@ def predict(
         readable = _readable(paths, batch_size, progress)
         writing: list[futures.Future[None]] = []
         while batch := list(itertools.islice(readable, batch_size)):
-            all_found = _detect(detector, batch, tile, overlap, batch_size)
+            all_found = _detect(detector, batch, thresholds, tile, overlap, batch_size)
             for written in writing:  # of the batch before, which were written while the model ran
                 written.result()
             writing.clear()
             for picture, found in zip(batch, all_found):
-                kept = found.scores >= thresholds[found.classes]
-                columns = (column[kept].tolist() for column in (found.classes, found.scores, found.boxes))
+                columns = (column.tolist() for column in (found.classes, found.scores, found.boxes))
                 detections = [LabelledBox(detector.labels[index], box, score=s) for index, s, box in zip(*columns)]
                 name = _picture_name(picture.path, names)
                 arguments = (picture, detections, detector.labels, numbers, output_dir, name, write)
@@ -206,16 +228,16 @@ def _result(picture: Picture, name: str, detections: Sequence[LabelledBox]) -> d
 
 
 def _detect(
-    detector: Detector, batch: Sequence[Picture], tile: int, overlap: float, batch_size: int
+    detector: Detector, batch: Sequence[Picture], thresholds: np.ndarray, tile: int, overlap: float, batch_size: int
 ) -> list[ImageDetections]:
     """The detections of each picture, small pictures together and large ones in tiles."""
 
     def in_images(images: np.ndarray) -> list[ImageDetections]:
-        return _without_padding(detector.detect_images(tf.constant(images)))
+        return _to_report(detector.detect_images(tf.constant(images)), thresholds)
 
     is_large = [bool(tile) and max(picture.pixels.shape) > tile for picture in batch]
     small = [picture.encoded for picture, large in zip(batch, is_large) if not large]
-    found = iter(_without_padding(detector.detect_bytes(tf.constant(small))) if small else [])
+    found = iter(_to_report(detector.detect_bytes(tf.constant(small)), thresholds) if small else [])
     return [
         tiles.detect_in_tiles(in_images, picture.pixels, tile=tile, overlap=overlap, batch_size=batch_size)
         if large
@@ -224,14 +246,17 @@ def _detect(
     ]
 
 
-def _without_padding(outputs: Mapping[str, tf.Tensor]) -> list[ImageDetections]:
+def _to_report(outputs: Mapping[str, tf.Tensor], thresholds: np.ndarray) -> list[ImageDetections]:
+    """The detections in each image that reach the threshold of their class, f64 [k]; without the padding rows."""
     boxes, scores, classes, counts = (
         outputs[name].numpy() for name in ("boxes", "scores", "classes", "num_detections")
     )
-    return [
-        ImageDetections(boxes[row, :count], scores[row, :count], classes[row, :count])
-        for row, count in enumerate(counts)
-    ]
+    reported = []
+    for row, count in enumerate(counts):
+        found = ImageDetections(boxes[row, :count], scores[row, :count], classes[row, :count])
+        kept = found.scores >= thresholds[found.classes]
+        reported.append(ImageDetections(*(column[kept] for column in found)))
+    return reported
 
 
 def _readable(paths: Sequence[str], ahead: int, progress: tqdm) -> Iterator[Picture]:
@@ -240,13 +265,14 @@ def _readable(paths: Sequence[str], ahead: int, progress: tqdm) -> Iterator[Pict
     def read(path: str) -> Picture | str:
         try:
             with open(path, "rb") as file:
-                content = file.read()
+                content = _without_palette(file.read())
             if _num_pixels(content) > export.MAX_PIXELS:
                 return f"skipped {path}: its header claims more than {export.MAX_PIXELS:,} pixels"
             return make_upright(path, content, augment.decode(content).numpy())
-        except (OSError, tf.errors.InvalidArgumentError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not a whole JPEG, PNG, BMP or GIF picture"
-            return f"skipped {path}: {reason}"
+        except OSError as error:
+            return f"skipped {path}: {error.strerror}"
+        except (ValueError, tf.errors.InvalidArgumentError):
+            return f"skipped {path}: not a whole JPEG, PNG, BMP or GIF picture"
 
     with futures.ThreadPoolExecutor(max_workers=2) as pool:
         waiting = [pool.submit(read, path) for path in paths[:ahead]]
@@ -259,6 +285,25 @@ def _readable(paths: Sequence[str], ahead: int, progress: tqdm) -> Iterator[Pict
                 tqdm.write(picture, file=sys.stderr)
             else:
                 yield picture
+
+
+def _without_palette(content: bytes) -> bytes:
+    """A BMP with a palette, or of 16 bits, as one of 24 bits; other files as they are.
+
+    TensorFlow takes the indexes of a palette for grey levels, and reads only BMPs of 8, 24 and 32 bits.
+
+    Raises:
+      ValueError: the BMP is damaged.
+    """
+    if content[:2] != b"BM" or int.from_bytes(content[28:30], "little") >= 24:
+        return content
+    encoded = io.BytesIO()
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.convert("RGB").save(encoded, "BMP")
+    except Exception as error:  # Pillow raises almost any exception on a damaged header
+        raise ValueError("a damaged BMP") from error
+    return encoded.getvalue()
 
 
 def make_upright(path: str, content: bytes, pixels: np.ndarray) -> Picture:

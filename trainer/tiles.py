@@ -29,7 +29,8 @@ def detect_in_tiles(
     An object larger than the overlap of two tiles may be cut in both; the whole picture has it uncut.
 
     Args:
-      detect: from u8 [b, h, w, 3] to the detections in each image, in its pixels.
+      detect: from u8 [b, h, w, 3] to the detections in each image, in its pixels. It leaves out those that score too
+        low to be reported, since one of them could otherwise replace a better one that an edge has cut.
       picture: u8 [h, w, 3].
       tile: side of a tile in px; it is smaller where the picture is.
       overlap: least share of a tile that adjacent tiles have in common, at least 0 and below 1.
