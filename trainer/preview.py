@@ -144,7 +144,7 @@ def main() -> None:
     paths = shards.expand_glob(FLAGS.records)
     config = flags.config_from_flags(shards.read_labels(paths))
     if config.train.init_checkpoint:  # decides the anchors; the weights of a backbone decide nothing that is shown
-        config, _ = initial_weights.prepare(config, FLAGS.output_dir)
+        config, _ = initial_weights.prepare(config, None)
     summary = write_preview(paths, config, FLAGS.output_dir, FLAGS.num_images)
     print(f"images: {summary['num_images']}, contact sheets: {len(summary['sheets'])}, in {FLAGS.output_dir}\n")
     print(format_summary(summary, config.input))
