@@ -11,6 +11,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import pytest
 import tensorflow as tf
 
+from model import resnet
 from trainer import reporting
 
 _cpu = tf.config.list_physical_devices("CPU")[0]
@@ -21,6 +22,14 @@ tf.config.set_logical_device_configuration(_cpu, [tf.config.LogicalDeviceConfigu
 def two_replicas():
     """A MirroredStrategy over two CPU devices; it reduces on one, so that a process may have several strategies."""
     return tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"], cross_device_ops=tf.distribute.ReductionToOneDevice())
+
+
+@pytest.fixture(scope="module")
+def smallest_resnet18():
+    """One block a stage instead of two: tracing takes most of the time of such tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(resnet.LAYOUTS, "resnet18", (False, (1, 1, 1, 1)))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -19,15 +19,9 @@ from model import pretrained, resnet
 from trainer import checkpoints, import_weights, inference, initial_weights, train
 from trainer.config import Config
 
+pytestmark = pytest.mark.usefixtures("smallest_resnet18")
+
 SHAPES = list(published.resnet_shapes((1, 1, 1, 1), bottleneck=False))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def smallest_resnet18():
-    """One block a stage instead of two."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(resnet.LAYOUTS, "resnet18", (False, (1, 1, 1, 1)))
-        yield
 
 
 def imported(path, shapes, **settings):
@@ -76,8 +70,8 @@ def test_a_backbone_decides_the_preprocessing_and_is_loaded(tmp_path, backbone_f
 @pytest.mark.parametrize(
     "settings",
     [
-        {"neck": "panet", "head_norm": "group"},
-        {"neck": "bifpn", "neck_repeats": 2},
+        pytest.param({"neck": "panet", "head_norm": "group"}, marks=pytest.mark.slow),
+        pytest.param({"neck": "bifpn", "neck_repeats": 2}, marks=pytest.mark.slow),
         {"neck": "bifpn", "separable_convs": True, "head_norm": "batch"},
     ],
     ids=str,

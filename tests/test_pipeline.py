@@ -87,7 +87,7 @@ def test_an_image_is_augmented_differently_in_each_epoch(paths):
     assert np.all((batch.random_numbers >= 0) & (batch.random_numbers < 1))
 
 
-@pytest.mark.parametrize("consumed", [0, 3, 10, 17, 25])
+@pytest.mark.parametrize("consumed", [3, 10, 17])
 def test_a_resumed_run_continues_with_the_next_image(paths, consumed):
     whole = training(paths, 40, batch_size=1)
     rest = training(paths, 3, first_record=consumed)

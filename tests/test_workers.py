@@ -31,6 +31,7 @@ FLAGS = (
     "--batch_size=2",
     "--steps_per_loop=1",
     "--warmup_steps=0",
+    "--norm=local",  # each worker has statistics of its own
 )
 
 
