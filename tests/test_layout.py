@@ -98,12 +98,15 @@ def test_an_archive_beside_the_files_is_not_entered(tmp_path):
 
 def test_no_request_for_files_that_are_known_by_their_names(tmp_path, monkeypatch):
     """In a bucket each takes milliseconds, and there are as many as files."""
-    root = make(tmp_path / "set", "a.xml", "a.jpg", "b.TIFF", "c.txt", "d.json", "e.yaml", "one/f.xml", "README")
+    root = make(tmp_path / "set", "a.xml", "a.jpg", "b.TIFF", "c.txt", "d.json", "e.yaml", "one/f.md", "README")
     asked = []
     is_dir = files.is_dir
     monkeypatch.setattr(files, "is_dir", lambda path: asked.append(path) or is_dir(path))
-    assert list(walk(root, (".xml",))) == ["a.xml", "one/f.xml"]
+    assert list(walk(root, (".xml", ".md"))) == ["a.xml", "one/f.md"]
     assert asked == [f"{root}/README", f"{root}/one"]
+    asked.clear()
+    assert find_folders(root) == found(root, "", "")
+    assert set(asked) == {root, f"{root}/Annotations", f"{root}/JPEGImages", f"{root}/README", f"{root}/one"}
 
 
 def test_the_only_folder_in_an_archive(tmp_path):

@@ -17,8 +17,9 @@ from input.conversion.source import name_key
 _ANNOTATION_NAMES = ("annotations", "annotation", "annots", "annot", "labels", "label", "xml", "xmls")
 _IMAGE_NAMES = ("jpegimages", "images", "image", "imgs", "img", "photos")
 # A name with one of these is taken for that of a file, since to ask takes milliseconds in a bucket.
-# Archives are among them, since `is_dir` takes them for folders: the files beside one were often unpacked from it.
-_FILE_EXTENSIONS = (*IMAGE_EXTENSIONS, ".xml", ".txt", ".json", ".yaml", ".yml", ".csv", ".zip", ".tar")
+_FILE_EXTENSIONS = (*IMAGE_EXTENSIONS, ".xml", ".txt", ".json", ".yaml", ".yml", ".csv")
+# `is_dir` takes archives for folders, but the files beside one were often unpacked from it.
+_KNOWN_EXTENSIONS = (*_FILE_EXTENSIONS, ".zip", ".tar")
 SPLIT_NAMES = {"train": "train", "valid": "val", "val": "val", "validation": "val", "test": "test"}
 
 
@@ -53,7 +54,7 @@ def find_folders(voc_dir: str, annotations_dir: str = "", images_dir: str = "") 
     if not files.is_dir(voc_dir):
         raise ConversionError(f"--voc_dir={voc_dir}: there is no such folder.")
     inside = [os.path.join(voc_dir, name) for name in sorted(files.names(voc_dir)) if not _is_hidden(name)]
-    subfolders = [path for path in inside if files.is_dir(path)]
+    subfolders = [path for path in inside if _extension(path) not in _FILE_EXTENSIONS and files.is_dir(path)]
     splits = [path for path in subfolders if os.path.basename(path).lower() in SPLIT_NAMES]
     candidates = [voc_dir, *(path for path in subfolders if path not in splits)]
     with_xml = [path for path in candidates if _holds(path, (".xml",))]
@@ -81,7 +82,7 @@ def ask_format(folder: str, *extensions: str) -> str:
     """A question on the flag of another format, where a folder holds a file as that format has it; otherwise empty."""
     flags = {".xml": "--voc_dir", ".yaml": "--yolo_dir", ".json": "--coco_json"}
     found = next(walk(folder, extensions), "")
-    return f" It holds {found}: is {flags[os.path.splitext(found)[1].lower()]} meant?" if found else ""
+    return f" It holds {found}: is {flags[_extension(found)]} meant?" if found else ""
 
 
 def unwrap(folder: str) -> str:
@@ -112,7 +113,7 @@ def _paired(folders: Sequence[str]) -> bool:
 
 
 def _holds(folder: str, extensions: Collection[str]) -> bool:
-    return any(os.path.splitext(name)[1].lower() in extensions for name in files.names(folder))
+    return any(_extension(name) in extensions for name in files.names(folder))
 
 
 def _choose(folders: Sequence[str], names: Sequence[str], what: str, flag: str) -> str:
@@ -167,16 +168,20 @@ def walk(folder: str, extensions: Sequence[str], below: str = "") -> Iterator[st
     """The files with one of the extensions in a folder and in its subfolders, each with its path from there."""
     for name in sorted(files.names(os.path.join(folder, below))):
         path = os.path.join(below, name)
-        extension = os.path.splitext(name)[1].lower()
+        extension = _extension(name)
         if _is_hidden(name):
             continue
         if extension in extensions:
             yield path
-        elif extension in _FILE_EXTENSIONS or path.count(os.sep) == 8:  # links may go round in circles
+        elif extension in _KNOWN_EXTENSIONS or path.count(os.sep) == 8:  # links may go round in circles
             continue
         elif files.is_dir(os.path.join(folder, path)):
             with contextlib.suppress(OSError):
                 yield from walk(folder, extensions, path)
+
+
+def _extension(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
 
 
 def _is_hidden(name: str) -> bool:
