@@ -13,7 +13,7 @@ from trainer import checkpoints, reporting
 from trainer.config import Config, flatten
 from trainer.reporting import log
 
-# The table of docs/MULTI_GPU.md: a name stands for a setting, or for all settings of a group. What is in neither list
+# The table of docs/RUNS.md: a name stands for a setting, or for all settings of a group. What is in neither list
 # changes the weights, the optimizer's state, the order of the data or the schedule, and needs --override_config.
 MAY_CHANGE = (
     *("detect", "input.cache_records", "input.max_damaged", "input.private_threadpool_size", "input.target_assignment"),
