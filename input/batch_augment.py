@@ -16,7 +16,7 @@ import tensorflow as tf
 from input import boxes as box_ops
 from input.config import AugmentConfig
 from input.random_numbers import RandomNumbers, strength
-from input.types import BACKGROUND, PAD_VALUE, Batch
+from input.types import BACKGROUND, IGNORED, PAD_VALUE, Batch
 
 # Mean and standard deviation of ImageNet's colours (R, G, B in 0..1), as torchvision and TF Model Garden use them.
 MEAN_RGB = (0.485, 0.456, 0.406)
@@ -151,13 +151,19 @@ class _Objects(NamedTuple):
     def within(self, region: tf.Tensor, min_visible: float) -> _Objects:
         """What is visible of the objects if only `region` is left; boxes are clipped to it."""
         shown = _intersection(self.boxes, region)
-        keep = box_ops.still_shown(self.boxes, box_ops.area(shown), _center_in(self.boxes, region), min_visible)
+        keep = self._still_shown(box_ops.area(shown), _center_in(self.boxes, region), min_visible)
         return self._replace(boxes=shown).only(keep)
 
     def outside(self, region: tf.Tensor, min_visible: float) -> _Objects:
         """The objects that are still visible if `region` is covered; their boxes stay as they are."""
         visible = box_ops.area(self.boxes) - box_ops.area(_intersection(self.boxes, region))
-        return self.only(box_ops.still_shown(self.boxes, visible, ~_center_in(self.boxes, region), min_visible))
+        return self.only(self._still_shown(visible, ~_center_in(self.boxes, region), min_visible))
+
+    def _still_shown(self, visible_area: tf.Tensor, center_visible: tf.Tensor, min_visible: float) -> tf.Tensor:
+        """Which to keep. Of an ignored region what is seen is still not to be learnt, however little."""
+        is_region = self.classes == float(IGNORED)
+        shown = box_ops.still_shown(self.boxes, visible_area, center_visible, min_visible)
+        return shown | (is_region & (visible_area > 0))
 
 
 def _intersection(boxes: tf.Tensor, region: tf.Tensor) -> tf.Tensor:
@@ -172,7 +178,7 @@ def _center_in(boxes: tf.Tensor, region: tf.Tensor) -> tf.Tensor:
 
 
 def _join(parts: list[_Objects], num_slots: int) -> _Objects:
-    """The objects of several parts in one; if there are more than `num_slots`, the largest."""
+    """The objects of several parts in one; if there are more than `num_slots`, the largest (see `mix_what_fits`)."""
     joined = _Objects(*(tf.concat(values, axis=1) for values in zip(*parts)))
     area = tf.where(joined.classes == BACKGROUND, -1.0, box_ops.area(joined.boxes))
     largest = tf.math.top_k(area, num_slots).indices
@@ -191,6 +197,24 @@ def _quadrants(image_size: tuple[int, int]) -> list[tuple[int, int]]:
     """Offsets (y, x) px of the four tiles of a mosaic, in reading order."""
     height, width = image_size
     return [(0, 0), (0, width // 2), (height // 2, 0), (height // 2, width // 2)]
+
+
+def mix_what_fits(batch: Batch, config: AugmentConfig) -> Batch:
+    """Leaves an image unmixed whose objects and regions, with those that would be mixed in, may exceed its slots.
+
+    What has no slot would be learnt as background. Only the random numbers change, so this runs once, on the host, and
+    boxes and pixels agree.
+    """
+    random = RandomNumbers.of(batch.random_numbers)
+    num_slots = batch.boxes.shape[1]
+    count = tf.math.count_nonzero(batch.classes != BACKGROUND, axis=1, dtype=tf.int32)
+    for name, num_images in (("mosaic", 4), ("cutmix", 2), ("mixup", 2)):  # in the order of `augment_boxes`
+        number, probability = getattr(random, name), getattr(config, name)
+        together = tf.add_n([tf.roll(count, -shift, axis=0) for shift in range(num_images)])
+        number = tf.where(together > num_slots, 1.0, number)  # no probability exceeds 1
+        random = random._replace(**{name: number})
+        count = tf.where(number < probability, together, count)
+    return batch._replace(random_numbers=tf.stack(random, axis=1))
 
 
 def augment_boxes(batch: Batch, config: AugmentConfig) -> Batch:

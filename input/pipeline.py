@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from input import augment, batch_augment, memory, random_numbers, sampling, targets, tfrecord
-from input.config import InputConfig
+from input.config import AugmentConfig, InputConfig
 from input.sampling import SampledRecord
 from input.types import Batch, Targets
 
@@ -61,6 +61,7 @@ def make_dataset(
         )
     else:
         records = sampling.evaluation_records(paths, batch_size)
+
     dataset = records.batch(batch_size, drop_remainder=True).map(
         lambda batch: _load_or_blank(batch, load, blank),
         num_parallel_calls=_AUTOTUNE,
@@ -85,6 +86,13 @@ def make_dataset(
 def only_for_training(batch: Batch) -> Batch:
     """The batch without what an evaluation alone reads, so that it is not sent to the devices."""
     return batch._replace(original_sizes=None, transforms=None)
+
+
+def mix_what_fits(dataset: tf.data.Dataset, config: AugmentConfig) -> tf.data.Dataset:
+    """`Dataset[Batch]`, each a replica's own, in which an image stays unmixed where objects would find no slot."""
+    if not config.mixes:
+        return dataset
+    return dataset.map(lambda batch: batch_augment.mix_what_fits(batch, config), num_parallel_calls=_AUTOTUNE)
 
 
 def stop_mixing(dataset: tf.data.Dataset, num_batches: int) -> tf.data.Dataset:

@@ -283,6 +283,57 @@ def test_the_largest_of_too_many_mixed_boxes_are_kept():
     assert sorted(areas) == [320, 345]  # 16 x 20 and 15 x 23; 9 x 14 and the other 16 x 20 are dropped
 
 
+@pytest.mark.parametrize(
+    ("counts", "probabilities", "unmixed"),
+    [
+        ([2, 3, 2, 3, 1], {"mosaic": 1.0}, {"mosaic": [1, 1, 0, 1, 0]}),  # 10, 9, 8, 9 and 8 objects, of which 8 fit
+        ([5, 4, 4, 0, 3], {"mixup": 1.0}, {"mixup": [1, 0, 0, 0, 0]}),
+        ([5, 4, 4, 0, 3], {"cutmix": 1.0}, {"cutmix": [1, 0, 0, 0, 0]}),
+        ([2, 2, 2, 2, 1], {"mosaic": 1.0, "mixup": 1.0}, {"mosaic": [0] * 5, "mixup": [1] * 5}),  # no two mosaics fit
+        ([2, 2, 2, 2, 1], {"mixup": 1.0}, {"mosaic": [0] * 5, "mixup": [0] * 5}),  # there are no mosaics
+    ],
+)
+def test_an_image_stays_unmixed_where_objects_would_have_no_slot(counts, probabilities, unmixed):
+    classes = np.where(np.arange(8) < np.array(counts)[:, np.newaxis], 0, -1).astype(np.int32)
+    batch = with_numbers(make_batch(np.zeros((5, 8, 8, 3), np.uint8)), mosaic=0.0, mixup=0.0, cutmix=0.0)
+    batch = batch._replace(
+        boxes=tf.tile(tf.constant([[[0.0, 0, 4, 4]]]), [5, 8, 1]),
+        classes=tf.constant(classes),
+        difficult=tf.zeros([5, 8], tf.bool),
+        box_weights=tf.ones([5, 8]),
+    )
+    config = AugmentConfig(**probabilities)
+    fitting = batch_augment.mix_what_fits(batch, config)
+    random = RandomNumbers.of(fitting.random_numbers)
+    for name, expected in unmixed.items():
+        np.testing.assert_array_equal(getattr(random, name), expected)
+    if len(probabilities) == 1 and "cutmix" not in probabilities:  # cutmix hides some
+        ((name, _),) = probabilities.items()
+        num_mixed = 4 if name == "mosaic" else 2
+        totals = [
+            count if left else sum(counts[(index + shift) % 5] for shift in range(num_mixed))
+            for index, (count, left) in enumerate(zip(counts, unmixed[name]))
+        ]
+        found = batch_augment.augment_boxes(fitting, config).classes.numpy()
+        np.testing.assert_array_equal((found != -1).sum(axis=1), totals)
+
+
+def test_what_is_seen_of_an_ignored_region_stays_one():
+    """A corner of the next image, which is all one region, is pasted; a square of 16 px hides the middle of another."""
+    batch = two_colours()._replace(classes=tf.constant([[0, -1, -1, -1, -1], [-2, -1, -1, -1, -1]]))
+    batch = batch._replace(
+        boxes=tf.constant([[[8.0, 10, 40, 50]] + [[0.0] * 4] * 4, [[0.0, 0, 64, 96]] + [[0.0] * 4] * 4])
+    )
+    corner = with_numbers(batch, cutmix=0.0, cutmix_y=1.0, cutmix_x=1.0, cutmix_size=0.25)
+    found = batch_augment.augment_boxes(corner, AugmentConfig(cutmix=1.0, min_visible=0.5))
+    np.testing.assert_array_equal(found.boxes[0, :2], [(8, 10, 40, 50), (48, 72, 64, 96)])
+    np.testing.assert_array_equal(found.classes[0, :3], [0, -2, -1])
+    around = batch._replace(boxes=tf.constant([[[15.0, 39, 33, 57]] + [[0.0] * 4] * 4] * 2))
+    around = with_numbers(around, cutout=0.0, cutout_y=24 / 64, cutout_x=48 / 96)
+    found = batch_augment.augment_boxes(around, AugmentConfig(cutout=1.0, min_visible=0.5))
+    np.testing.assert_array_equal(found.classes[:, 0], [-1, -2])  # 18 px less 16 px: a rim of 1 px
+
+
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_a_graph_gives_what_eager_gives(jit_compile):
     batch = make_batch()

@@ -101,7 +101,7 @@ def test_the_last_share_of_a_run_mixes_no_images(
     """A mosaic of all images until step 3 of 6, and then the same random numbers but for those of mixing."""
     strategy = two_replicas if num_replicas == 2 else tf.distribute.OneDeviceStrategy("/cpu:0")
     paths = toy_shards.write_shards(tmp_path)
-    config = dataclasses.replace(tiny.CONFIG.input, batch_size=4, target_assignment=assignment)
+    config = dataclasses.replace(tiny.CONFIG.input, batch_size=4, max_boxes=40, target_assignment=assignment)
     batches = {}
     for share in (0.0, 0.5):
         augment = AugmentConfig(mosaic=1.0, close_mosaic=share)

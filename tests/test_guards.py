@@ -13,6 +13,7 @@ import tensorflow as tf
 import tiny
 import toy_shards
 
+from input.config import AugmentConfig
 from trainer import checkpoints, evaluate, guards, resume, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
@@ -180,6 +181,24 @@ def test_little_data_trains(tmp_path, objects, labels, batch_size):
     assert result.step == 3
     said = "the training records hold no object of square (1 of 2 classes), so the detector cannot learn them"
     assert (said in log_of(tmp_path / "run")) == (objects == [[0]])
+
+
+@pytest.mark.parametrize(
+    ("augment", "max_boxes", "said"),
+    [
+        ({"mosaic": 0.1}, 5, "4 images, as --mosaic mixes them, hold 8 objects on average, and no image may hold more "
+                             "than 6: most stay unmixed; give --max_boxes=10"),
+        ({"mosaic": 0.1}, 7, None),
+        ({"cutmix": 0.1}, 2, "2 images, as --mixup or --cutmix mixes them, hold 4 objects on average"),
+        ({"cutmix": 0.1}, 4, None),
+        ({}, 1, None),
+    ],
+)  # fmt: skip
+def test_images_with_too_many_objects_to_be_mixed_are_warned_of(tmp_path, caplog, augment, max_boxes, said):
+    paths = write(tmp_path, [[0, 1], [1, 1, 0], [0]])
+    config = dataclasses.replace(tiny.CONFIG.input, max_boxes=max_boxes, augment=AugmentConfig(**augment))
+    guards.check_objects(paths, toy_shards.LABELS, config)
+    assert [record.getMessage()[: len(said or "")] for record in caplog.records] == ([said] if said else [])
 
 
 def test_data_without_any_object_is_refused(tmp_path):

@@ -10,7 +10,7 @@ import toy_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from input import batch_augment, memory, pipeline, sampling, shards, targets
+from input import batch_augment, memory, pipeline, random_numbers, sampling, shards, targets
 from input.config import AnchorConfig, AugmentConfig, InputConfig
 from input.random_numbers import NUM_PER_IMAGE
 from input.types import IGNORED, PAD_VALUE, Batch
@@ -67,6 +67,19 @@ def test_the_record_index_names_the_image(paths):
         np.testing.assert_allclose(batch.boxes[row, : len(classes)], expected, atol=0.5)
         ground = np.median(batch.images[row, :, :43, 0])  # the padding starts at 43
         assert abs(ground - int(np.median(pixels[..., 0]))) <= 3
+
+
+@pytest.mark.parametrize("max_boxes", [3, 6])
+def test_images_are_mixed_where_their_objects_have_room(paths, max_boxes):
+    """Four of these images hold 4 to 8 objects, and 3 or 7 find room."""
+    config = dataclasses.replace(CONFIG, max_boxes=max_boxes, augment=AugmentConfig(mosaic=1.0))
+    dataset = pipeline.make_dataset(paths, config, training=True, batch_size=5)
+    batch = take(pipeline.mix_what_fits(dataset, config.augment), 4)
+    num_objects = (batch.classes != -1).sum(axis=1).reshape(4, 5)
+    together = np.sum([np.roll(num_objects, -shift, axis=1) for shift in range(4)], axis=0)
+    mosaic = batch.random_numbers[:, random_numbers.RandomNumbers._fields.index("mosaic")].reshape(4, 5)
+    np.testing.assert_array_equal(mosaic == 1, together > config.num_slots)
+    assert (mosaic == 1).all() == (max_boxes == 3)
 
 
 def test_equal_seeds_give_equal_batches_and_different_seeds_different_ones(paths):

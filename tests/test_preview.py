@@ -85,6 +85,14 @@ def test_boxes_and_anchors_worked_by_hand(picture, pixels):
     np.testing.assert_allclose(picture.anchors[[0, 2]], [BOXES[0], BOXES[4]])
 
 
+def test_a_box_is_matched_by_the_rule_of_the_run(paths):
+    """The box of 4 px is far below an IoU of 0.5, but ATSS gives it a threshold that its nearest anchor reaches."""
+    config = dataclasses.replace(CONFIG.input, match=dataclasses.replace(CONFIG.input.match, assignment="atss"))
+    (picture,) = preview_data.receive(paths, config, 1)
+    assert picture.states[[0, 2, 3, 4]].tolist() == ["matched", "matched", "difficult", "matched"]
+    assert preview_sheets.draw_legend(config, 600).height > 0
+
+
 def test_summary_worked_by_hand(picture):
     summary = preview.summarize([picture, picture], CONFIG)
     assert summary == {
@@ -164,6 +172,7 @@ def test_preview_shows_the_images_and_positive_anchors_of_training(tmp_path):
     pictures = list(preview_data.receive(records, config, 5))
     assert len(pictures) == 5
     batches = pipeline.make_dataset(records, config, training=True, batch_size=config.batch_size)
+    batches = pipeline.mix_what_fits(batches, config.augment)
     fed = []
     for batch in batches.take(3):
         batch = batch_augment.augment(batch, config.augment)

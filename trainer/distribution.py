@@ -164,6 +164,7 @@ def make_iterator(
             num_pipelines=context.num_input_pipelines,
             pipeline_id=context.input_pipeline_id,
         )
+        dataset = pipeline.mix_what_fits(dataset, config.input.augment)
         if config.input.augment.mixes and config.input.augment.close_mosaic and last_mixed_step is not None:
             # Each of this worker's replicas takes a batch of its own in every step.
             batches_per_step = strategy.num_replicas_in_sync // context.num_input_pipelines

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
 from input import files, shards
+from input.config import InputConfig
 from trainer import reporting
 from trainer.config import Config
 from trainer.loop import LoopResult
@@ -81,8 +83,10 @@ _WITHOUT_POSITIVES = (
 )
 
 
-def check_objects(train_paths: Sequence[str], labels: Sequence[str]) -> None:
-    """Names the classes of which the training records hold no object; the network cannot learn them.
+def check_objects(train_paths: Sequence[str], labels: Sequence[str], config: InputConfig) -> None:
+    """Names the classes of which the training records hold no object, since the network cannot learn them.
+
+    It also warns where most images have too many objects to be mixed.
 
     Raises:
       ValueError: there is no object at all, or a label is beyond the list.
@@ -99,6 +103,15 @@ def check_objects(train_paths: Sequence[str], labels: Sequence[str]) -> None:
             "the training records hold no object of %s (%d of %d classes), so the detector cannot learn them: remove "
             "them from labels.txt and convert again, or add images that show them",
             *(", ".join(missing[:10]) + (", ..." if missing[10:] else ""), len(missing), len(labels)),
+        )
+    num_mixed = 4 if config.augment.mosaic else 2 if config.augment.mixes else 0
+    together = num_mixed * sum(counts.values()) / sum(shards.count_records(train_paths))
+    if together > config.num_slots:
+        log.warning(
+            "%d images, as --%s mixes them, hold %d objects on average, and no image may hold more than %d: most stay "
+            "unmixed; give --max_boxes=%d",
+            *(num_mixed, "mosaic" if num_mixed == 4 else "mixup or --cutmix", together, config.num_slots),
+            math.ceil(together / 10) * 10,
         )
 
 

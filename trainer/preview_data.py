@@ -2,8 +2,9 @@
 
 Every box has one of four states:
 
-- matched: an anchor is assigned to it whose IoU with it reaches `--positive_iou`;
-- forced: only the anchor that overlaps it most is assigned to it, and their IoU is below the threshold;
+- matched: an anchor is assigned to it whose IoU with it reaches `--positive_iou`, or the box's own threshold with
+  `--assignment=atss`;
+- forced: an anchor is assigned to it by `--force_match` alone, the one that overlaps it most;
 - unmatched: no anchor is assigned to it, so the network never learns it (with `--force_match`, another box has taken
   the anchor that overlaps it most);
 - difficult: it is marked so in the data, and left out of training on purpose.
@@ -61,29 +62,32 @@ def receive(paths: Sequence[str], config: InputConfig, num_images: int) -> Itera
     config = dataclasses.replace(config, mixture=(), data_service="")  # how images look does not depend on these
     anchors = make_anchors(config.anchor, config.image_size)
     levels = anchor_levels(config.anchor, config.image_size)
+    unforced = dataclasses.replace(config, match=dataclasses.replace(config.match, force_match=False))
 
-    def prepare(batch: Batch) -> tuple[Batch, tf.Tensor, tf.Tensor]:
-        batch = batch_augment.augment(batch, config.augment)
+    def assigned_anchors(batch: Batch, config: InputConfig) -> tuple[tf.Tensor, tf.Tensor]:
         targets = assign(batch, config, method="sparse")
+        return targets.class_targets, boxes.decode(targets.box_targets, anchors)
+
+    def prepare(batch: Batch) -> tuple[Batch, tuple[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+        batch = batch_augment.augment(batch, config.augment)
         pixels = (batch.images * batch_augment.STDDEV_RGB + batch_augment.MEAN_RGB) * 255.0
         pixels = tf.cast(tf.round(tf.clip_by_value(pixels, 0.0, 255.0)), tf.uint8)
-        return batch._replace(images=pixels), targets.class_targets, boxes.decode(targets.box_targets, anchors)
+        return batch._replace(images=pixels), assigned_anchors(batch, config), assigned_anchors(batch, unforced)
 
     def pictures() -> Iterator[Picture]:
         dataset = pipeline.make_dataset(paths, config, training=True, batch_size=config.batch_size)
-        for batch, class_targets, matched_boxes in dataset.map(prepare).as_numpy_iterator():
+        dataset = pipeline.mix_what_fits(dataset, config.augment).map(prepare)
+        for batch, targets, unforced_targets in dataset.as_numpy_iterator():
             for row, present in enumerate(batch.classes >= 0):
-                own_boxes, classes, difficult = (
+                own_boxes, classes, difficult = own = [
                     values[row][present] for values in (batch.boxes, batch.classes, batch.difficult)
-                )
-                positive = np.flatnonzero(class_targets[row] >= 0)
-                assigned = find_assigned_boxes(
-                    class_targets[row, positive], matched_boxes[row, positive], own_boxes, classes, difficult
-                )
+                ]
+                positive, assigned = _find_positives(*(values[row] for values in targets), *own)
+                _, matched = _find_positives(*(values[row] for values in unforced_targets), *own)
                 ious = boxes.paired_iou(own_boxes[assigned], anchors[positive]).numpy()
                 states = np.full(len(classes), UNMATCHED, dtype="<U9")
                 states[assigned] = FORCED
-                states[assigned[ious >= config.match.positive_iou]] = MATCHED
+                states[np.intersect1d(assigned, matched)] = MATCHED
                 states[difficult] = DIFFICULT
                 yield Picture(
                     record_index=int(batch.record_index[row]),
@@ -98,6 +102,14 @@ def receive(paths: Sequence[str], config: InputConfig, num_images: int) -> Itera
                 )
 
     return itertools.islice(pictures(), num_images)
+
+
+def _find_positives(
+    class_targets: np.ndarray, matched_boxes: np.ndarray, *own: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The positive ones of all anchors, and which box each is assigned to; `own` as `find_assigned_boxes` takes it."""
+    positive = np.flatnonzero(class_targets >= 0)
+    return positive, find_assigned_boxes(class_targets[positive], matched_boxes[positive], *own)
 
 
 def find_assigned_boxes(

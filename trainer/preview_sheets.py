@@ -115,8 +115,9 @@ def draw_picture(picture: Picture, labels: Sequence[str]) -> Image.Image:
 def draw_legend(config: InputConfig, width: int) -> Image.Image:
     """What the signs and colours mean, `width` px wide and as high as it needs."""
     levels = zip(LEVEL_COLOURS.items(), anchor_sizes(config.anchor))
+    threshold = "its threshold" if config.match.assignment == "atss" else f"{config.match.positive_iou:g}"
     boxes = [
-        ("box", STATE_COLOURS[MATCHED], f"matched: an anchor's IoU reaches {config.match.positive_iou:g}"),
+        ("box", STATE_COLOURS[MATCHED], f"matched: an anchor's IoU reaches {threshold}"),
         ("box", STATE_COLOURS[FORCED], "forced: only its best anchor, below that"),
         ("box", STATE_COLOURS[UNMATCHED], "unmatched: no anchor is assigned to it"),
         ("box", STATE_COLOURS[DIFFICULT], "difficult: left out"),

@@ -491,7 +491,7 @@ def _check_data(config: Config, train_paths: Sequence[str], val_paths: Sequence[
     shards.require_whole_sets(train_paths)
     if val_paths:
         evaluate.check_records(val_paths, config.labels)
-    guards.check_objects(train_paths, config.labels)
+    guards.check_objects(train_paths, config.labels, config.input)
     if config.input.data_service:
         data_service.require_running(config.input.data_service)
 
