@@ -242,7 +242,8 @@ _define(
     "norm",
     "Normalisation. local: batch norm with each replica's statistics. sync: with those of all replicas. frozen: with "
     "fixed statistics and scale (and group norm in a BiFPN). group: group norm. auto: frozen for "
-    "a run that starts from trained weights; sync for replicas of fewer than 8 images; otherwise local.",
+    "a run that starts from trained weights (but see docs/TRANSFER.md); sync for replicas of fewer than 8 images; "
+    "otherwise local.",
     choices=NORMS,
 )
 _define(

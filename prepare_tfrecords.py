@@ -61,7 +61,7 @@ flags.DEFINE_list("ignore_classes", [], "Classes, after renaming, whose boxes be
 flags.DEFINE_boolean(
     "drop_unknown_classes",
     _default.drop_unknown_classes,
-    "Drop objects whose class is not in the label list, instead of refusing the file.",
+    "Make what --dropped_classes_as says of objects whose class is not in the label list; otherwise they are refused.",
 )
 flags.DEFINE_enum(
     "dropped_classes_as",

@@ -10,6 +10,7 @@ same effect as a moving mean that is smaller by `c`.
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from typing import Any
 
@@ -141,5 +142,5 @@ class ResNet(Backbone):
         except Exception as error:  # Keras raises no other kind
             raise OSError(
                 f"--backbone_weights=imagenet: {url} cannot be downloaded ({error}): download it where there is a "
-                "network, and put it into ~/.keras/models."
+                f"network, and put it into {os.path.expanduser('~/.keras/models')}."
             ) from error
