@@ -21,7 +21,8 @@ import yaml
 from PIL import Image
 
 from input import augment
-from model.config import DetectConfig
+from model import necks
+from model.config import DetectConfig, ModelConfig
 from trainer import checkpoints, export, export_formats, inference
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs" / "EXPORT.md"
@@ -130,6 +131,24 @@ def test_a_file_of_tensorflow_lite_finds_what_the_model_does(tmp_path):
     for name, values in expected._asdict().items():
         assert found[name].dtype == values.dtype.as_numpy_dtype
         np.testing.assert_allclose(found[name], values, rtol=1e-5)
+
+
+def test_int8_keeps_the_maps_of_a_bifpn():
+    """The padding of its pools must not widen the ranges that the 256 values are spread over."""
+    bifpn = necks.make_neck(ModelConfig(neck="bifpn", neck_filters=8, neck_repeats=1))
+    rng = np.random.default_rng(0)
+    examples = [tf.constant(rng.normal(size=[1, 8, 8, 4]), tf.float32) for _ in range(8)]
+
+    def predict(images):
+        maps = bifpn([images, images[:, ::2, ::2], images[:, ::4, ::4]])
+        return {f"p{level}": p for level, p in zip(range(3, 8), maps)}
+
+    expected = predict(images=examples[0])
+    signature = [tf.TensorSpec([1, 8, 8, 4], name="images")]
+    content = export_formats._to_tflite(bifpn, predict, signature, "tflite_int8", examples)
+    found = tf.lite.Interpreter(model_content=content).get_signature_runner()(images=examples[0])
+    for name, p in expected.items():
+        assert np.corrcoef(found[name].ravel(), np.ravel(p))[0, 1] > 0.95, name
 
 
 def test_images_to_learn_the_ranges_from_are_spread_evenly(tmp_path, monkeypatch):
