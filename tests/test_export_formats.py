@@ -167,6 +167,16 @@ def test_the_extra_that_onnx_needs_is_named(monkeypatch):
         export_formats.convert(painted.PaintFinder(), painted.CONFIG, "onnx")
 
 
+def test_soft_suppression_is_refused_for_onnx_before_the_network_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "require_possible", lambda *_: None)  # the converter may be missing
+    soft = dataclasses.replace(painted.CONFIG, detect=DetectConfig(soft_nms_sigma=0.5))
+    checkpoints.save_config(soft, str(tmp_path))
+    with pytest.raises(ValueError, match=r"has no soft .* the run has --soft_nms_sigma=0\.5: choose another --format"):
+        export.export_run(str(tmp_path), str(tmp_path / "export"), kind="onnx")
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+        export.export_run(str(tmp_path), str(tmp_path / "export"), kind="tflite_float32")
+
+
 def test_what_is_known_of_the_checkpoint_travels_with_it(tmp_path):
     run = inference.TrainedRun(painted.CONFIG, painted.PaintFinder(), 20, "RUN/best/ckpt-20")
     assert export.read_metrics(str(tmp_path), run) == {

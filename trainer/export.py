@@ -32,7 +32,7 @@ from absl import flags as absl_flags
 from input import augment, files, shards
 from input.types import PAD_VALUE
 from model.types import Detections
-from trainer import command, export_formats, inference, run_report
+from trainer import checkpoints, command, export_formats, inference, run_report
 from trainer.config import Config
 
 FORMATS = ("saved_model", *export_formats.FORMATS)
@@ -268,6 +268,7 @@ def export_run(
       ValueError: as `export` raises it.
     """
     require_possible(output_dir, kind, records)
+    export_formats.require_convertible(checkpoints.read_config(model_dir), kind)  # before the network is made
     run = inference.load_for_inference(model_dir, checkpoint, averaged=averaged)
     export(
         run.model,
