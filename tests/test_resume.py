@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import shutil
 
+import no_learning
 import one_weight
 import pytest
 import tiny
+import toy_shards
 
 from input.config import AugmentConfig
-from trainer import checkpoints, resume
+from trainer import checkpoints, evaluate, guards, inference, resume
 from trainer.config import Config, OptimizerConfig
 
 INPUT, TRAIN = tiny.CONFIG.input, tiny.CONFIG.train
@@ -126,3 +129,36 @@ def test_every_name_in_the_table_is_a_setting():
     names = resume.flat_settings(Config())
     for listed in (*resume.MAY_CHANGE, *resume.MUST_STAY):
         assert any(resume._in(name, [listed]) for name in names), listed
+
+
+def test_a_run_that_begins_again_takes_nothing_over(tmp_path, monkeypatch):
+    """Its checkpoints were deleted, or it was killed before the first. The best one before can still be used."""
+    no_learning.install(monkeypatch)
+    records, run = toy_shards.write_shards(tmp_path / "records", 4, 1, split="val"), tmp_path / "run"
+    no_learning.run(records, run)
+    evaluate.evaluate_run(str(run), records, resamples=0)
+    better = {**read(run / "best" / "metrics.json"), "coco_ap": 0.9}  # than all of the new run
+    (run / "best" / "metrics.json").write_text(json.dumps(better))
+    (run / "time.json").write_text(json.dumps({"seconds": 1e6, "step": 1e6}))
+    guards.write_rollbacks(str(run), [{"at": 2, "to": 0}])
+    shutil.rmtree(run / "checkpoints")
+
+    other = tiny.config(train={"optimizer": dataclasses.replace(TRAIN.optimizer, learning_rate=0.02)})
+    no_learning.run(records, run, other)
+    assert read(run / "best" / "metrics.json")["coco_ap"] == 0.5
+    assert inference.find_checkpoint(str(run)).startswith(f"{run}/best/")
+    assert not (run / "rollbacks.json").exists()
+    assert not (run / "eval").exists()
+    assert read(run / "time.json")["seconds"] < 1000
+    (log,) = (run / "logs").iterdir()
+    assert f"evaluations of the run before are now in {run}/earlier-1" in log.read_text()
+    first_rate = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["learning_rate"]
+    assert first_rate > 0.01  # not halved
+    assert checkpoints.read_config(f"{run}/earlier-1") == tiny.CONFIG
+    assert read(run / "earlier-1" / "best" / "metrics.json") == better
+    assert inference.load_for_inference(f"{run}/earlier-1").step == better["step"]
+    assert (run / "earlier-1" / "eval" / "val.json").exists()
+
+
+def read(path):
+    return json.loads(path.read_text())

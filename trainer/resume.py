@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -106,6 +107,34 @@ def _read_records(model_dir: str) -> Any:
         return json.loads(files.read(_records_path(model_dir)))
     except (OSError, ValueError):
         return None
+
+
+def set_aside(model_dir: str) -> str | None:
+    """Clears a folder for a run that begins at step 0, since it holds no checkpoint of the run before.
+
+    What that run left must not count as the new one's: its best checkpoint and metrics, its rollbacks, its time. The
+    best checkpoint and evaluations are moved, with a copy of the settings that they belong to, and can still be used.
+
+    Returns:
+      The folder they are in now; None where there are none.
+    """
+    for name in ("evaluated.json", "rollbacks.json", "time.json"):
+        if files.exists(os.path.join(model_dir, name)):
+            files.remove(os.path.join(model_dir, name))
+    folders = [name for name in ("best", "eval") if files.is_dir(os.path.join(model_dir, name))]
+    if not folders:
+        return None
+    earlier = (os.path.join(model_dir, f"earlier-{number}") for number in itertools.count(1))
+    target = next(folder for folder in earlier if not files.exists(folder))
+    config = checkpoints.config_path(model_dir)
+    if files.exists(config):
+        files.write_text(checkpoints.config_path(target), files.read(config).decode(errors="replace"))
+    for folder in folders:  # file by file, since not every file system of TensorFlow moves a folder
+        files.make_dirs(os.path.join(target, folder))
+        for name in files.names(os.path.join(model_dir, folder)):
+            files.replace(os.path.join(model_dir, folder, name), os.path.join(target, folder, name))
+        files.remove_tree(os.path.join(model_dir, folder))
+    return target
 
 
 def write_evaluated_step(model_dir: str, step: int) -> None:

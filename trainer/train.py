@@ -242,6 +242,8 @@ class _Run:
                 averages.start(self.averaged, self.model)
         self.step = int(self.optimizer.iterations.numpy())
         self.workers.require_same_step(self.step, self.model_dir)
+        if not resumed:  # all workers have read the folder by now, since each waited for the others
+            self._forget_earlier_run()
         if self.budget.is_measured:
             self.fit()
         if self.is_chief:
@@ -288,6 +290,17 @@ class _Run:
         if self.evaluator and self.step and not self.workers.all(is_evaluated):
             log.info("the evaluation of step %d was not completed, so it comes first", self.step)
             self.evaluate()
+
+    def _forget_earlier_run(self) -> None:
+        """Takes nothing over from a run whose checkpoints are gone, such as a best result that was never this run's."""
+        self.saved.best, self.rollbacks = {}, []
+        self.budget.forget_earlier()
+        if self.is_chief and (folder := resume.set_aside(self.model_dir)):
+            log.warning(
+                "the best checkpoint and the evaluations of the run before are now in %s, which can be evaluated and "
+                "exported as a --model_dir of its own",
+                folder,
+            )
 
     def _make_iterator(self) -> None:
         """Begins with the records of this step.
