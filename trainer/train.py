@@ -45,6 +45,8 @@ from trainer.loop import (
 )
 from trainer.reporting import log
 
+_LEAST_PLANNED = 1000  # steps that a run is planned for until it is fitted to `--max_hours`
+
 
 class RunResult(NamedTuple):
     """How a run ended."""
@@ -128,7 +130,12 @@ class _Run:
         self.config, self.weights = initial_weights.prepare(config, model_dir)
         self.changes = resume.require_same_run(self.config, train_paths, model_dir)
         self.num_images = sum(shards.count_records(train_paths))
-        self._plan(count_steps(self.config, self.num_images))
+        num_steps = self.planned_steps = count_steps(self.config, self.num_images)
+        if config.train.max_hours:
+            # A plan of few steps would have no warm-up and evaluate all the time; a timed step gives it another length.
+            self.planned_steps = max(num_steps, _LEAST_PLANNED, 10 * config.train.optimizer.warmup_steps)
+        self._plan(self.planned_steps)
+        self.last_step = num_steps
         self.log_every = config.train.log_every or config.train.steps_per_loop
         self.budget = budget.Budget(
             model_dir, evaluation_steps=sum(shards.count_records(val_paths)) / config.input.batch_size, clock=clock
@@ -166,7 +173,7 @@ class _Run:
             rates = schedules.scale_to_batch(config.train.optimizer, config.input.batch_size)
             if rates != config.train.optimizer:
                 log.info("--scale_learning_rate: %g for batch %d", rates.learning_rate, config.input.batch_size)
-            self.rate = schedules.Adjustable(rates, self.last_step)
+            self.rate = schedules.Adjustable(rates, self.planned_steps)
             self.optimizer = optimizers.make_optimizer(
                 rates,
                 train_steps=self.last_step,
@@ -216,6 +223,7 @@ class _Run:
 
     def _goes_on(self) -> bool:
         """Whether to train on; workers agree on that, and on the next loop's length."""
+        self._leave_room_to_measure()
         rows = self.workers.gather(self.stop.received or 0, self.loop_steps, self._is_stale())
         signals, loop_steps, stale = rows.T.astype(int).tolist()
         self.loop_steps = min(loop_steps)
@@ -224,6 +232,11 @@ class _Run:
             signalled = [index for index, number in enumerate(signals) if number]
             log.info("worker %s was signalled: all stop at step %d", ", ".join(map(str, signalled)), self.step)
         return self.step < self.last_step and self.stopped_by is None and not any(stale)
+
+    def _leave_room_to_measure(self) -> None:
+        """Moves the end by a loop, as long as no step was timed to which `--max_hours` can fit the run."""
+        if self.config.train.max_hours and not self.is_fitted and self.step >= self.last_step:
+            self.last_step = self.step + self.loop_steps
 
     def _is_due(self, every: int) -> bool:
         return is_due(self.step, every, self.last_step)
@@ -246,6 +259,7 @@ class _Run:
             self._forget_earlier_run()
         if self.budget.is_measured:
             self.fit()
+        self._leave_room_to_measure()
         if self.is_chief:
             resume.write_down(self.config, self.train_paths, self.model_dir, step=self.step, changes=self.changes)
         log.info(
