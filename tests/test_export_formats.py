@@ -182,6 +182,7 @@ def test_what_is_known_of_the_checkpoint_travels_with_it(tmp_path):
     assert export.read_metrics(str(tmp_path), run) == {
         "checkpoint": "ckpt-20",
         "step": 20,
+        "averaged": False,
         "validation": {},
         "splits": {},
     }

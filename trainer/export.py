@@ -213,14 +213,16 @@ def export(
 
 
 def read_metrics(model_dir: str, run: inference.TrainedRun) -> dict[str, Any]:
-    """What the run's folder says about a checkpoint.
+    """What the run's folder says about the weights of a checkpoint, averaged or not.
 
     Returns:
-      `checkpoint` (its name), `step`, `validation` (the line of its evaluation in `RUN/metrics.jsonl`) and `splits`
-      (the content of `RUN/eval/SPLIT.json` for each split on which it was evaluated). The last two may be empty.
+      `checkpoint` (its name), `step`, `averaged`, `validation` (the line of its evaluation in `RUN/metrics.jsonl`) and
+      `splits` (the content of `RUN/eval/SPLIT.json` for each split on which it was evaluated). The last two may be
+      empty.
     """
     folder = os.path.join(model_dir, "eval")
-    lines = run_report.read_metrics(model_dir)
+    keeps_averages = run.config.train.ema_decay > 0  # they are then what is evaluated while the run trains
+    lines = run_report.read_metrics(model_dir) if run.averaged == keeps_averages else []
     validation = [line for line in lines if line["step"] == run.step and "eval/loss" in line]
     splits = {}
     for name in files.names(folder) if files.exists(folder) else ():
@@ -229,14 +231,16 @@ def read_metrics(model_dir: str, run: inference.TrainedRun) -> dict[str, Any]:
             continue
         try:
             values = json.loads(files.read(os.path.join(folder, name)))
-            is_of_checkpoint = values["step"] == run.step
+            # Earlier versions do not say which weights they took: the averaged ones, unless they were told otherwise.
+            is_of_these = values["step"] == run.step and values.get("averaged", keeps_averages) == run.averaged
         except (KeyError, TypeError, ValueError):
             continue  # a file of another program
-        if is_of_checkpoint:
+        if is_of_these:
             splits[split] = values
     return {
         "checkpoint": os.path.basename(run.path),
         "step": run.step,
+        "averaged": run.averaged,
         "validation": validation[-1] if validation else {},
         "splits": splits,
     }
