@@ -14,7 +14,7 @@ import tiny
 import toy_shards
 
 from input.config import AugmentConfig
-from trainer import checkpoints, evaluate, guards, inference, resume
+from trainer import checkpoints, evaluate, guards, inference, resume, train
 from trainer.config import Config, OptimizerConfig
 
 INPUT, TRAIN = tiny.CONFIG.input, tiny.CONFIG.train
@@ -84,6 +84,37 @@ def test_other_records_are_refused(tmp_path, model_dir, shards):
     (tmp_path / "train-1").write_bytes(b"123456")
     with pytest.raises(ValueError, match="the training records were 2 shards, now 2, of which 1 are the same"):
         resume.require_same_run(tiny.CONFIG, shards, model_dir)
+
+
+def test_scores_on_other_validation_records_are_not_compared(tmp_path, monkeypatch):
+    """A change must be asked for; the next evaluation is then the best, whatever the one before scored."""
+    no_learning.install(monkeypatch)
+    records, run = toy_shards.write_shards(tmp_path / "records", 4, 2, split="val"), tmp_path / "run"
+
+    def train_to(steps, val_paths, **settings):
+        config = tiny.config(train={"train_steps": steps, "eval_every": 2, **settings})
+        train.train_and_evaluate(config, train_paths=records, val_paths=val_paths, model_dir=str(run))
+        return read(run / "best" / "metrics.json")
+
+    best = train_to(2, records)
+    (run / "best" / "metrics.json").write_text(json.dumps({**best, "coco_ap": 0.9}))
+    assert train_to(4, ())["coco_ap"] == train_to(6, records)["coco_ap"] == 0.9
+    train_to(6, ())
+    with pytest.raises(ValueError, match="the validation records were 2 shards, now 1, of which 1 are the same"):
+        train_to(8, records[:1])
+    assert train_to(8, records[:1], override_config=True) == {**best, "step": 8}
+    (line,) = (run / "overrides.jsonl").read_text().splitlines()
+    assert "validation records" in line
+    resume.set_aside(str(run))
+    assert not resume.has_other_validation(records, str(run))
+
+
+def test_a_list_of_training_records_alone_is_of_an_earlier_version(tmp_path, model_dir, shards):
+    path = pathlib.Path(model_dir, "records.json")
+    path.write_text(json.dumps(read(path)["training records"]))
+    assert not resume.require_same_run(tiny.CONFIG, shards, model_dir, val_paths=shards[:1])
+    with pytest.raises(ValueError, match="the training records were 2 shards, now 1"):
+        resume.require_same_run(tiny.CONFIG, shards[:1], model_dir)
 
 
 def test_the_records_of_a_run_may_move(tmp_path, model_dir, shards):

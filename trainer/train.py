@@ -128,7 +128,8 @@ class _Run:
         self.workers = workers.Workers(self.strategy)
         _check_data(config, train_paths, val_paths)
         self.config, self.weights = initial_weights.prepare(config, model_dir)
-        self.changes = resume.require_same_run(self.config, train_paths, model_dir)
+        self.changes = resume.require_same_run(self.config, train_paths, model_dir, val_paths=val_paths)
+        self.has_other_validation = resume.has_other_validation(val_paths, model_dir)
         self.num_images = sum(shards.count_records(train_paths))
         num_steps = self.planned_steps = count_steps(self.config, self.num_images)
         if config.train.max_hours:
@@ -257,11 +258,21 @@ class _Run:
         self.workers.require_same_step(self.step, self.model_dir)
         if not resumed:  # all workers have read the folder by now, since each waited for the others
             self._forget_earlier_run()
+        elif self.has_other_validation:
+            log.warning("the validation records are others, so the next evaluation counts as the best so far")
+            self.saved.forget_best()
         if self.budget.is_measured:
             self.fit()
         self._leave_room_to_measure()
         if self.is_chief:
-            resume.write_down(self.config, self.train_paths, self.model_dir, step=self.step, changes=self.changes)
+            resume.write_down(
+                self.config,
+                self.train_paths,
+                self.model_dir,
+                val_paths=self.val_paths,
+                step=self.step,
+                changes=self.changes,
+            )
         log.info(
             "%s at step %d of %d: %d images, %s",
             *("resuming" if resumed else "starting", self.step, self.last_step, self.num_images),
