@@ -108,6 +108,24 @@ def test_a_run_and_its_decay_end_within_the_hours(timed_run):
     assert middle["hours"] + middle["hours_left"] == pytest.approx(0.5, rel=0.1)
 
 
+@pytest.mark.parametrize("planned", [1, 5, 7])
+def test_a_planned_end_before_a_step_is_timed_does_not_end_the_run(timed_run, planned):
+    """A small data set has so few steps by default. The first report, which is not timed, is at step 5 or before."""
+    optimizer = OptimizerConfig(learning_rate=0.01, warmup_steps=5)
+    result, seconds, lines = timed_run(0.5, train_steps=planned, optimizer=optimizer)
+    assert 0.9 * 1800 < seconds <= 1800
+    assert result.step > 60  # evaluations take no more of the time than in any other run
+    schedule = schedules.make_schedule(optimizer, result.step)
+    for line in lines[len(lines) // 2 :]:
+        assert line["learning_rate"] == pytest.approx(float(schedule(line["step"] - 1)), abs=0.0005)
+
+
+def test_a_run_that_was_stopped_before_a_step_was_timed_is_measured_first(timed_run, tmp_path):
+    timed_run(0.0, train_steps=10)
+    (tmp_path / "run" / "time.json").unlink()
+    assert timed_run(0.5, train_steps=10)[1] > 0.9 * 1800
+
+
 def test_a_resumed_run_is_fitted_to_what_is_left_and_to_its_new_speed(timed_run):
     """Half of the time is used; the next machine is half as fast. Without hours left, nothing is trained."""
     first, first_s, _ = timed_run(0.25)

@@ -150,7 +150,7 @@ def test_the_command_writes_and_prints_the_metrics(tmp_path, shard):
     evaluated = evaluate.make_finder(model, ALL_DETECTIONS, [shard])()
     arguments = (evaluated.ground_truths, evaluated.detections, painted.LABELS)
     expected = metrics.compute_metrics(*arguments, ious=[0.3], resamples=20)
-    assert result.keys() == {*evaluated.losses, *expected, "checkpoint", "step", "records"}
+    assert result.keys() == {*evaluated.losses, *expected, "checkpoint", "step", "averaged", "records"}
     for key, value in evaluated.losses.items():
         assert result[key] == pytest.approx(value)
     for key, bounds in expected["intervals"].items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import pathlib
 import struct
 import sys
@@ -296,6 +297,23 @@ def test_other_files_beside_the_evaluations_are_ignored(tmp_path, content):
     (tmp_path / "eval" / "test.json").write_text('{"step": 20}')
     run = inference.TrainedRun(painted.CONFIG, painted.PaintFinder(), 20, "RUN/best/ckpt-20")
     assert export.read_metrics(str(tmp_path), run)["splits"] == {"test": {"step": 20}}
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_metrics_are_those_of_the_weights_that_are_exported(tmp_path, averaged):
+    """Of one step there are averaged weights, which training evaluates, and plain ones."""
+    config = dataclasses.replace(painted.CONFIG, train=TrainConfig(ema_decay=0.9))
+    run = inference.TrainedRun(config, painted.PaintFinder(), 20, "RUN/best/ckpt-20", averaged)
+    line = {"step": 20, "eval/loss": 1.5}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    files = {"a": {"averaged": True}, "b": {"averaged": False}, "of an earlier version": {}}
+    (tmp_path / "eval").mkdir()
+    for name, values in files.items():
+        (tmp_path / "eval" / f"{name}.json").write_text(json.dumps({"step": 20, **values}))
+    known = export.read_metrics(str(tmp_path), run)
+    assert known["averaged"] == averaged
+    assert known["validation"] == (line if averaged else {})
+    assert set(known["splits"]) == ({"a", "of an earlier version"} if averaged else {"b"})
 
 
 def test_nothing_is_left_behind_by_an_error(tmp_path, monkeypatch):

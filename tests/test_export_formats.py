@@ -21,7 +21,8 @@ import yaml
 from PIL import Image
 
 from input import augment
-from model.config import DetectConfig
+from model import necks
+from model.config import DetectConfig, ModelConfig
 from trainer import checkpoints, export, export_formats, inference
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs" / "EXPORT.md"
@@ -132,6 +133,24 @@ def test_a_file_of_tensorflow_lite_finds_what_the_model_does(tmp_path):
         np.testing.assert_allclose(found[name], values, rtol=1e-5)
 
 
+def test_int8_keeps_the_maps_of_a_bifpn():
+    """The padding of its pools must not widen the ranges that the 256 values are spread over."""
+    bifpn = necks.make_neck(ModelConfig(neck="bifpn", neck_filters=8, neck_repeats=1))
+    rng = np.random.default_rng(0)
+    examples = [tf.constant(rng.normal(size=[1, 8, 8, 4]), tf.float32) for _ in range(8)]
+
+    def predict(images):
+        maps = bifpn([images, images[:, ::2, ::2], images[:, ::4, ::4]])
+        return {f"p{level}": p for level, p in zip(range(3, 8), maps)}
+
+    expected = predict(images=examples[0])
+    signature = [tf.TensorSpec([1, 8, 8, 4], name="images")]
+    content = export_formats._to_tflite(bifpn, predict, signature, "tflite_int8", examples)
+    found = tf.lite.Interpreter(model_content=content).get_signature_runner()(images=examples[0])
+    for name, p in expected.items():
+        assert np.corrcoef(found[name].ravel(), np.ravel(p))[0, 1] > 0.95, name
+
+
 def test_images_to_learn_the_ranges_from_are_spread_evenly(tmp_path, monkeypatch):
     paintings = [painted.Painting(64, 96, (0, 0, 64, 8 * number), 0) for number in range(1, 10)]
     path = painted.write_shard(tmp_path / "train-00000-of-00001.tfrecord", paintings)
@@ -148,11 +167,22 @@ def test_the_extra_that_onnx_needs_is_named(monkeypatch):
         export_formats.convert(painted.PaintFinder(), painted.CONFIG, "onnx")
 
 
+def test_soft_suppression_is_refused_for_onnx_before_the_network_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "require_possible", lambda *_: None)  # the converter may be missing
+    soft = dataclasses.replace(painted.CONFIG, detect=DetectConfig(soft_nms_sigma=0.5))
+    checkpoints.save_config(soft, str(tmp_path))
+    with pytest.raises(ValueError, match=r"has no soft .* the run has --soft_nms_sigma=0\.5: choose another --format"):
+        export.export_run(str(tmp_path), str(tmp_path / "export"), kind="onnx")
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+        export.export_run(str(tmp_path), str(tmp_path / "export"), kind="tflite_float32")
+
+
 def test_what_is_known_of_the_checkpoint_travels_with_it(tmp_path):
     run = inference.TrainedRun(painted.CONFIG, painted.PaintFinder(), 20, "RUN/best/ckpt-20")
     assert export.read_metrics(str(tmp_path), run) == {
         "checkpoint": "ckpt-20",
         "step": 20,
+        "averaged": False,
         "validation": {},
         "splits": {},
     }

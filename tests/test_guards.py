@@ -71,6 +71,7 @@ def test_a_run_goes_back_with_half_the_rate_and_keeps_it_when_resumed(records, t
     monkeypatch.setattr(guards, "check_finite", Diverging(step=6, times=2))
     settings = {"optimizer": CONSTANT, "on_non_finite": "rollback", "checkpoint_every": 4}
     resume.write_evaluated_step(str(tmp_path), 6)
+    monkeypatch.setattr(resume, "set_aside", lambda model_dir: None)  # it would remove that
     assert run(records["train"], tmp_path, train_steps=8, **settings).step == 8
     assert rates_of(tmp_path) == {2: approx(0.01), 4: approx(0.01), 6: approx(0.0025), 8: approx(0.0025)}
     log = log_of(tmp_path)

@@ -198,6 +198,43 @@ def test_weights_keep_their_statistics_by_default(tmp_path, backbone_file, chang
     assert initial_weights.prepare(dataclasses.replace(config, model=model), str(tmp_path))[0].model.norm == norm
 
 
+@pytest.mark.parametrize(
+    ("neck", "norm"), [("neck/lateral3_norm/gamma", "frozen"), ("neck/lateral3_norm/moving_mean", "auto")]
+)
+def test_a_bifpn_keeps_the_kind_of_norm_that_its_weights_have(tmp_path, neck, norm):
+    """A run with --norm=frozen has group norm in its BiFPN."""
+    origin = pretrained.Origin("file", "resnet18", "imagenet", 1e-5, neck="bifpn")
+    arrays = {name: np.zeros(8) for name in ("backbone/conv1/norm/moving_mean", neck)}
+    pretrained.save(str(tmp_path / "run.safetensors"), pretrained.Weights(origin, arrays))
+    config = with_weights(init_checkpoint=str(tmp_path / "run.safetensors"))
+    model = dataclasses.replace(config.model, norm="auto", neck="bifpn")
+    assert initial_weights.prepare(dataclasses.replace(config, model=model), str(tmp_path))[0].model.norm == norm
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "expected"),
+    [
+        (("a", "A", "+", "-"), ("a", "A", "+", "-", "="), (0, 1, 2, 3, -1)),
+        (("C++", "C"), ("D", "C", "C++"), (-1, 1, 0)),
+        (("", "Dining table", "tv"), ("tvmonitor", "diningtable"), (2, 1)),
+        (("cat", "CAT", "dog"), ("Cat", "dog"), (-1, 2)),  # either could be meant
+        (("cat", "dog"), ("Cat", "CAT", "Dog"), (-1, -1, 1)),
+        (("+",), ("-",), (-1,)),
+    ],
+)
+def test_classes_take_the_outputs_of_their_own_names(theirs, ours, expected):
+    """The bias of 9 anchors, which tells of each class where it comes from; -1: it starts anew."""
+    origin = pretrained.Origin("file", "resnet18", "imagenet", 1e-5, labels=theirs)
+    bias = np.tile(np.arange(len(theirs), dtype=np.float32), 9)
+    mapped, left = initial_weights._map_classes(bias, np.full(9 * len(ours), -1, np.float32), origin, ours)
+    if set(expected) == {-1}:
+        assert (mapped, left) == (None, "since it is of other classes")
+        return
+    np.testing.assert_array_equal(mapped, np.tile(expected, 9))
+    anew = [label for label, index in zip(ours, expected) if index < 0]
+    assert left == (f"for the classes {', '.join(anew)}" if anew else "")
+
+
 def test_wrong_sources_are_refused(tmp_path, backbone_file):
     with pytest.raises(ValueError, match="holds a backbone only: give it as --backbone_weights"):
         initial_weights.prepare(with_weights(init_checkpoint=backbone_file[0]), str(tmp_path))

@@ -108,6 +108,29 @@ def max_pool(x):
     return out
 
 
+@pytest.mark.parametrize("sides", [(1, 1), (2, 3), (5, 4), (7, 7)])
+def test_downsampling_and_its_gradient_are_those_of_a_max_pool_whose_padding_never_wins(sides):
+    rng = np.random.default_rng(0)
+    x = tf.constant(rng.normal(size=[2, *sides, 3]) - 5, tf.float32)  # below 0, so that padding with zeros would win
+
+    def padded_below_every_value(x):
+        padded = tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], constant_values=x.dtype.min)
+        return tf.nn.max_pool2d(padded, 3, 2, "VALID")
+
+    def value_and_gradient(pool):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            pooled = pool(x)
+            loss = tf.reduce_sum(pooled**2)
+        return pooled, tape.gradient(loss, x)
+
+    found, gradient = value_and_gradient(necks._downsample)
+    expected, expected_gradient = value_and_gradient(padded_below_every_value)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found, max_pool(x.numpy()))
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-6)
+
+
 def fuse(fusion, f, *inputs):
     weights = relu(np.asarray(fusion.gammas, np.float64))
     weights = weights / (1e-4 + weights.sum())

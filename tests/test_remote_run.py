@@ -98,3 +98,14 @@ def test_other_settings_and_a_second_trainer_are_refused_in_a_bucket(run, record
     with lock.sole_trainer(bucket), pytest.raises(ValueError, match="another run trains in"):
         run(records, bucket)
     assert files.read(f"{bucket}/metrics.jsonl") == before
+
+
+def test_a_run_that_lost_its_checkpoints_begins_anew_in_a_bucket(run, records, bucket):
+    run(records, bucket)
+    best = files.read(f"{bucket}/best/metrics.json")
+    files.remove_tree(f"{bucket}/checkpoints")
+    assert run(records, bucket, tiny.config(train={"train_steps": 4})).step == 4
+    assert files.read(f"{bucket}/earlier-1/best/metrics.json") == best
+    assert set(files.names(f"{bucket}/earlier-1")) == {"best", "config.json"}
+    assert evaluate.evaluate_run(f"{bucket}/earlier-1", records, resamples=0)["step"] == 4
+    assert json.loads(files.read(f"{bucket}/best/metrics.json"))["step"] == 4

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import shutil
 
+import no_learning
 import one_weight
 import pytest
 import tiny
+import toy_shards
 
 from input.config import AugmentConfig
-from trainer import checkpoints, resume
+from trainer import checkpoints, evaluate, guards, inference, resume, train
 from trainer.config import Config, OptimizerConfig
 
 INPUT, TRAIN = tiny.CONFIG.input, tiny.CONFIG.train
@@ -83,6 +86,37 @@ def test_other_records_are_refused(tmp_path, model_dir, shards):
         resume.require_same_run(tiny.CONFIG, shards, model_dir)
 
 
+def test_scores_on_other_validation_records_are_not_compared(tmp_path, monkeypatch):
+    """A change must be asked for; the next evaluation is then the best, whatever the one before scored."""
+    no_learning.install(monkeypatch)
+    records, run = toy_shards.write_shards(tmp_path / "records", 4, 2, split="val"), tmp_path / "run"
+
+    def train_to(steps, val_paths, **settings):
+        config = tiny.config(train={"train_steps": steps, "eval_every": 2, **settings})
+        train.train_and_evaluate(config, train_paths=records, val_paths=val_paths, model_dir=str(run))
+        return read(run / "best" / "metrics.json")
+
+    best = train_to(2, records)
+    (run / "best" / "metrics.json").write_text(json.dumps({**best, "coco_ap": 0.9}))
+    assert train_to(4, ())["coco_ap"] == train_to(6, records)["coco_ap"] == 0.9
+    train_to(6, ())
+    with pytest.raises(ValueError, match="the validation records were 2 shards, now 1, of which 1 are the same"):
+        train_to(8, records[:1])
+    assert train_to(8, records[:1], override_config=True) == {**best, "step": 8}
+    (line,) = (run / "overrides.jsonl").read_text().splitlines()
+    assert "validation records" in line
+    resume.set_aside(str(run))
+    assert not resume.has_other_validation(records, str(run))
+
+
+def test_a_list_of_training_records_alone_is_of_an_earlier_version(tmp_path, model_dir, shards):
+    path = pathlib.Path(model_dir, "records.json")
+    path.write_text(json.dumps(read(path)["training records"]))
+    assert not resume.require_same_run(tiny.CONFIG, shards, model_dir, val_paths=shards[:1])
+    with pytest.raises(ValueError, match="the training records were 2 shards, now 1"):
+        resume.require_same_run(tiny.CONFIG, shards[:1], model_dir)
+
+
 def test_the_records_of_a_run_may_move(tmp_path, model_dir, shards):
     (tmp_path / "moved").mkdir()
     moved = [str(tmp_path / "moved" / path.rpartition("/")[2]) for path in shards]
@@ -126,3 +160,36 @@ def test_every_name_in_the_table_is_a_setting():
     names = resume.flat_settings(Config())
     for listed in (*resume.MAY_CHANGE, *resume.MUST_STAY):
         assert any(resume._in(name, [listed]) for name in names), listed
+
+
+def test_a_run_that_begins_again_takes_nothing_over(tmp_path, monkeypatch):
+    """Its checkpoints were deleted, or it was killed before the first. The best one before can still be used."""
+    no_learning.install(monkeypatch)
+    records, run = toy_shards.write_shards(tmp_path / "records", 4, 1, split="val"), tmp_path / "run"
+    no_learning.run(records, run)
+    evaluate.evaluate_run(str(run), records, resamples=0)
+    better = {**read(run / "best" / "metrics.json"), "coco_ap": 0.9}  # than all of the new run
+    (run / "best" / "metrics.json").write_text(json.dumps(better))
+    (run / "time.json").write_text(json.dumps({"seconds": 1e6, "step": 1e6}))
+    guards.write_rollbacks(str(run), [{"at": 2, "to": 0}])
+    shutil.rmtree(run / "checkpoints")
+
+    other = tiny.config(train={"optimizer": dataclasses.replace(TRAIN.optimizer, learning_rate=0.02)})
+    no_learning.run(records, run, other)
+    assert read(run / "best" / "metrics.json")["coco_ap"] == 0.5
+    assert inference.find_checkpoint(str(run)).startswith(f"{run}/best/")
+    assert not (run / "rollbacks.json").exists()
+    assert not (run / "eval").exists()
+    assert read(run / "time.json")["seconds"] < 1000
+    (log,) = (run / "logs").iterdir()
+    assert f"evaluations of the run before are now in {run}/earlier-1" in log.read_text()
+    first_rate = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["learning_rate"]
+    assert first_rate > 0.01  # not halved
+    assert checkpoints.read_config(f"{run}/earlier-1") == tiny.CONFIG
+    assert read(run / "earlier-1" / "best" / "metrics.json") == better
+    assert inference.load_for_inference(f"{run}/earlier-1").step == better["step"]
+    assert (run / "earlier-1" / "eval" / "val.json").exists()
+
+
+def read(path):
+    return json.loads(path.read_text())

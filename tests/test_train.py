@@ -174,9 +174,9 @@ def test_a_run_goes_on_when_the_disk_is_full_for_a_while(records, tmp_path, monk
 def test_averaged_weights_are_evaluated(records, uninterrupted):
     model_dir, result = uninterrupted
     last = str(model_dir / "checkpoints" / "ckpt-6")
-    averaged, trained = (
-        inference.load_for_inference(str(model_dir), last, averaged=choice).model for choice in (True, False)
-    )
+    runs = [inference.load_for_inference(str(model_dir), last, averaged=choice) for choice in (True, False)]
+    assert [loaded.averaged for loaded in runs] == [True, False]
+    averaged, trained = (loaded.model for loaded in runs)
     kernel, other = averaged.trainable_variables[0], trained.trainable_variables[0]
     assert np.abs(kernel - other).max() > 0
     metrics = evaluate.make_evaluator(averaged, AVERAGING, records["val"])()

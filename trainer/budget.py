@@ -36,7 +36,8 @@ class Budget:
         if files.exists(self._path):
             with contextlib.suppress(ValueError):  # damaged: the time is then counted from now on
                 earlier = json.loads(files.read(self._path))
-        self._started = clock() - earlier.pop("seconds", 0.0)
+        self._began = clock()  # in this process
+        self._started = self._began - earlier.pop("seconds", 0.0)
         self._times.update(earlier)
         self._num_steps, self._steps_s = 0, 0.0
 
@@ -49,6 +50,10 @@ class Budget:
     def is_measured(self) -> bool:
         """Whether it is known how long a step takes."""
         return "step" in self._times
+
+    def forget_earlier(self) -> None:
+        """Counts the time from the start of this process on: what `RUN/time.json` tells is of another run."""
+        self._started, self._times = self._began, {}
 
     def set_time(self, part: str, seconds: float) -> None:
         """Notes how long the last `evaluation` or `saving` took."""

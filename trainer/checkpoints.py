@@ -225,6 +225,12 @@ class Checkpoints:
             reporting.write_or_say(self._best_path, json.dumps(self.best, indent=2) + "\n")
         return True
 
+    def forget_best(self) -> None:
+        """Lets the next evaluation count as the best so far; until then the best checkpoint remains."""
+        self.best = {}
+        if self._is_chief and files.exists(self._best_path):
+            files.remove(self._best_path)
+
     def _discard(self) -> None:
         if not self._is_chief:
             with contextlib.suppress(OSError):

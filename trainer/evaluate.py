@@ -186,8 +186,9 @@ def evaluate_run(
       **options: those of `make_finder`.
 
     Returns:
-      The losses, the metrics, and what was evaluated on what: `checkpoint`, `step` and `records`. For each class, too,
-      `best_f1` and the score from which detections give it, `best_f1_score`.
+      The losses, the metrics, and what was evaluated on what: `checkpoint`, `step`, `averaged` (whether its averaged
+      weights were) and `records`. For each class, too, `best_f1` and the score from which detections give it,
+      `best_f1_score`.
 
     Raises:
       FileNotFoundError: there is no such run, no such checkpoint, or no shard that matches.
@@ -199,7 +200,8 @@ def evaluate_run(
     evaluated = make_finder(run.model, run.config, paths, **options)()
     judgement = metrics.judge(evaluated.ground_truths, evaluated.detections, run.config.labels, ious)
     result = metrics.summarize(judgement, resamples=resamples)
-    result = {**evaluated.losses, **result, "checkpoint": run.path, "step": run.step, "records": paths}
+    of_what = {"checkpoint": run.path, "step": run.step, "averaged": run.averaged, "records": paths}
+    result = {**evaluated.losses, **result, **of_what}
     for index, values in enumerate(result["per_class"].values()):
         best = diagnosis.best_threshold(diagnosis.threshold_curve(judgement, index))
         values["best_f1"], values["best_f1_score"] = best or (None, None)

@@ -32,7 +32,7 @@ from absl import flags as absl_flags
 from input import augment, files, shards
 from input.types import PAD_VALUE
 from model.types import Detections
-from trainer import command, export_formats, inference, run_report
+from trainer import checkpoints, command, export_formats, inference, run_report
 from trainer.config import Config
 
 FORMATS = ("saved_model", *export_formats.FORMATS)
@@ -213,14 +213,16 @@ def export(
 
 
 def read_metrics(model_dir: str, run: inference.TrainedRun) -> dict[str, Any]:
-    """What the run's folder says about a checkpoint.
+    """What the run's folder says about the weights of a checkpoint, averaged or not.
 
     Returns:
-      `checkpoint` (its name), `step`, `validation` (the line of its evaluation in `RUN/metrics.jsonl`) and `splits`
-      (the content of `RUN/eval/SPLIT.json` for each split on which it was evaluated). The last two may be empty.
+      `checkpoint` (its name), `step`, `averaged`, `validation` (the line of its evaluation in `RUN/metrics.jsonl`) and
+      `splits` (the content of `RUN/eval/SPLIT.json` for each split on which it was evaluated). The last two may be
+      empty.
     """
     folder = os.path.join(model_dir, "eval")
-    lines = run_report.read_metrics(model_dir)
+    keeps_averages = run.config.train.ema_decay > 0  # they are then what is evaluated while the run trains
+    lines = run_report.read_metrics(model_dir) if run.averaged == keeps_averages else []
     validation = [line for line in lines if line["step"] == run.step and "eval/loss" in line]
     splits = {}
     for name in files.names(folder) if files.exists(folder) else ():
@@ -229,14 +231,16 @@ def read_metrics(model_dir: str, run: inference.TrainedRun) -> dict[str, Any]:
             continue
         try:
             values = json.loads(files.read(os.path.join(folder, name)))
-            is_of_checkpoint = values["step"] == run.step
+            # Earlier versions do not say which weights they took: the averaged ones, unless they were told otherwise.
+            is_of_these = values["step"] == run.step and values.get("averaged", keeps_averages) == run.averaged
         except (KeyError, TypeError, ValueError):
             continue  # a file of another program
-        if is_of_checkpoint:
+        if is_of_these:
             splits[split] = values
     return {
         "checkpoint": os.path.basename(run.path),
         "step": run.step,
+        "averaged": run.averaged,
         "validation": validation[-1] if validation else {},
         "splits": splits,
     }
@@ -268,6 +272,7 @@ def export_run(
       ValueError: as `export` raises it.
     """
     require_possible(output_dir, kind, records)
+    export_formats.require_convertible(checkpoints.read_config(model_dir), kind)  # before the network is made
     run = inference.load_for_inference(model_dir, checkpoint, averaged=averaged)
     export(
         run.model,

@@ -40,8 +40,9 @@ def convert(
       records: shards of images such as the network will see; `tflite_int8` needs them.
 
     Raises:
-      ValueError: `tflite_int8` without records, or `onnx` without its converter.
+      ValueError: `tflite_int8` without records, or `onnx` without its converter or with soft non-maximum suppression.
     """
+    require_convertible(config, kind)
     shape = [batch_size, *config.input.image_size, 3]
     images = tf.TensorSpec(shape, tf.uint8, name="images")
     postprocess = inference.make_postprocess(config)
@@ -71,6 +72,20 @@ def convert(
         "network.tflite": _to_tflite(model, predict, [images], kind, examples),
         "postprocess.tflite": _to_tflite(model, detect_from, predictions, "tflite_float32"),
     }
+
+
+def require_convertible(config: Config, kind: str) -> None:
+    """Refuses what a format cannot hold.
+
+    Raises:
+      ValueError: `onnx` with soft non-maximum suppression: tf2onnx drops its sigma, so nothing would be suppressed.
+    """
+    if kind == "onnx" and config.detect.soft_nms_sigma:
+        raise ValueError(
+            f"--format=onnx has no soft non-maximum suppression, but the run has "
+            f"--soft_nms_sigma={config.detect.soft_nms_sigma:g}: choose another --format; or call trainer.task for the "
+            "run again with --soft_nms_sigma=0, which takes no step at its end."
+        )
 
 
 def example_images(records: Sequence[str], image_size: tuple[int, int]) -> tf.data.Dataset:

@@ -24,6 +24,7 @@ class TrainedRun(NamedTuple):
     model: tf.keras.Model
     step: int
     path: str  # the checkpoint's path prefix
+    averaged: bool = False  # whether these are the averaged weights, which not every run keeps
 
 
 def find_checkpoint(model_dir: str, checkpoint: str | None = None) -> str:
@@ -77,15 +78,16 @@ def load_for_inference(model_dir: str, checkpoint: str | None = None, *, average
     config = checkpoints.read_config(model_dir)
     path = find_checkpoint(model_dir, checkpoint)
     model = checkpoints.make_model(config)
+    averaged = averaged and config.train.ema_decay > 0
     try:
-        branch = "averaged" if averaged and config.train.ema_decay else "model"
+        branch = "averaged" if averaged else "model"
         tf.train.Checkpoint(**{branch: model}).restore(path).assert_existing_objects_matched().expect_partial()
     except (AssertionError, ValueError) as error:
         raise ValueError(
             f"{path} does not fit the network of {checkpoints.config_path(model_dir)}: give a --checkpoint of this "
             f"run. ({error})"
         ) from error
-    return TrainedRun(config=config, model=model, step=int(path.rsplit("-", 1)[1]), path=path)
+    return TrainedRun(config=config, model=model, step=int(path.rsplit("-", 1)[1]), path=path, averaged=averaged)
 
 
 def make_detector(model: tf.keras.Model, config: Config) -> Callable[..., Detections]:

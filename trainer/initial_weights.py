@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
+import re
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -129,8 +132,7 @@ def _map_classes(
     theirs: np.ndarray, ours: np.ndarray, origin: Origin, labels: tuple[str, ...]
 ) -> tuple[np.ndarray | None, str]:
     """A class head's outputs [..., anchors * k] with those of common classes taken over; what is left, in words."""
-    positions = {pretrained.same_class(label): index for index, label in enumerate(origin.labels) if label}
-    common = [(i, positions[key]) for i, key in enumerate(map(pretrained.same_class, labels)) if key in positions]
+    common = _common_classes(labels, origin.labels)
     num_theirs, num_ours = len(origin.labels), len(labels)
     if not common:
         return None, "since it is of other classes"
@@ -141,6 +143,23 @@ def _map_classes(
     mapped[..., mine] = theirs.reshape(*theirs.shape[:-1], -1, num_theirs)[..., their]
     left = [label for i, label in enumerate(labels) if i not in mine]
     return mapped.reshape(ours.shape), f"for the classes {', '.join(left)}" if left else ""
+
+
+def _common_classes(ours: Sequence[str], theirs: Sequence[str]) -> list[tuple[int, int]]:
+    """The positions of classes that both have, (in ours, in theirs).
+
+    A class without its exact name takes one whose name differs in spelling alone, where no third class does as well.
+    """
+    exact = {label: index for index, label in enumerate(theirs) if label}
+    keys, their_keys = (list(map(pretrained.same_class, labels)) for labels in (ours, theirs))
+    counts, their_counts = collections.Counter(keys), collections.Counter(their_keys)
+    common = []
+    for index, (label, key) in enumerate(zip(ours, keys)):
+        if label in exact:
+            common.append((index, exact[label]))
+        elif key and counts[key] == their_counts[key] == 1:
+            common.append((index, their_keys.index(key)))
+    return common
 
 
 def _decided(config: Config) -> dict[str, str]:
@@ -186,8 +205,11 @@ def _norm_for(weights: Weights, config: Config) -> str:
         return asked
     if not has_statistics:
         return "group"
-    # The statistics of the weights are better than those of a small batch; a batch norm that starts anew has none.
-    if config.model.head_norm == "batch" or (config.train.init_checkpoint and config.model.neck == "bifpn"):
+    # The statistics of the weights are better than those of a small batch. But a batch norm that starts anew has none,
+    # and a BiFPN has group norm where others are frozen, which would waste the batch norm that its weights bring.
+    has_neck_statistics = any(re.fullmatch("neck/.*/moving_mean", name) for name in weights.arrays)
+    is_bifpn = bool(config.train.init_checkpoint) and config.model.neck == "bifpn"
+    if config.model.head_norm == "batch" or (is_bifpn and has_neck_statistics):
         return "auto"
     log.info("--norm=auto chooses frozen, since the weights bring their statistics")
     return "frozen"

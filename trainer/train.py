@@ -45,6 +45,8 @@ from trainer.loop import (
 )
 from trainer.reporting import log
 
+_LEAST_PLANNED = 1000  # steps that a run is planned for until it is fitted to `--max_hours`
+
 
 class RunResult(NamedTuple):
     """How a run ended."""
@@ -126,9 +128,15 @@ class _Run:
         self.workers = workers.Workers(self.strategy)
         _check_data(config, train_paths, val_paths)
         self.config, self.weights = initial_weights.prepare(config, model_dir)
-        self.changes = resume.require_same_run(self.config, train_paths, model_dir)
+        self.changes = resume.require_same_run(self.config, train_paths, model_dir, val_paths=val_paths)
+        self.has_other_validation = resume.has_other_validation(val_paths, model_dir)
         self.num_images = sum(shards.count_records(train_paths))
-        self._plan(count_steps(self.config, self.num_images))
+        num_steps = self.planned_steps = count_steps(self.config, self.num_images)
+        if config.train.max_hours:
+            # A plan of few steps would have no warm-up and evaluate all the time; a timed step gives it another length.
+            self.planned_steps = max(num_steps, _LEAST_PLANNED, 10 * config.train.optimizer.warmup_steps)
+        self._plan(self.planned_steps)
+        self.last_step = num_steps
         self.log_every = config.train.log_every or config.train.steps_per_loop
         self.budget = budget.Budget(
             model_dir, evaluation_steps=sum(shards.count_records(val_paths)) / config.input.batch_size, clock=clock
@@ -166,7 +174,7 @@ class _Run:
             rates = schedules.scale_to_batch(config.train.optimizer, config.input.batch_size)
             if rates != config.train.optimizer:
                 log.info("--scale_learning_rate: %g for batch %d", rates.learning_rate, config.input.batch_size)
-            self.rate = schedules.Adjustable(rates, self.last_step)
+            self.rate = schedules.Adjustable(rates, self.planned_steps)
             self.optimizer = optimizers.make_optimizer(
                 rates,
                 train_steps=self.last_step,
@@ -216,6 +224,7 @@ class _Run:
 
     def _goes_on(self) -> bool:
         """Whether to train on; workers agree on that, and on the next loop's length."""
+        self._leave_room_to_measure()
         rows = self.workers.gather(self.stop.received or 0, self.loop_steps, self._is_stale())
         signals, loop_steps, stale = rows.T.astype(int).tolist()
         self.loop_steps = min(loop_steps)
@@ -224,6 +233,11 @@ class _Run:
             signalled = [index for index, number in enumerate(signals) if number]
             log.info("worker %s was signalled: all stop at step %d", ", ".join(map(str, signalled)), self.step)
         return self.step < self.last_step and self.stopped_by is None and not any(stale)
+
+    def _leave_room_to_measure(self) -> None:
+        """Moves the end by a loop, as long as no step was timed to which `--max_hours` can fit the run."""
+        if self.config.train.max_hours and not self.is_fitted and self.step >= self.last_step:
+            self.last_step = self.step + self.loop_steps
 
     def _is_due(self, every: int) -> bool:
         return is_due(self.step, every, self.last_step)
@@ -242,10 +256,23 @@ class _Run:
                 averages.start(self.averaged, self.model)
         self.step = int(self.optimizer.iterations.numpy())
         self.workers.require_same_step(self.step, self.model_dir)
+        if not resumed:  # all workers have read the folder by now, since each waited for the others
+            self._forget_earlier_run()
+        elif self.has_other_validation:
+            log.warning("the validation records are others, so the next evaluation counts as the best so far")
+            self.saved.forget_best()
         if self.budget.is_measured:
             self.fit()
+        self._leave_room_to_measure()
         if self.is_chief:
-            resume.write_down(self.config, self.train_paths, self.model_dir, step=self.step, changes=self.changes)
+            resume.write_down(
+                self.config,
+                self.train_paths,
+                self.model_dir,
+                val_paths=self.val_paths,
+                step=self.step,
+                changes=self.changes,
+            )
         log.info(
             "%s at step %d of %d: %d images, %s",
             *("resuming" if resumed else "starting", self.step, self.last_step, self.num_images),
@@ -288,6 +315,17 @@ class _Run:
         if self.evaluator and self.step and not self.workers.all(is_evaluated):
             log.info("the evaluation of step %d was not completed, so it comes first", self.step)
             self.evaluate()
+
+    def _forget_earlier_run(self) -> None:
+        """Takes nothing over from a run whose checkpoints are gone, such as a best result that was never this run's."""
+        self.saved.best, self.rollbacks = {}, []
+        self.budget.forget_earlier()
+        if self.is_chief and (folder := resume.set_aside(self.model_dir)):
+            log.warning(
+                "the best checkpoint and the evaluations of the run before are now in %s, which can be evaluated and "
+                "exported as a --model_dir of its own",
+                folder,
+            )
 
     def _make_iterator(self) -> None:
         """Begins with the records of this step.
