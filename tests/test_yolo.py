@@ -275,14 +275,19 @@ NAMES = "names: [cat, dog]\n"
         # Roboflow: its paths lead to a folder above, and there is no test set.
         (
             "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n",
-            ("train/images/a_jpg.rf.0a1b.jpg", "train/labels/a_jpg.rf.0a1b.txt", "valid/images/b.jpg"),
-            {"train": [("a_jpg.rf.0a1b", "a_jpg.rf.0a1b.txt")], "val": [("b", "")]},
+            (
+                "train/images/a_jpg.rf.0a1b.jpg",
+                "train/labels/a_jpg.rf.0a1b.txt",
+                "valid/images/b.jpg",
+                "valid/labels/b.txt",
+            ),
+            {"train": [("a_jpg.rf.0a1b", "a_jpg.rf.0a1b.txt")], "val": [("b", "b.txt")]},
         ),
         # A path of another machine.
         (
             "train: C:\\data\\set\\images\\train\nval: /content/set/images/val/\n",
-            ("images/train/a.jpg", "images/val/b.jpg", "labels/val/b.txt"),
-            {"train": [("a", "")], "val": [("b", "b.txt")]},
+            ("images/train/a.jpg", "images/train/c.jpg", "labels/train/a.txt", "images/val/b.jpg", "labels/val/b.txt"),
+            {"train": [("a", "a.txt"), ("c", "")], "val": [("b", "b.txt")]},
         ),
         # Label Studio, and labelImg: all in one folder.
         ("", ("images/a.jpg", "labels/a.txt", "labels/classes.txt"), {"all": [("a", "a.txt")]}),
@@ -296,7 +301,18 @@ NAMES = "names: [cat, dog]\n"
             {"train": [("one/a", ""), ("two/a", "two/a.txt")]},
         ),
         ("", ("images/train/a.jpg", "labels/train/a.txt"), {"train": [("a", "a.txt")]}),
-        ("", ("train/a.jpg", "train/a.txt", "val/b.jpg"), {"train": [("a", "a.txt")], "val": [("b", "")]}),
+        (
+            "",
+            ("train/a.jpg", "train/a.txt", "val/b.jpg", "val/b.txt"),
+            {"train": [("a", "a.txt")], "val": [("b", "b.txt")]},
+        ),
+        # The word `images` in a name below the folder of that name.
+        (
+            "train: images/coco_images\n",
+            ("images/coco_images/a.jpg", "labels/coco_images/a.txt"),
+            {"train": [("a", "a.txt")]},
+        ),
+        ("train: my_images\n", ("my_images/a.jpg", "my_labels/a.txt"), {"train": [("a", "a.txt")]}),
     ],
 )
 def test_folders_are_found(tmp_path, yaml, paths, expected):
@@ -318,6 +334,13 @@ def test_folders_are_found(tmp_path, yaml, paths, expected):
         ("", ("valid/a.jpg", "val/b.jpg"), {}, "several folders of one split"),
         ("train: [images/a, images/b]", ("images/a/a.jpg", "images/b/b.jpg"), {}, "several folders of one split"),
         ("", ("images/notes.txt",), {}, "holds no image"),
+        (
+            "",
+            ("images/train/a.jpg", "images/train/b.jpg", "annotations/train/a.txt"),
+            {},
+            r"images/train: none of its 2 images has a text file in \S*set/labels/train or \S*set/images/train: move",
+        ),
+        ("", ("train/a.jpg", "train/a.txt", "val/b.jpg"), {}, r"val: none of its 1 images has a text file in \S*val: "),
         ("", ("a.jpg",), {"images_dir": "x"}, "--images_dir does not go with --yolo_dir"),
     ],
 )

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import PureWindowsPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import yaml
 
@@ -133,6 +133,8 @@ def _list_split(folders: _Folders, classes: tuple[str, ...], box_first: bool) ->
     ]
     if not image_files:
         raise ConversionError(f"{folders.images} holds no image.")
+    if label_files.keys().isdisjoint(image_files):
+        _refuse_unlabelled(folders.images, len(image_files), folders.images)
     stray = [stem for stem in label_files if stem not in image_files and not _NO_LABELS.match(os.path.basename(stem))]
     inputs = [
         Input(
@@ -145,6 +147,14 @@ def _list_split(folders: _Folders, classes: tuple[str, ...], box_first: bool) ->
         for stem in (*image_files, *stray)
     ]
     return Listing(inputs, findings, classes, box_first)
+
+
+def _refuse_unlabelled(what: str, count: int, image_folder: str) -> NoReturn:
+    """Refuses a split of negatives only, as it would be where the folder of the text files is not found."""
+    raise ConversionError(
+        f"{what}: none of its {count} images has a text file in {' or '.join(_label_folders(image_folder))}: move the "
+        "text files there or, where the images truly have no objects, make an empty text file for one of them."
+    )
 
 
 def _read_settings(folder: str) -> dict[str, Any]:
@@ -254,7 +264,15 @@ def _guess_folders(root: str) -> list[_Folders]:
 
 
 def _labels_folder(image_folder: str) -> str:
-    """Beside the last `images` of the path stands `labels`; where it does not, the labels lie among the images."""
-    head, images_part, tail = image_folder.rpartition("images")
-    folder = f"{head}labels{tail}"
-    return folder if images_part and files.is_dir(folder) else image_folder
+    return next(filter(files.is_dir, _label_folders(image_folder)), image_folder)
+
+
+def _label_folders(image_folder: str) -> list[str]:
+    """Where the text files may be, the likeliest first: in `labels` in place of the last `images`, or among the images.
+
+    A folder called `images` comes before a name that holds the word, as in images/coco_images.
+    """
+    folder = image_folder.rstrip("/")
+    by_part = "/labels/".join(f"{folder}/".rsplit("/images/", 1)).rstrip("/")
+    by_word = "labels".join(folder.rsplit("images", 1))
+    return [*dict.fromkeys(path for path in (by_part, by_word) if path != folder), folder]
