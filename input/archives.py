@@ -44,6 +44,8 @@ class Archive:
                     for member in tar:
                         if member.isreg() and not member.issparse():
                             self._add(member.name, _Member(member.size, int(member.mtime), member.offset_data))
+                        elif member.islnk() and (target := self._members.get(_inner_path(member.linkname))):
+                            self._add(member.name, target)  # a hard link: tar stores the bytes of its first name only
         except (zipfile.BadZipFile, tarfile.TarError, EOFError, ValueError, NotImplementedError, OSError) as error:
             if isinstance(error, OSError) and error.errno != errno.EINVAL:  # Python 3.9 goes wherever a list sends it
                 raise
@@ -56,9 +58,8 @@ class Archive:
                 name = folder
 
     def _add(self, name: str, member: _Member) -> None:
-        parts = [part for part in name.replace("\\", "/").split("/") if part != "."]
-        if all(parts) and ".." not in parts:
-            self._members["/".join(parts)] = member
+        if path := _inner_path(name):
+            self._members[path] = member
 
     def is_dir(self, name: str) -> bool:
         return name in self._folders
@@ -101,6 +102,12 @@ class Archive:
             return data
         except Exception as error:  # zipfile and zlib raise several kinds, for encrypted members RuntimeError
             raise OSError(errno.EIO, f"cannot be read from the archive ({error})", path) from error
+
+
+def _inner_path(name: str) -> str:
+    """The path of a member; empty where its name leads out of the archive."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part != "."]
+    return "/".join(parts) if all(parts) and ".." not in parts else ""
 
 
 def locate(path: str) -> tuple[Archive, str] | None:

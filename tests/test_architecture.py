@@ -10,7 +10,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROOMS = ("input", "model", "trainer")  # from the lowest up
-CONVERTER = "input.conversion"  # stands above the rest of `input`; only its command imports it
+CONVERTER = "input.conversion"  # stands above the rest of `input`
+ABOVE_CONVERTER = {"prepare_tfrecords", "trainer.demo"}  # its command, and what chooses the flags of this command
 COMMANDS = {
     "prepare_tfrecords",
     "trainer.task",
@@ -73,7 +74,7 @@ def upward(project: dict[str, ast.Module]) -> list[str]:
         if imported == "flags":
             return name in COMMANDS
         if in_converter(imported):
-            return in_converter(name) or name == "prepare_tfrecords"
+            return in_converter(name) or name in ABOVE_CONVERTER
         return floor(imported) <= floor(name)
 
     return [

@@ -1,11 +1,15 @@
 """The demo's own functions; `make smoke` runs all its commands."""
 
+import shutil
+
 import pytest
 import tensorflow as tf
 import voc_tree
 
 from input import shards
 from trainer import demo
+
+SPLITS = ("train", "valid", "test")
 
 
 @pytest.mark.parametrize(
@@ -21,11 +25,29 @@ from trainer import demo
 )
 def test_splits_are_chosen_among_those_present(tmp_path, splits, chosen):
     assert demo.choose_splits(splits) == chosen
-    (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
-    for name in splits:
-        (tmp_path / "ImageSets" / "Main" / f"{name}.txt").write_text("000001\n")
     expected = [[f"--image_set={split}"] for split in chosen] or [["--val_fraction=0.2"]]
-    assert demo.conversion_flags(str(tmp_path)) == expected
+    lists = [f"ImageSets/Main/{name}.txt" for name in splits]
+    for place in make_data_set(tmp_path, "Annotations/a.xml", "JPEGImages/a.jpg", *lists):
+        assert demo.conversion_flags(place) == expected
+
+
+def make_data_set(tmp_path, *names):
+    """Empty files in a folder, and the same as an archive that holds the folder."""
+    for name in names:
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).touch()
+    return str(tmp_path / "set"), shutil.make_archive(str(tmp_path / "set"), "tar", tmp_path, "set")
+
+
+def test_folders_of_splits_are_a_split_each(tmp_path):
+    for place in make_data_set(tmp_path, *(f"{split}/{split}.{kind}" for split in SPLITS for kind in ("xml", "jpg"))):
+        assert demo.conversion_flags(place) == [[]]
+
+
+def test_a_data_set_without_annotations_is_refused(tmp_path):
+    for place in make_data_set(tmp_path, "train/images/a.jpg", "train/labels/a.txt", "data.yaml"):
+        with pytest.raises(ValueError, match=r"holds an XML file; .* It holds data\.yaml: is --yolo_dir meant\?"):
+            demo.conversion_flags(place)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +55,7 @@ def test_splits_are_chosen_among_those_present(tmp_path, splits, chosen):
     [
         (("annots", "images"), "more", {"train", "val"}),
         (("annots", "images"), "test", {"train", "val"}),
-        (("train", "valid", "test"), "more", {"train", "val", "test"}),
+        (SPLITS, "more", {"train", "val", "test"}),
     ],
 )
 def test_the_converter_finds_the_folders_of_a_data_set(tmp_path, folders, unlabelled, splits):
@@ -52,12 +74,12 @@ def test_the_converter_finds_the_folders_of_a_data_set(tmp_path, folders, unlabe
 
 
 def test_a_data_set_without_a_split_to_hold_out_is_refused(tmp_path, monkeypatch):
-    (tmp_path / "data" / "train").mkdir(parents=True)
+    make_data_set(tmp_path, "train/a.xml", "train/a.jpg")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "run", lambda *arguments: None)
     monkeypatch.setattr(demo.shards, "shards_by_split", lambda folder: {"train": []})
     with pytest.raises(ValueError, match="has the splits train: the demo needs train, and val or test"):
-        demo.run_demo(demo.YOURS, "data")
+        demo.run_demo(demo.YOURS, "set")
 
 
 def test_the_demo_stops_where_a_command_fails(capfd):

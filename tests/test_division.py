@@ -51,6 +51,14 @@ def test_groups_stay_together(group_by):
     assert abs(len(val) - 0.3 * len(ids)) <= 4
 
 
+@pytest.mark.parametrize("group_by", [r"^(?:(v\d+)_)?", r"^(v\d+_)?", r"^(?:v\d+_)?"])
+def test_images_without_the_optional_part_are_no_group(group_by):
+    ids = [f"v{index % 2}_{index}" for index in range(4)] + [f"photo{index}" for index in range(16)]
+    val = choose_val(listing.shuffled(make_inputs(ids), 0, "val"), {}, 0.5, group_by, {})
+    assert len(val) == 10
+    assert all(("v0_0" in val, "v1_1" in val)[index] == (f"v{index}_{index + 2}" in val) for index in range(2))
+
+
 def test_copies_stay_together(tmp_path):
     """Whatever their names; with a group of one of them too."""
     tree = voc_tree.VocTree(tmp_path / "voc")

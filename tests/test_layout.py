@@ -62,6 +62,13 @@ def test_folders_of_splits(tmp_path, valid):
     ]
 
 
+def test_folders_of_splits_without_xml_are_left_alone(tmp_path):
+    root = make(tmp_path / "set", "annots/a.xml", "images/a.jpg", "test/b.jpg", "val/more/c.jpg")
+    assert find_folders(root) == found(root, "annots", "images")
+    root = make(tmp_path / "set", "train/d.xml", "train/d.jpg")
+    assert find_folders(root, f"{root}/annots") == found(root, "annots", "images")
+
+
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
@@ -73,6 +80,11 @@ def test_folders_of_splits(tmp_path, valid):
         (("a.xml",), "holds an image; name the folder with --images_dir"),
         (("annots/a.xml", "labels/a.xml", "images/a.jpg"), r"annots and .*labels hold XML files: .*--annotations_dir"),
         (("xml/a.xml", "one/a.jpg", "two/a.jpg"), r"one and .*two hold images: choose one with --images_dir"),
+        (
+            ("train/a.xml", "train/a.jpg", "valid/xml/b.xml", "test/c.jpg", "extra/d.xml", "extra/d.jpg"),
+            r"train and \S*set/valid hold XML files, and so does \S*set/extra: .* --voc_dir or --annotations_dir",
+        ),
+        (("train/a.xml", "train/a.jpg", "b.xml", "b.jpg"), r"set/train hold XML files, and so does \S*set: "),
         (("train/test/a.xml", "train/test/a.jpg"), "train holds splits itself: name one of them with --voc_dir"),
     ],
 )

@@ -2,6 +2,8 @@
 
 import dataclasses
 import pathlib
+import socket
+import time
 
 import numpy as np
 import pytest
@@ -322,7 +324,7 @@ def test_a_fraction_of_a_repeat_factor_is_its_probability(tmp_path):
 def test_data_service_workers_show_each_image_once_an_epoch(paths):
     dispatcher = data_service.start("dispatcher")
     address = dispatcher.target.partition("://")[2]
-    workers = [data_service.start("worker", dispatcher=address) for _ in range(2)]
+    workers = [data_service.start("worker", dispatcher=name) for name in (address, dispatcher.target)]
     config = dataclasses.replace(CONFIG, data_service=dispatcher.target, shuffle_buffer=1)
     batch = training(paths, 24, batch_size=5, config=config)  # twelve epochs; workers run ahead of each other
     counts = np.bincount(batch.record_index, minlength=NUM_IMAGES)
@@ -337,6 +339,28 @@ def test_data_service_workers_show_each_image_once_an_epoch(paths):
 def test_a_data_service_worker_needs_a_dispatcher():
     with pytest.raises(ValueError, match="--dispatcher=HOST:PORT"):
         data_service.start("worker")
+
+
+@pytest.mark.parametrize("dispatcher", ["localhost", "localhost:port", "http://localhost:5050"])
+def test_a_dispatcher_without_an_address_is_refused(dispatcher):
+    with pytest.raises(ValueError, match=f"--dispatcher={dispatcher} does not answer .*no host and port.*HOST:PORT"):
+        data_service.start("worker", dispatcher=dispatcher)
+
+
+def test_a_data_service_worker_waits_for_its_dispatcher(monkeypatch, caplog):
+    """For some time, since it may start later; and not without a word."""
+    with socket.socket() as unused:
+        unused.bind(("localhost", 0))
+        port = unused.getsockname()[1]
+    monkeypatch.setattr(data_service, "_SECONDS_TO_WAIT", 1.5)
+    with pytest.raises(ValueError, match=f"--dispatcher=localhost:{port} does not answer .*refused"):
+        data_service.start("worker", dispatcher=f"grpc://localhost:{port}")
+    assert f"waiting for --dispatcher=localhost:{port}" in caplog.text
+    dispatchers = []
+    monkeypatch.setattr(time, "sleep", lambda _: dispatchers.append(data_service.start("dispatcher", port=port)))
+    worker = data_service.start("worker", dispatcher=f"localhost:{port}")
+    assert len(dispatchers) == 1
+    del worker
 
 
 def test_sources_that_exclude_each_other_are_refused():

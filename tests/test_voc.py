@@ -567,6 +567,35 @@ def test_pixels_without_a_known_range_are_refused(tree, bits, sample_format, opt
     assert refusal.value.reason == "unknown_range"
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_small_numbers_of_16_bits_are_refused(tree, channels):
+    """Cameras of 12 bits and of 8 write them; the upper 8 bits, which are kept, would be black."""
+    image = np.full((40, 60, channels), 65535, np.uint16)
+    for highest in (255, 4095):
+        image[..., : 3 if channels > 2 else 1] = gradient(np.uint16)[..., None] // (65536 // (highest + 1))
+        swap_image("b", tf.io.encode_png(image).numpy())(tree)
+        with pytest.raises(findings.Refused, match=f"no number above {highest}: scale them") as refusal:
+            read(tree)
+        assert refusal.value.reason == "unknown_range"
+    image[..., :1] += 1
+    swap_image("b", tf.io.encode_png(image).numpy())(tree)
+    read(tree)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
+def test_a_black_image_of_16_bits_is_stored(tree, image_format):
+    swap_image("b", encoded(Image.fromarray(np.zeros((40, 60), np.uint16)), image_format))(tree)
+    assert tf.io.decode_jpeg(read(tree).encoded).numpy().max() == 0
+
+
+@pytest.mark.parametrize("orientation", [1, 3])
+def test_a_tiff_in_which_white_is_zero_is_no_negative(tree, orientation):
+    stored = Image.fromarray(gradient(np.uint16)[:, ::-1])
+    swap_image("b", encoded(stored, "TIFF", tiffinfo={262: 0, 274: orientation}), ".tif")(tree)
+    pixels = tf.io.decode_jpeg(read(tree, exif="ignore").encoded, channels=1).numpy()
+    np.testing.assert_allclose(pixels[..., 0].astype(int), gradient(), atol=5)
+
+
 def stored_image(upright: np.ndarray, orientation: int) -> Image.Image:
     """What the orientation turns into the upright one: EXIF 2.3, tag 274."""
     stored = {

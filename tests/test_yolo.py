@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 from typing import Any
 
 import numpy as np
@@ -275,14 +276,19 @@ NAMES = "names: [cat, dog]\n"
         # Roboflow: its paths lead to a folder above, and there is no test set.
         (
             "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n",
-            ("train/images/a_jpg.rf.0a1b.jpg", "train/labels/a_jpg.rf.0a1b.txt", "valid/images/b.jpg"),
-            {"train": [("a_jpg.rf.0a1b", "a_jpg.rf.0a1b.txt")], "val": [("b", "")]},
+            (
+                "train/images/a_jpg.rf.0a1b.jpg",
+                "train/labels/a_jpg.rf.0a1b.txt",
+                "valid/images/b.jpg",
+                "valid/labels/b.txt",
+            ),
+            {"train": [("a_jpg.rf.0a1b", "a_jpg.rf.0a1b.txt")], "val": [("b", "b.txt")]},
         ),
         # A path of another machine.
         (
             "train: C:\\data\\set\\images\\train\nval: /content/set/images/val/\n",
-            ("images/train/a.jpg", "images/val/b.jpg", "labels/val/b.txt"),
-            {"train": [("a", "")], "val": [("b", "b.txt")]},
+            ("images/train/a.jpg", "images/train/c.jpg", "labels/train/a.txt", "images/val/b.jpg", "labels/val/b.txt"),
+            {"train": [("a", "a.txt"), ("c", "")], "val": [("b", "b.txt")]},
         ),
         # Label Studio, and labelImg: all in one folder.
         ("", ("images/a.jpg", "labels/a.txt", "labels/classes.txt"), {"all": [("a", "a.txt")]}),
@@ -296,7 +302,18 @@ NAMES = "names: [cat, dog]\n"
             {"train": [("one/a", ""), ("two/a", "two/a.txt")]},
         ),
         ("", ("images/train/a.jpg", "labels/train/a.txt"), {"train": [("a", "a.txt")]}),
-        ("", ("train/a.jpg", "train/a.txt", "val/b.jpg"), {"train": [("a", "a.txt")], "val": [("b", "")]}),
+        (
+            "",
+            ("train/a.jpg", "train/a.txt", "val/b.jpg", "val/b.txt"),
+            {"train": [("a", "a.txt")], "val": [("b", "b.txt")]},
+        ),
+        # The word `images` in a name below the folder of that name.
+        (
+            "train: images/coco_images\n",
+            ("images/coco_images/a.jpg", "labels/coco_images/a.txt"),
+            {"train": [("a", "a.txt")]},
+        ),
+        ("train: my_images\n", ("my_images/a.jpg", "my_labels/a.txt"), {"train": [("a", "a.txt")]}),
     ],
 )
 def test_folders_are_found(tmp_path, yaml, paths, expected):
@@ -318,6 +335,13 @@ def test_folders_are_found(tmp_path, yaml, paths, expected):
         ("", ("valid/a.jpg", "val/b.jpg"), {}, "several folders of one split"),
         ("train: [images/a, images/b]", ("images/a/a.jpg", "images/b/b.jpg"), {}, "several folders of one split"),
         ("", ("images/notes.txt",), {}, "holds no image"),
+        (
+            "",
+            ("images/train/a.jpg", "images/train/b.jpg", "annotations/train/a.txt"),
+            {},
+            r"images/train: none of its 2 images has a text file in \S*set/labels/train or \S*set/images/train: move",
+        ),
+        ("", ("train/a.jpg", "train/a.txt", "val/b.jpg"), {}, r"val: none of its 1 images has a text file in \S*val: "),
         ("", ("a.jpg",), {"images_dir": "x"}, "--images_dir does not go with --yolo_dir"),
     ],
 )
@@ -326,6 +350,81 @@ def test_what_cannot_be_decided_is_refused(tmp_path, yaml, paths, settings, mess
     (root / "data.yaml").write_text(NAMES + yaml)
     with pytest.raises(ConversionError, match=message):
         run(root, **settings)
+
+
+PAIRS = [f"{kind}/{stem}" for stem in ("train/a", "train/b", "val/c") for kind in ("images", "labels")]
+LISTS = {
+    "CVAT": ("path: ./\ntrain: train.txt\n", {"train.txt": "data/images/train/a.jpg\n\n"}, {"train": ["a"]}),
+    "Ultralytics": (
+        "path: ../datasets/x\ntrain: lists/train.txt\nval: lists/val.txt\ntest: test.txt\n",
+        {"lists/train.txt": "../images/train/b.jpg\n./here.jpg", "lists/val.txt": "C:\\x\\images\\val\\c.jpg\r\n"},
+        {"train": ["images/train/b", "lists/here"], "val": ["c"]},
+    ),
+    "Darknet": (
+        "",
+        {
+            "obj.data": "classes = 1\ntrain  = data/train.txt\nvalid=data/test.txt\nnames = data/obj.names\n",
+            "train.txt": "data/images/train/a.jpg\n",
+            "test.txt": "data/images/train/b.jpg\ndata/images/val/c.jpg\n",
+        },
+        {"train": ["a"], "val": ["train/b", "val/c"]},
+    ),
+    "Darknet without obj.data": (
+        "",
+        {"train.txt": "images/train/a.jpg\n", "test.txt": "images/train/b.jpg\nimages/val/c.jpg\n"},
+        {"train": ["a"], "test": ["train/b", "val/c"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LISTS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_lists_of_images(tmp_path, case, packed):
+    yaml, lists, expected = LISTS[case]
+    root = make(tmp_path / "set", *(f"{pair}.{'jpg' if 'images' in pair else 'txt'}" for pair in PAIRS))
+    make(root, "lists/here.jpg", "lists/here.txt")
+    (root / ("data.yaml" if yaml else "obj.names")).write_text(NAMES + yaml if yaml else "cat\ndog\n")
+    for name, text in lists.items():
+        (root / name).write_bytes(text.encode())
+    if packed:
+        root = pathlib.Path(shutil.make_archive(str(root), "zip", tmp_path, "set"))
+    found = listing.list_inputs(config(root), Workers(1))
+    assert {split: [item.image_id for item in listed.inputs] for split, listed in found.items()} == expected
+    assert sorted(line.partition(":")[0] for line in listing.describe_folders(config(root))) == sorted(expected)
+    manifests = convert.convert(config(root, on_error="fail"), Workers(1))
+    assert all(manifest.num_boxes == manifest.num_images > 0 for manifest in manifests)
+
+
+def test_flaws_of_a_list(folder):
+    """An image that is not there, one without a text file, one listed twice, and two of one stem."""
+    (folder / "data.yaml").write_text(NAMES + "train: train.txt\n")
+    make(folder, "images/c.jpg", "images/unlisted.jpg")
+    (folder / "images" / "b.png").write_bytes(encoded(picture(), "PNG"))
+    lines = [f"./images/{name}" for name in ("a.jpg", "b.jpg", "c.jpg", "none.jpg", "a.jpg", "b.png")]
+    (folder / "train.txt").write_text("\n".join(lines))
+    manifest = run(folder, on_error="skip")
+    assert set(records(folder.parent / "out")) == {"a", "b", "c"}
+    counts = {**manifest.refused.counts, **manifest.dropped.counts, **manifest.repaired.counts}
+    assert counts == {"missing_image": 1, "listed_twice": 1, "same_stem": 1}
+    assert manifest.noted.counts["no_label_file"] == 1
+    with pytest.raises(ConversionError, match=r"missing_image: no images/none\.\* though a list names it"):
+        run(folder, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"train\.txt lists 0 images, and none of them is in \S*set: correct its lines"),
+        ("images/x.jpg\n", r"train\.txt lists 1 images, and none of them is in"),
+        ("images/c.jpg\n", r"train\.txt: none of its 1 images has a text file in \S*set/labels or \S*set/images: "),
+    ],
+)
+def test_a_list_that_cannot_be_used_is_refused(folder, text, message):
+    (folder / "data.yaml").write_text(NAMES + "train: train.txt\n")
+    make(folder, "images/c.jpg")
+    (folder / "train.txt").write_text(text)
+    with pytest.raises(ConversionError, match=message):
+        run(folder)
 
 
 def test_classes_are_renamed_and_ignored(folder):

@@ -8,11 +8,16 @@ train with `--data_service=grpc://HOST:5050`. Each machine needs this project, a
 from __future__ import annotations
 
 import socket
+import time
 from typing import Any
 
 from absl import flags as absl_flags
+from absl import logging
 
 from trainer import command
+
+_NO_ADDRESS = "it names no host and port"
+_SECONDS_TO_WAIT = 300.0  # for a dispatcher, since machines that are started together do not come up together
 
 
 def start(role: str, *, port: int = 0, dispatcher: str = "", host: str = "localhost") -> Any:
@@ -21,14 +26,14 @@ def start(role: str, *, port: int = 0, dispatcher: str = "", host: str = "localh
     Args:
       role: dispatcher, which shares out the work, or worker.
       port: the port to listen at; 0: any that is free.
-      dispatcher: the address of a worker's dispatcher, as HOST:PORT.
+      dispatcher: the address of a worker's dispatcher, as HOST:PORT or grpc://HOST:PORT.
       host: a worker's own name, as trainers reach it.
 
     Returns:
       A `DispatchServer` or a `WorkerServer` of `tf.data.experimental.service`.
 
     Raises:
-      ValueError: a worker without a dispatcher.
+      ValueError: a worker without a dispatcher, or with one that does not answer for some minutes.
     """
     import tensorflow as tf
 
@@ -38,6 +43,8 @@ def start(role: str, *, port: int = 0, dispatcher: str = "", host: str = "localh
         return service.DispatchServer(service.DispatcherConfig(port=port))
     if not dispatcher:
         raise ValueError("--role=worker needs --dispatcher=HOST:PORT.")
+    dispatcher = dispatcher.removeprefix("grpc://")
+    _wait_for(dispatcher)
     # TensorFlow replaces %port% by the port that it was given.
     return service.WorkerServer(
         service.WorkerConfig(dispatcher_address=dispatcher, worker_address=f"{host}:%port%", port=port)
@@ -61,10 +68,30 @@ def require_running(address: str) -> None:
         )
 
 
+def _wait_for(dispatcher: str) -> None:
+    """Waits until the dispatcher of a worker answers; TensorFlow would do so forever, without a message.
+
+    Raises:
+      ValueError: it is no address, or nothing answers there in time.
+    """
+    started = time.monotonic()
+    while reason := _why_silent(f"grpc://{dispatcher}"):
+        waited = time.monotonic() - started
+        if reason == _NO_ADDRESS or waited >= _SECONDS_TO_WAIT:
+            raise ValueError(
+                f"--dispatcher={dispatcher} does not answer ({reason}): write HOST:PORT, with the name of the machine "
+                "where --role=dispatcher runs and its port."
+            )
+        logging.log_every_n_seconds(
+            logging.WARNING, "waiting for --dispatcher=%s, which does not answer (%s)", 60, dispatcher, reason
+        )
+        time.sleep(1)
+
+
 def _why_silent(address: str) -> str | None:
     host, _, port = address.partition("://")[2].rpartition(":")
-    if not (host and port.isdecimal()):
-        return "it names no host and port"
+    if not (host and port.isdecimal()) or "/" in host:
+        return _NO_ADDRESS
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
@@ -85,6 +112,6 @@ if __name__ == "__main__":
     absl_flags.DEFINE_integer(
         "port", 0, "The port to listen at; 0: any that is free.", lower_bound=0, upper_bound=65535
     )
-    absl_flags.DEFINE_string("dispatcher", "", "The address of a worker's dispatcher, as HOST:PORT.")
+    absl_flags.DEFINE_string("dispatcher", "", "The address of a worker's dispatcher: HOST:PORT, or as it prints it.")
     absl_flags.DEFINE_string("host", "localhost", "A worker's own name, as the trainer reaches it.")
     command.run(main)

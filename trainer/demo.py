@@ -18,7 +18,8 @@ from collections.abc import Collection
 
 from absl import flags
 
-from input import shards, tfrecord
+from input import files, shards, tfrecord
+from input.conversion import layout
 from trainer import command, shapes
 
 FLAGS = flags.FLAGS
@@ -93,16 +94,17 @@ def choose_splits(names: Collection[str]) -> tuple[str, ...]:
 
 
 def conversion_flags(voc_dir: str) -> list[list[str]]:
-    """The flags of each call of the converter that together make the splits of a data set."""
-    folder = pathlib.Path(voc_dir)
-    if image_sets := choose_splits([path.stem for path in folder.glob("ImageSets/Main/*.txt")]):
+    """The flags of each call of the converter that together make the splits of a data set.
+
+    Raises:
+      ConversionError: no annotations were found, or in several places.
+    """
+    lists = os.path.join(layout.unwrap(voc_dir), "ImageSets", "Main")
+    names = files.names(lists) if files.is_dir(lists) else []
+    if image_sets := choose_splits([name[: -len(".txt")] for name in names if name.endswith(".txt")]):
         return [[f"--image_set={split}"] for split in image_sets]
-    subfolders = {path for path in folder.glob("[!.]*") if path.is_dir()}
-    splits = {path for path in subfolders if path.name.lower() in ("train", "valid", "val", "validation", "test")}
-    # The converter looks into these only if no XML file lies beside them or in another folder.
-    has_xml_elsewhere = any(any(place.glob("*.[xX][mM][lL]")) for place in {folder} | subfolders - splits)
-    if splits and not has_xml_elsewhere:
-        return [[]]  # the converter makes a split of each
+    if layout.find_folders(voc_dir)[0].split:
+        return [[]]  # the converter makes a split of each folder
     return [["--val_fraction=0.2"]]
 
 
@@ -120,7 +122,7 @@ def run_demo(demo: Demo, voc_dir: str) -> None:
     """Runs all commands in demo/NAME, whose earlier content is removed, and prints the result as JSON.
 
     Raises:
-      ValueError: the data set has no split to hold out.
+      ValueError: the data set has no split to hold out, or no annotations were found.
       SystemExit: a command failed, or the result is below `demo.required_ap50`.
     """
     root = pathlib.Path("demo") / demo.name

@@ -40,6 +40,7 @@ def choose_val(
       classes: by image id, the classes that an image shows.
       fraction: of the images.
       group_by: a regular expression; images for whose id it gives the same text stay together, and so do exact copies.
+        One for which it gives no text is in no group.
       hashes: by image id, the hash by looks.py. Near duplicates stay together as long as their group is not larger than
         what is held out: otherwise a set of images that are all much alike could not be divided.
 
@@ -98,8 +99,9 @@ def _make_groups(
     digests = _digests_of_copies(inputs)
     for item in inputs:
         own = ("image", item.image_id)
-        if found := re.search(group_by, item.image_id) if group_by else None:
-            parents[root(own)] = root(("group", found[1] if found.re.groups else found[0]))
+        found = re.search(group_by, item.image_id) if group_by else None
+        if group := found and found[1 if found.re.groups else 0]:  # an optional part that is absent names no group
+            parents[root(own)] = root(("group", group))
         if item.image_id in digests:
             parents[root(own)] = root(("copy", digests[item.image_id]))
     sizes = collections.Counter(root(("image", item.image_id)) for item in inputs)

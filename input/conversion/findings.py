@@ -19,7 +19,7 @@ REFUSED = {
     "unknown_class": "a class is not in the label list",
     "not_utf8": "a class name or a file's name is not UTF-8",
     "duplicate_id": "another file has this name without its extension; image ids must be unique",
-    "missing_image": "the image folder does not hold the image of the annotation",
+    "missing_image": "the image that an annotation or a list names is not there",
     "empty_image": "the image file is empty",
     "not_an_image": "the image is not a JPEG, PNG, BMP, GIF, WebP or TIFF",
     "damaged_image": "the image cannot be decoded to its end",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
-from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from input import files
 from input.conversion import jpeg, looks
@@ -86,6 +86,7 @@ def read_image(path: str, frame: Frame, options: ReadOptions, note: Note) -> Sto
                 _check_pixels(path, image.height, image.width, options)
                 _check_range(path, image)
                 turn = _decide_turn(path, image, frame, options) if shape is None else _Turn(1, False)
+                _check_16_bits(path, image, data)
                 return _store(image, data, turn, expected, options, note)
     except Refused:
         raise
@@ -130,6 +131,23 @@ def _check_range(path: str, image: Image.Image) -> None:
             raise Refused(path, "unknown_range", detail)
 
 
+def _check_16_bits(path: str, image: Image.Image, data: bytes) -> None:
+    """Refuses an image of 16 bits that holds numbers of 12 or fewer, as cameras write them: it would become black."""
+    if isinstance(image, TiffImageFile):
+        is_16_bit = 16 in image.tag_v2.get(BITSPERSAMPLE, (1,))
+    else:
+        is_16_bit = image.format == "PNG" and data[24] == 16  # in the header chunk, always the first
+    if not is_16_bit:
+        return
+    if image.mode.startswith("I"):
+        highest = int(np.asarray(image).max())
+    else:  # in colour or with alpha; Pillow keeps the upper 8 bits, which do not tell black from small numbers
+        highest = int(np.asarray(image.convert("RGB")).max()) * 256 + 255
+    if 0 < highest < 4096:
+        detail = f"16 bits, but no number above {highest}: scale them so that white is 65535, or convert it to 8 bits"
+        raise Refused(path, "unknown_range", detail)
+
+
 class _Turn(NamedTuple):
     """What to do about an EXIF orientation."""
 
@@ -172,6 +190,7 @@ def _store(
         note("disguised_image", f"{actual} {image.mode}")
     if turn.orientation > 1:
         note("exif_rotated" if turn.apply else "exif_ignored", f"orientation {turn.orientation}")
+    white_is_zero = isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
     size = image.height, image.width
     shrinks = _is_too_large(size, options)
     if shrinks:
@@ -180,7 +199,7 @@ def _store(
     if turn.apply:
         if actual != "TIFF":  # which Pillow turns itself
             image, size = ImageOps.exif_transpose(image), size[::-1] if turn.swaps else size
-        return _encode(_to_rgb(image), size, data, turn, options)
+        return _encode(_to_rgb(image, white_is_zero), size, data, turn, options)
     if actual == "JPEG" and image.mode in ("L", "RGB"):
         if not shrinks:
             # At an eighth of the size every coefficient is decoded, but few pixels are computed. Not decoded as grey:
@@ -198,13 +217,14 @@ def _store(
     if actual == "TIFF" and turn.orientation > 1:
         image.load()
         image, size = image.transpose(_UNDO[turn.orientation]), size[::-1] if turn.swaps else size
-    return _encode(_to_rgb(image), size, data, turn, options)
+    return _encode(_to_rgb(image, white_is_zero), size, data, turn, options)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, white_is_zero: bool) -> Image.Image:
     """8-bit RGB. Of 16 bits the upper 8 are kept, and alpha is left out, as TensorFlow's decoders do."""
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
+        levels = (np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)
+        image = Image.fromarray(255 - levels if white_is_zero else levels)  # of 8 bits Pillow does it
     return image.convert("RGB")
 
 

@@ -36,8 +36,8 @@ def find_folders(voc_dir: str, annotations_dir: str = "", images_dir: str = "") 
 
     Pascal VOC's own, `Annotations` and `JPEGImages`, come first. Otherwise those count that hold XML files or images,
     `voc_dir` itself included (XML beside the images); of several, one with a usual name. Where there is none, folders
-    called train, valid (or val) and test are searched in the same way: one split each. Where several folders hold XML
-    files with their images, all of them do.
+    called train, valid (or val) and test are searched in the same way: one split each. Where there is one, these may
+    hold unlabelled images, but no XML files. Where several folders hold XML files with their images, all of them do.
 
     Args:
       voc_dir: the data set's folder; may be empty where both others are given.
@@ -58,6 +58,11 @@ def find_folders(voc_dir: str, annotations_dir: str = "", images_dir: str = "") 
     splits = [path for path in subfolders if os.path.basename(path).lower() in SPLIT_NAMES]
     candidates = [voc_dir, *(path for path in subfolders if path not in splits)]
     with_xml = [path for path in candidates if _holds(path, (".xml",))]
+    if with_xml and not annotations_dir and (labelled := [path for path in splits if any(walk(path, (".xml",)))]):
+        raise ConversionError(
+            f"{' and '.join(labelled)} hold XML files, and so does {' and '.join(with_xml)}: move one kind away, or "
+            "convert one folder, named with --voc_dir or --annotations_dir and --images_dir."
+        )
     if not annotations and not with_xml:
         if splits and any(walk(voc_dir, (".xml",))):
             return [_folders_of_split(path) for path in splits]

@@ -16,7 +16,7 @@ from input.conversion import images, voc_xml
 from input.conversion.config import ConversionError, ConvertConfig, ReadOptions
 from input.conversion.findings import Note, Refused
 from input.conversion.frame import parse_size
-from input.conversion.layout import Folders, find_folders, list_folder
+from input.conversion.layout import Folders, find_folders, list_folder, unwrap
 from input.conversion.objects import read_objects
 from input.conversion.source import Input, Labels, Listing, Source, name_key
 from input.conversion.workers import Advance
@@ -121,7 +121,7 @@ def describe(config: ConvertConfig) -> list[str]:
 
 def _all_folders(config: ConvertConfig) -> Iterator[tuple[str, Folders]]:
     """Each `voc_dir` with the folders of its data set, several times where it has folders of splits."""
-    for voc_dir in config.voc_dirs or ("",):
+    for voc_dir in map(unwrap, config.voc_dirs or ("",)):
         found = find_folders(voc_dir, config.annotations_dir, config.images_dir)
         if found[0].split and (config.split or config.image_set or config.image_set_file):
             splits = ", ".join(folders.split for folders in found)

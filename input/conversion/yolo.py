@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import PureWindowsPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import yaml
 
@@ -14,7 +14,7 @@ from input import files
 from input.conversion import images
 from input.conversion.config import ConversionError, ConvertConfig, ReadOptions
 from input.conversion.findings import Note, Refused
-from input.conversion.layout import SPLIT_NAMES, ask_format, list_folder, unwrap
+from input.conversion.layout import SPLIT_NAMES, ask_format, list_folder, unwrap, walk
 from input.conversion.objects import box_around, find_kind, read_finite
 from input.conversion.source import Input, Labels, Listing, Object, Source, clean_text, name_key
 from input.conversion.workers import Advance
@@ -31,7 +31,8 @@ def read(source: Source, options: ReadOptions, note: Note) -> Labels:
       Refused: it cannot be read, there is no image for it, or a class is not in the label list.
     """
     if not source.image_path:
-        raise Refused(source.path, "missing_image", f"no {source.image_id}.* in the image folder")
+        where = "in the image folder" if source.annotation_path else "though a list names it"
+        raise Refused(source.path, "missing_image", f"no {source.image_id}.* {where}")
     objects: list[Object] = []
     if not source.annotation_path:
         note("no_label_file", "")
@@ -95,8 +96,8 @@ class _Folders(NamedTuple):
     """Where the files of one split are."""
 
     split: str
-    images: str
-    labels: str
+    images: str  # a folder, or a text file that lists images
+    labels: str  # empty for such a list: the folder of each image decides
 
 
 def list_splits(config: ConvertConfig) -> dict[str, Listing]:
@@ -109,7 +110,9 @@ def list_splits(config: ConvertConfig) -> dict[str, Listing]:
     settings = _read_settings(root)
     classes = _read_classes(root, settings)
     return {
-        folders.split or config.split or "all": _list_split(folders, classes, "kpt_shape" in settings)
+        folders.split or config.split or "all": (
+            _list_split(folders) if folders.labels else _read_list(root, folders.images)
+        )._replace(classes=classes, box_first="kpt_shape" in settings)
         for folders in _find_folders(root, config, settings)
     }
 
@@ -118,12 +121,13 @@ def describe(config: ConvertConfig) -> list[str]:
     """Where the files were found, a line for each split."""
     root = unwrap(config.yolo_dir)
     return [
-        f"{folders.split or config.split or 'all'}: images from {folders.images}, labels from {folders.labels}"
+        f"{folders.split or config.split or 'all'}: images from {folders.images}, "
+        f"labels from {folders.labels or 'beside each'}"
         for folders in _find_folders(root, config, _read_settings(root))
     ]
 
 
-def _list_split(folders: _Folders, classes: tuple[str, ...], box_first: bool) -> Listing:
+def _list_split(folders: _Folders) -> Listing:
     image_files, others = list_folder(folders.images, images.IMAGE_EXTENSIONS, below=True)
     label_files, _ = list_folder(folders.labels, (".txt",), below=True)
     findings = [
@@ -133,6 +137,8 @@ def _list_split(folders: _Folders, classes: tuple[str, ...], box_first: bool) ->
     ]
     if not image_files:
         raise ConversionError(f"{folders.images} holds no image.")
+    if label_files.keys().isdisjoint(image_files):
+        _refuse_unlabelled(folders.images, len(image_files), folders.images)
     stray = [stem for stem in label_files if stem not in image_files and not _NO_LABELS.match(os.path.basename(stem))]
     inputs = [
         Input(
@@ -144,7 +150,63 @@ def _list_split(folders: _Folders, classes: tuple[str, ...], box_first: bool) ->
         )
         for stem in (*image_files, *stray)
     ]
-    return Listing(inputs, findings, classes, box_first)
+    return Listing(inputs, findings)
+
+
+def _read_list(root: str, path: str) -> Listing:
+    """The images that a text file lists, as CVAT, Darknet and Ultralytics write it."""
+    home = root if path.startswith(os.path.join(root, "")) else os.path.dirname(path)
+    there = {name_key(name): name for name in walk(home, images.IMAGE_EXTENSIONS)}
+    text = files.read_regular(path).decode("utf-8-sig", "surrogateescape")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    names = [_find_listed(line, os.path.relpath(os.path.dirname(path), home), there) for line in lines]
+    folders = {os.path.dirname(name) for name in names if name}
+    if not folders:
+        raise ConversionError(f"{path} lists {len(lines)} images, and none of them is in {home}: correct its lines.")
+    label_dirs = {folder: _labels_folder(os.path.join(home, folder)) for folder in folders}
+    label_files = {folder: list_folder(label_dirs[folder], (".txt",))[0] for folder in folders}
+    common = os.path.commonpath(folders) or os.curdir
+    inputs: dict[str, Input] = {}
+    findings = []
+    for line, name in zip(lines, names):
+        folder, base = os.path.split(name)
+        image_id = name_key(os.path.splitext(os.path.relpath(name, common) if name else "/".join(_parts(line)))[0])
+        if earlier := inputs.get(image_id):
+            reason = "listed_twice" if earlier.image_name == base else "same_stem"
+            findings.append(Finding(image_id, name_key(base or line), reason, f"in {os.path.basename(path)}"))
+        elif not name:
+            inputs[image_id] = Input(image_id, "", "", "", "")
+        else:
+            inputs[image_id] = Input(
+                image_id=image_id,
+                annotation_dir=os.path.join(label_dirs[folder], ""),
+                annotation_name=label_files[folder].get(name_key(os.path.splitext(base)[0]), ""),
+                image_dir=os.path.join(home, folder, ""),
+                image_name=base,
+            )
+    if not any(item.annotation_name for item in inputs.values()):
+        _refuse_unlabelled(path, len(inputs), os.path.join(home, min(folders)))
+    return Listing(list(inputs.values()), findings)
+
+
+def _find_listed(line: str, start: str, there: dict[str, str]) -> str:
+    """The image that a line of a list means, as a path below the root; empty where it is not there.
+
+    Args:
+      start: the folder of the list, below the root; a path may begin there.
+      there: by `name_key`, the images below the root, of which otherwise the last parts of the path count.
+    """
+    parts = _parts(line)
+    paths = (os.path.normpath(os.path.join(start, *parts)), *_ends(parts))
+    return next((there[key] for key in map(name_key, paths) if key in there), "")
+
+
+def _refuse_unlabelled(what: str, count: int, image_folder: str) -> NoReturn:
+    """Refuses a split of negatives only, as it would be where the folder of the text files is not found."""
+    raise ConversionError(
+        f"{what}: none of its {count} images has a text file in {' or '.join(_label_folders(image_folder))}: move the "
+        "text files there or, where the images truly have no objects, make an empty text file for one of them."
+    )
 
 
 def _read_settings(folder: str) -> dict[str, Any]:
@@ -203,18 +265,33 @@ def _read_class_list(folder: str) -> list[str]:
     return []
 
 
+def _read_darknet(root: str) -> dict[str, Any]:
+    """The lists that Darknet's obj.data names (CVAT's "YOLO 1.1" has it); without it, those beside obj.names."""
+    path = os.path.join(root, "obj.data")
+    if files.exists(path):
+        pairs = [line.split("=", 1) for line in files.read_regular(path).decode("utf-8", "replace").splitlines()]
+        return {pair[0].strip(): pair[1].strip() for pair in pairs if len(pair) == 2}
+    if files.exists(os.path.join(root, "obj.names")):
+        return {name: f"{name}.txt" for name in SPLIT_NAMES if files.exists(os.path.join(root, f"{name}.txt"))}
+    return {}
+
+
 def _find_folders(root: str, config: ConvertConfig, settings: dict[str, Any]) -> list[_Folders]:
-    """The folders that data.yaml names, or else those that are there."""
+    """The folders or lists that data.yaml or obj.data names, or else the folders that are there."""
+    file = "data.yaml" if settings else "obj.data"
+    settings = settings or _read_darknet(root)
     found = []
     for key, split in SPLIT_NAMES.items():
         value = settings.get(key)
         for part in value if isinstance(value, list) else [value]:
             if isinstance(part, str) and part:
-                if folder := _resolve(root, settings.get("path"), part):
-                    found.append(_Folders(split, folder, _labels_folder(folder)))
+                if place := _resolve(root, settings.get("path"), part):
+                    found.append(_Folders(split, place, "" if _is_list(place) else _labels_folder(place)))
                 elif split != "test":  # Roboflow names a test set even where there is none
                     part = clean_text(part)
-                    raise ConversionError(f"{root}: data.yaml says {key}: {part}, but there is no such folder.")
+                    raise ConversionError(
+                        f"{root}: {file} says {key}: {part}, but there is no such folder or list: correct it."
+                    )
     if not found:
         found = _guess_folders(root)
     splits = [folders.split for folders in found]
@@ -226,16 +303,28 @@ def _find_folders(root: str, config: ConvertConfig, settings: dict[str, Any]) ->
 
 
 def _resolve(root: str, base: Any, path: str) -> str:
-    """The folder that data.yaml means; its paths often are those of another machine, of which the last parts count."""
-    named = PureWindowsPath(path)
-    parts = [part for part in named.parts if part not in (named.anchor, "..")]
-    candidates = [os.path.join(root, *parts[start:]) for start in range(len(parts))]
+    """The folder or list that is meant; paths often are those of another machine, of which the last parts count."""
+    candidates = [os.path.join(root, end) for end in _ends(_parts(path))]
     if isinstance(base, str):
         elsewhere = os.path.normpath(os.path.join(root, base, path))
         around = os.path.join(os.path.abspath(elsewhere), "")
         if not os.path.abspath(root).startswith(around):  # it could be the whole disk
             candidates.append(elsewhere)
-    return next((candidate for candidate in candidates if files.is_dir(candidate)), "")
+    return next(filter(files.exists if _is_list(path) else files.is_dir, candidates), "")
+
+
+def _is_list(path: str) -> bool:
+    return path.lower().endswith(".txt")
+
+
+def _parts(path: str) -> list[str]:
+    named = PureWindowsPath(path)  # takes both kinds of slashes
+    return [part for part in named.parts if part not in (named.anchor, "..")]
+
+
+def _ends(parts: list[str]) -> list[str]:
+    """The path of all parts, of all but the first, and so on."""
+    return [os.path.join(*parts[start:]) for start in range(len(parts))]
 
 
 def _guess_folders(root: str) -> list[_Folders]:
@@ -254,7 +343,15 @@ def _guess_folders(root: str) -> list[_Folders]:
 
 
 def _labels_folder(image_folder: str) -> str:
-    """Beside the last `images` of the path stands `labels`; where it does not, the labels lie among the images."""
-    head, images_part, tail = image_folder.rpartition("images")
-    folder = f"{head}labels{tail}"
-    return folder if images_part and files.is_dir(folder) else image_folder
+    return next(filter(files.is_dir, _label_folders(image_folder)), image_folder)
+
+
+def _label_folders(image_folder: str) -> list[str]:
+    """Where the text files may be, the likeliest first: in `labels` in place of the last `images`, or among the images.
+
+    A folder called `images` comes before a name that holds the word, as in images/coco_images.
+    """
+    folder = image_folder.rstrip("/")
+    by_part = "/labels/".join(f"{folder}/".rsplit("/images/", 1)).rstrip("/")
+    by_word = "labels".join(folder.rsplit("images", 1))
+    return [*dict.fromkeys(path for path in (by_part, by_word) if path != folder), folder]
