@@ -140,6 +140,11 @@ CASES = {
     "negative width": (of_b(bbox=[30, 5, -20, 20]), "swapped_box", GOOD),
     "reaching out": (of_b(bbox=[-5, -5, 70, 70]), "clipped_box", [(0.0, 0.0, 40.0, 60.0)]),
     "outside": (more_of_b(bbox=[70, 5, 20, 20]), "outside_box", GOOD),
+    "rotated": (  # 20 x 10 becomes 10 x 20 around the same centre
+        of_b(bbox=[10, 15, 20, 10], segmentation=[], attributes={"rotation": 90.0, "occluded": False}),
+        "rotated_box",
+        [(10.0, 15.0, 30.0, 25.0)],
+    ),
     "twice the same": (more_of_b(bbox=BOX), "duplicate_box", GOOD),
     "no annotation": (of_b(image_id=1), "no_objects", []),
     "no UTF-8": (lambda document: document["categories"][0].update(name="\ud800"), "not_utf8", None),
@@ -167,6 +172,20 @@ def test_good_files_give_no_findings(made):
     manifest = made.convert(strict=True, on_error="fail")
     assert [manifest.findings(kind).counts for kind in findings.KINDS] == [{}, {}, {}, {}]
     assert manifest.labels == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        of_b(attributes={"rotation": 0.0}),
+        of_b(attributes={"rotation": None, "colour": "red"}),
+        of_b(attributes={"rotation": 90.0}, segmentation={"counts": [5], "size": [40, 60]}),  # CVAT's ellipse
+    ],
+)
+def test_what_is_no_rotation(made, change):
+    change(made.document)
+    made.convert(strict=True, on_error="fail")
+    np.testing.assert_allclose(records(made.folder / "out")["b"].boxes, GOOD, atol=1e-4)
 
 
 def test_rounding_is_no_flaw(made):

@@ -149,6 +149,7 @@ def read_with_xml_etree(data: bytes) -> voc_xml.Document:
             corners=corners,
             points=[] if has_box else points(item),
             rotated={} if has_box else of_children(last(item, "robndbox")),
+            rotation=None,
             deleted=text(item, "deleted") == "1",
             difficult=text(item, "difficult"),
             truncated=text(item, "truncated"),

@@ -159,6 +159,7 @@ odd = entries(
     segmentation=st.lists(st.lists(scalars, max_size=8), max_size=3),
     iscrowd=st.integers(0, 1),
     ignore=st.integers(0, 1),
+    attributes=st.fixed_dictionaries({"rotation": scalars}),
 )
 image = {"id": 1, "file_name": "b.jpg", "height": HEIGHT, "width": WIDTH}
 documents = st.fixed_dictionaries(

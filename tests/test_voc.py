@@ -55,6 +55,13 @@ def rotated(x: float, y: float, width: float, height: float, angle: float) -> st
     return f"<cx>{x}</cx><cy>{y}</cy><w>{width}</w><h>{height}</h><angle>{angle}</angle>"
 
 
+def rotation(degrees: str) -> str:
+    """CVAT's, beside an attribute that the user defined."""
+    named = {"colour": "red", "rotation": degrees}
+    attributes = (f"<attribute><name>{name}</name><value>{value}</value></attribute>" for name, value in named.items())
+    return f"<attributes>{''.join(attributes)}</attributes>"
+
+
 def in_other_case(text: str) -> str:
     for tag in ("object", "bndbox", "xmin", "name", "size", "width"):
         text = text.replace(f"{tag}>", f"{tag.title()}>")
@@ -240,6 +247,11 @@ CASES = {
         replace_xml(shaped("robndbox", rotated(20.5, 14.5, 15, 19, math.pi / 2))),
         "rotated_box",
         [(14.5 - 1 - 7.5, 20.5 - 1 - 9.5, 22.0, 30.0)],
+    ),
+    "rotated by an attribute": (  # 19 x 10 from (11, 6) to (30, 16) becomes 10 x 19 around the same centre
+        replace_xml(annotation_xml(object_xml(box=(11, 6, 30, 16), inner=rotation("90.0")))),
+        "rotated_box",
+        [(1.5 - 1, 15.5 - 1, 20.5, 25.5)],
     ),
     "tags in another case": (replace_xml(in_other_case(annotation_xml())), "tag_case", GOOD),
     "tags in another case in UTF-16": (replace_xml(in_other_case(annotation_xml()).encode("utf-16")), "tag_case", GOOD),
@@ -690,6 +702,18 @@ def test_formats_that_are_not_read(tree, start, detail):
     with pytest.raises(findings.Refused) as refusal:
         read(tree)
     assert (refusal.value.reason, refusal.value.detail) == ("not_an_image", detail)
+
+
+@pytest.mark.parametrize("degrees", ["0.0", "-360", "nan", "inf", "left", ""])
+def test_what_is_no_rotation(tree, degrees):
+    replace_xml(annotation_xml(object_xml(inner=rotation(degrees))))(tree)
+    example = read(tree)
+    assert (example.annotation.boxes, example.findings) == (GOOD, [])
+
+
+def test_a_degenerate_box_stays_one_when_it_is_rotated(tree):
+    replace_xml(annotation_xml(object_xml(box=(11, 6, 11, 25), inner=rotation("45")), object_xml()))(tree)
+    assert [finding.reason for finding in read(tree).findings] == ["degenerate_box"]
 
 
 def test_external_entities_are_not_read(tree, tmp_path):

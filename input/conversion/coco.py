@@ -17,7 +17,7 @@ from input.conversion.config import ConversionError, ConvertConfig, ReadOptions
 from input.conversion.findings import Note, Refused
 from input.conversion.frame import parse_size
 from input.conversion.layout import list_folder, split_of
-from input.conversion.objects import box_around, find_kind, read_finite
+from input.conversion.objects import box_around, find_kind, read_finite, rotate
 from input.conversion.source import Input, Labels, Listing, Object, Source, clean_name, clean_text, name_key
 from input.conversion.workers import Advance
 from input.manifest import Finding
@@ -31,6 +31,7 @@ class _Annotation(NamedTuple):
     category_id: Any
     box: list | None  # x, y, width, height
     points: list | None  # x, y, x, y, ... of all polygons; only where there is no box
+    rotation: Any  # of the box about its centre, in degrees, as CVAT writes it
     is_crowd: bool
     is_difficult: bool
 
@@ -49,18 +50,18 @@ def read(source: Source, options: ReadOptions, note: Note) -> Labels:
         same_stem = os.path.splitext(name)[0] == os.path.splitext(filename)[0]
         note("extension" if same_stem else "path_in_filename", filename)
     objects = []
-    for class_name, corners, points, is_crowd, is_difficult in items:
+    for class_name, corners, points, rotation, is_crowd, is_difficult in items:
         if not class_name:
             note("missing_name", "an annotation of no category")
         elif (kind := find_kind(class_name, options, source.path, note)) and (
-            box := _read_box(class_name, corners, points, note)
+            box := _read_box(class_name, corners, points, rotation, note)
         ):
             ignored = is_crowd or kind.ignored
             objects.append(Object(kind.name, box, difficult=int(is_difficult), ignored=ignored))
     return Labels(parse_size(str(height), str(width)), objects)
 
 
-def _read_box(class_name: str, corners: list | None, points: list | None, note: Note) -> Box | None:
+def _read_box(class_name: str, corners: list | None, points: list | None, rotation: Any, note: Note) -> Box | None:
     """The box, or the upright one around the polygons; None, with the reason noted, if it is unreadable."""
     values = corners or points or []
     if (len(values) != 4) if corners else (len(values) < 6 or len(values) % 2):
@@ -72,7 +73,7 @@ def _read_box(class_name: str, corners: list | None, points: list | None, note: 
         note("polygon", f"{class_name} of {len(numbers) // 2} points")
         return box_around(numbers)
     x, y, width, height = numbers
-    return y, x, y + height, x + width
+    return rotate((y, x, y + height, x + width), rotation, class_name, note)
 
 
 def classes_of(inputs: Sequence[Input], advance: Advance) -> dict[str, set[str]]:
@@ -121,7 +122,14 @@ def list_splits(config: ConvertConfig) -> dict[str, Listing]:
             findings.append(Finding(image_id, name_key(os.path.basename(relative)), "duplicate_id", "listed before"))
             continue
         objects = [
-            (categories.get(_key(item.category_id)), item.box, item.points, item.is_crowd, item.is_difficult)
+            (
+                categories.get(_key(item.category_id)),
+                item.box,
+                item.points,
+                item.rotation,
+                item.is_crowd,
+                item.is_difficult,
+            )
             for item in by_image.pop(key, [])
         ]
         shown = os.path.basename(relative) if relative == filename.replace("\\", "/") else filename
@@ -168,11 +176,14 @@ def _shrink(fields: dict[str, Any]) -> Any:
     box, polygons = fields.get("bbox"), fields.get("segmentation")
     box = box if isinstance(box, list) and box else None
     parts = polygons if isinstance(polygons, list) and not box else []
+    # A rotated box has no segmentation; around an ellipse, which CVAT writes as a mask, the box is upright already.
+    attributes = fields.get("attributes") if box and not polygons else None
     return _Annotation(
         image_id=_scalar(fields["image_id"]),
         category_id=_scalar(fields.get("category_id")),
         box=[_scalar(value) for value in box] if box else None,
         points=[_scalar(value) for part in parts if isinstance(part, list) for value in part] or None,
+        rotation=_scalar(attributes.get("rotation")) if isinstance(attributes, dict) else None,
         is_crowd=_scalar(fields.get("iscrowd")) in (1, "1"),
         is_difficult=_scalar(fields.get("ignore")) in (1, "1"),  # as converters from VOC write `difficult`
     )

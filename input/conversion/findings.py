@@ -69,7 +69,7 @@ NOTED = {
     "fields_absent": "difficult, truncated or pose is absent; 0, 0 and Unspecified were used",
     "tag_case": "a tag is in another case, such as <Object>; it was read all the same",
     "polygon": "an object has a polygon, but no box; the upright box around it was used",
-    "rotated_box": "an object has a <robndbox>, but no <bndbox>; the upright box around it was used",
+    "rotated_box": "an object has a rotated box; the upright box around it was used",
     "deleted_object": "an object is marked as <deleted>; it was left out",
     "parts": "an object has <part> boxes, which are not objects",
     "no_label_file": "an image has no text file, which in YOLO means no objects",

@@ -32,6 +32,7 @@ class ObjectTexts(NamedTuple):
     # Of the <polygon>, x and y of each point; empty where <bndbox> gives a corner, as the one that follows.
     points: list[tuple[str, str]]
     rotated: dict[str, str]  # of the children of <robndbox>, by tag
+    rotation: str | None  # of <bndbox> about its centre, in degrees, as CVAT writes it
     deleted: bool
     difficult: str | None  # None where there is no such element, as in the two that follow
     truncated: str | None
@@ -130,12 +131,19 @@ def _read_object(element: etree._Element) -> ObjectTexts:
         corners=corners,
         points=[] if has_box else list(_points(element)),
         rotated={} if has_box else _texts(_last_child(element, "robndbox")),
+        rotation=_attributes(element).get("rotation") if "attributes" in texts else None,
         deleted=texts.get("deleted") == "1",
         difficult=texts.get("difficult"),
         truncated=texts.get("truncated"),
         pose=texts.get("pose"),
         has_parts="part" in texts,
     )
+
+
+def _attributes(element: etree._Element) -> dict[str, str]:
+    """CVAT's attributes of an object, by name."""
+    found = [_texts(attribute) for attribute in element.iterfind("attributes/attribute")]
+    return {texts["name"]: texts.get("value", "") for texts in found if "name" in texts}
 
 
 def _points(element: etree._Element) -> Iterator[tuple[str, str]]:
