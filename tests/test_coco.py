@@ -120,6 +120,7 @@ CASES = {
     "listed twice": (lambda document: document["images"].append({"id": 3, "file_name": "b.jpg"}), "duplicate_id", GOOD),
     "other machine's folder": (of_image_b(file_name="C:\\data\\b.jpg"), "path_in_filename", GOOD),
     "out of the folder": (of_image_b(file_name="../images/b.jpg"), "path_in_filename", GOOD),
+    "a dot, but no extension": (of_image_b(file_name="b.2"), "missing_image", None),
     "other extension": (of_image_b(file_name="b.png"), "extension", GOOD),
     "no such image": (more_of_b(image_id=7, bbox=BOX), "no_such_image", GOOD),
     "no category": (more_of_b(category_id=9, bbox=BOX), "missing_name", GOOD),
@@ -237,6 +238,27 @@ def test_images_in_subfolders(made):
     assert manifest.noted.counts == {"no_objects": 1}
 
 
+def test_the_end_of_a_path_that_is_there_counts(made):
+    """Where --images_dir is a folder inside that of the names, and there are other images of the same name."""
+    for name in ("1.jpg", "cam1/1.jpg", "cam2/1.jpg"):
+        (made.images / name).parent.mkdir(exist_ok=True)
+        (made.images / name).write_bytes(encoded(picture(seed=len(made.document["images"]))))
+        made.document["images"].append({"id": name, "file_name": f"images/{name}", "height": 40, "width": 60})
+    made.document["images"].append({"id": 9, "file_name": "images\\cam2\\2.jpg", "height": 40, "width": 60})
+    manifest = made.convert()
+    assert set(records(made.folder / "out")) == {"a", "b", "1", "cam1/1", "cam2/1"}
+    assert [(finding.image_id, finding.reason) for finding in manifest.refused.files] == [("cam2/2", "missing_image")]
+
+
+def test_a_name_with_a_dot_is_not_that_of_another_image(made):
+    (made.images / "frame.2.jpg").write_bytes(encoded(picture(seed=7)))
+    (made.images / "frame.jpg").write_bytes(encoded(picture(seed=8)))
+    made.document["images"].append({"id": 3, "file_name": "frame.2", "height": 40, "width": 60})
+    manifest = made.convert()
+    assert set(manifest.inputs) == {"a", "b", "frame.2"}
+    assert manifest.noted.counts == {"extension": 1, "no_objects": 1}
+
+
 def test_white_space_in_a_file_name_counts(made):
     """But for that around it, as a line of a list leaves it."""
     for index, name in enumerate(("b  2.jpg", "b 2.jpg", "b\u00a0\u00a03.jpg")):
@@ -301,6 +323,39 @@ def test_a_changed_annotation_is_named(made):
     made.document["annotations"][1]["bbox"] = [1, 2, 3, 4]
     with pytest.raises(ConversionError, match="1 changed: b"):
         made.convert()
+
+
+def repeat(what: str, **fields: Any):
+    return lambda document: document[what].append(fields)
+
+
+def all_annotations(**fields: Any):
+    return lambda document: [annotation.update(fields) for annotation in document["annotations"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (repeat("images", id=1, file_name="c.jpg"), "the images 'a.jpg' and 'c.jpg' have one id, 1, .* image_id"),
+        (repeat("categories", id="2", name="cow"), "the categories 'dog' and 'cow' have one id, 2, .* category_id"),
+        (all_annotations(image_id=7), "their id is, for instance, 1, and image_id of an annotation 7; export"),
+        (
+            lambda document: [annotation.pop("image_id") for annotation in document["annotations"]],
+            "image_id of an annotation missing",
+        ),
+    ],
+)
+def test_ids_that_contradict_each_other_are_refused(made, change, message):
+    change(made.document)
+    with pytest.raises(ConversionError, match=message):
+        made.convert()
+
+
+def test_an_entry_that_is_there_twice_is_read_once(made):
+    made.document["categories"].append(made.document["categories"][0])
+    made.document["images"].append(made.document["images"][1])
+    manifest = made.convert()
+    assert (manifest.num_boxes, manifest.labels, manifest.refused.counts) == (2, ("cat", "dog"), {"duplicate_id": 1})
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ NOTED = {
     "reencoded": "the image was encoded anew as 8-bit RGB JPEG",
     "tiled": "the image was cut into tiles, each a record",
     "grayscale": "the image has one channel; it was kept, and readers repeat the channel three times",
-    "path_in_filename": "the annotation names a folder of the image; only the last part was used",
+    "path_in_filename": "the annotation names a folder of the image; only the end of the path was used",
     "exif_ignored": "the EXIF orientation was not applied: the boxes are in the frame of the stored pixels",
     "exponent_number": "a coordinate is written with an exponent",
     "zero_coordinate": "a coordinate is 0, which 1-based data cannot have: see --zero_based",
