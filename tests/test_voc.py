@@ -125,6 +125,17 @@ CASES = {
     "binary xml": (replace_xml(b"\x00\x01\x02\xff\xfe"), "not_xml", None),
     "schema": (replace_xml("<annotations><image/></annotations>"), "other_schema", None),
     "schema without content": (replace_xml("<annotation><shapes/></annotation>"), "other_schema", None),
+    "objects deeper down": (
+        replace_xml(annotation_xml(f"<objects>{object_xml()}</objects>")),
+        "other_schema",
+        None,
+    ),
+    "an object inside another": (replace_xml(annotation_xml(object_xml(inner=object_xml()))), "other_schema", None),
+    "two boxes of an object": (
+        replace_xml(annotation_xml(object_xml(inner=box_xml((1, 1, 9, 9))))),
+        "other_schema",
+        None,
+    ),
     "entity bomb": (replace_xml(BOMB), "entities", None),
     "external entity": (replace_xml(EXTERNAL), "entities", None),
     "entities in UTF-16": (replace_xml(BOMB.encode("utf-16")), "entities", None),
@@ -714,6 +725,15 @@ def test_what_is_no_rotation(tree, degrees):
 def test_a_degenerate_box_stays_one_when_it_is_rotated(tree):
     replace_xml(annotation_xml(object_xml(box=(11, 6, 11, 25), inner=rotation("45")), object_xml()))(tree)
     assert [finding.reason for finding in read(tree).findings] == ["degenerate_box"]
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_an_encoding_that_is_declared_but_not_used(tree, mark):
+    """As by C#, whose StringWriter declares its own."""
+    replace_xml(f'{mark}<?xml version="1.0" encoding="utf-16"?>{annotation_xml(object_xml("chat noir é"))}')(tree)
+    path = str(tree.annotations / "b.xml")
+    assert voc_xml.class_names(path) == {"chat noir é"}
+    assert not voc_xml.read_document(path).replaced
 
 
 def test_external_entities_are_not_read(tree, tmp_path):
