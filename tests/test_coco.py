@@ -215,6 +215,13 @@ def test_crowds_become_ignored_regions(made):
     assert [example[key] for key in CROWD_KEYS[1:]] == [[1, 2], [0, 1], [0, 1]]
 
 
+def test_a_crowd_with_the_box_of_an_object_is_no_duplicate(made):
+    crowd = {"image_id": 2, "category_id": 1, "bbox": BOX, "iscrowd": 1}
+    made.document["annotations"].insert(0, crowd)
+    manifest = made.convert()
+    assert (manifest.num_boxes, manifest.num_ignored, manifest.dropped.counts) == (2, 1, {})
+
+
 CROWD_KEYS = (
     *("image/source_id", "image/object/class/label"),
     *("image/object/is_crowd", "image/object/difficult"),

@@ -977,6 +977,16 @@ def test_an_image_is_no_negative_because_its_objects_are_unreadable(tree, box):
     assert len(records["b"].boxes) == 0
 
 
+def test_an_ignored_region_beside_unreadable_objects_makes_no_negative(tree):
+    region = object_xml("ignore", (1, 30, 60, 40))
+    replace_xml(annotation_xml(object_xml(box=(9, 9, 9, 20)), region))(tree)
+    manifest, _ = convert_tree(tree)
+    assert manifest.refused.counts == {"all_objects_dropped": 1}
+    replace_xml(annotation_xml(region))(tree)
+    manifest, _ = convert_tree(tree, overwrite=True)
+    assert (manifest.refused.counts, manifest.noted.counts, manifest.num_ignored) == ({}, {"no_objects": 1}, 1)
+
+
 def test_class_names_need_a_declared_encoding(tmp_path):
     """Otherwise both would be the same class, whether the labels are given or found."""
     tree = voc_tree.VocTree(tmp_path / "voc")

@@ -103,15 +103,16 @@ def place_objects(
       objects: with boxes as written, which refer to an image of `labelled_size`.
       zero_based: the boxes are edges counted from 0, not pixels counted from 1.
     """
-    placed: dict[tuple[str, Box], Object] = {}
+    placed: dict[tuple[str, Box, bool], Object] = {}  # a crowd may have the box of an object
     for item in objects:
         box = _fit_box(item.box, labelled_size, image_size, zero_based, note)
         if not box:
             continue
-        if (item.name, box) in placed:
+        key = item.name, box, item.ignored
+        if key in placed:
             note("duplicate_box", item.name)
             continue
-        placed[item.name, box] = item._replace(box=box)
+        placed[key] = item._replace(box=box)
     return list(placed.values())
 
 
