@@ -1018,6 +1018,21 @@ def test_no_class_name_is_utf8(tree):
         convert.convert(dataclasses.replace(config, on_error="skip"), Workers(1))
 
 
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (replace_xml("a,b"), r"no annotation names a class \(b\.xml: not_xml: .*\): check"),
+        (lambda tree: (tree.annotations / "b.xml").unlink(), r" class \(b\.xml: missing_annotation: .*\): check"),
+        (replace_xml(annotation_xml("")), "no annotation names a class: check"),
+    ],
+)
+def test_why_no_class_was_found(tree, damage, reason):
+    (tree.annotations / "a.xml").write_text(annotation_xml("", filename="a.jpg"))
+    damage(tree)
+    with pytest.raises(ConversionError, match=reason):
+        converted(tree, image_set="some")
+
+
 def test_empty_images_dropped_as_asked(tree):
     replace_xml(annotation_xml(""))(tree)
     manifest, records = convert_tree(tree, drop_empty=True, on_error="fail")

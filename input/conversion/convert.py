@@ -38,6 +38,7 @@ from input.manifest import (
 )
 
 _MANY_ZEROS = 5  # boxes with a coordinate of 0
+_READ_AGAIN = 100  # annotations, to say why none names a class
 _SKIPPED_SHOWN = 5  # files, where all were skipped
 
 
@@ -176,7 +177,11 @@ def find_classes(inputs: Sequence[Input], workers: Workers) -> tuple[str, ...]:
     """All class names in UTF-8, sorted; of XML files."""
     names = set().union(*workers.map_chunks(voc.all_classes, inputs, "finding classes"))
     if not names:
-        raise ConversionError("no annotation names a class: check --voc_dir, or give --labels.")
+        refusal = voc.first_refusal(inputs[:_READ_AGAIN])
+        example = (
+            f" ({name_key(os.path.basename(refusal.path))}: {refusal.reason}: {refusal.detail})" if refusal else ""
+        )
+        raise ConversionError(f"no annotation names a class{example}: check --voc_dir, or give --labels.")
     return tuple(sorted(name for name in names if "\ufffd" not in name))  # the files with the others are refused
 
 
