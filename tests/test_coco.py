@@ -314,6 +314,18 @@ def test_classes_are_renamed_and_ignored(made):
     assert (manifest.labels, manifest.num_boxes, manifest.num_ignored) == (("cat",), 3, 1)
 
 
+def test_a_misspelt_class_to_ignore_is_refused_where_there_is_a_label_list(made):
+    """Classes in the list may be named though no object is of them, and others that the file has."""
+    labels = made.folder / "labels.txt"
+    labels.write_text("cat\ncow\n")
+    with pytest.raises(
+        ConversionError, match="--ignore_classes: no object is of class 'Cat'; there are: cat, cow, dog"
+    ):
+        made.convert(labels_file=str(labels), ignore_classes=("Cat",))
+    manifest = made.convert(labels_file=str(labels), ignore_classes=("cow", "dog"), rename=("horse=cat",))
+    assert (manifest.num_boxes, manifest.noted.counts) == (2, {})
+
+
 def test_a_fraction_is_held_out(made):
     (made.folder / "made.json").write_text(json.dumps(made.document))
     config = ConvertConfig(

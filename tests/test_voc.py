@@ -300,7 +300,7 @@ ELSEWHERE = {
         "no_annotation",
         "same_image_elsewhere",
     ),
-    *("similar_classes", "maybe_zero_based"),
+    *("similar_classes", "unused_class", "maybe_zero_based"),
     *("no_such_image", "no_label_file"),  # of COCO and YOLO
     *("near_duplicate", "near_duplicate_elsewhere"),  # in test_looks.py
     "tiled",  # in test_tiling.py
@@ -893,6 +893,18 @@ def test_a_class_that_is_called_ignore_when_the_labels_say_so(tree):
 def test_flags_of_classes_that_cannot_be_followed(tree, settings, message):
     with pytest.raises(ConversionError, match=message):
         converted(tree, **settings)
+
+
+def test_a_misspelt_class_to_ignore_is_named_where_there_is_a_label_list(tree):
+    """Of classes in the list and of regions nothing is said."""
+    replace_xml(annotation_xml(*(object_xml(name, box) for name, box in KINDS_OF_B)))(tree)
+    ignored = ("Cat", "dog", "lorry", "Katze")
+    manifest, _ = convert_tree(tree, ignore_classes=ignored, on_error="fail")
+    (finding,) = (finding for finding in manifest.noted.files if finding.reason == "unused_class")
+    assert (finding.file, finding.detail) == ("some", "'Cat'")
+    replace_xml(annotation_xml(object_xml("lorry")))(tree)
+    manifest, _ = convert_tree(tree, ignore_classes=("lorry",), drop_empty=True, overwrite=True)
+    assert manifest.noted.counts == {"dropped_empty": 1}
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,7 @@ NOTED = {
     "no_label_file": "an image has no text file, which in YOLO means no objects",
     "no_annotation": "an image has no XML file; it was left out",
     "similar_classes": "two classes differ only in case or spaces; both were kept",
+    "unused_class": "--ignore_classes names a class that is not in the label list, and of which no region was found",
     "maybe_zero_based": "many coordinates are 0 and none is the image's width or height: see --zero_based",
     "same_image": "the image has the same bytes as another; both were kept",
     "same_image_elsewhere": "an image of another split has the same bytes; it was kept in both",
@@ -86,7 +87,7 @@ NOTED = {
 }
 # What is noted not of one image alone, and therefore named in the short report too.
 DUPLICATES = {"same_image", "same_image_elsewhere", "near_duplicate", "near_duplicate_elsewhere"}
-NAMED_NOTES = {"no_annotation", "similar_classes", "maybe_zero_based", *DUPLICATES}
+NAMED_NOTES = {"no_annotation", "similar_classes", "unused_class", "maybe_zero_based", *DUPLICATES}
 # The reasons for which an object is dropped that nobody asked to drop, and of which nothing is kept.
 INVALID_OBJECTS = {
     *("bad_number", "missing_corner", "missing_name", "degenerate_box", "swapped_outside", "outside_box"),
