@@ -366,7 +366,7 @@ odd_flags = st.sampled_from(("0", "1", "yes", "2", "", "é"))
 odd_objects = shuffled(
     elements("name", odd_names),
     elements("bndbox", odd_corners),
-    st.one_of(*[st.just("")] * 6, elements("bndbox", odd_corners)),
+    st.one_of(*(st.just("") for _ in range(6)), elements("bndbox", odd_corners)),
     elements("polygon", st.lists(elements("pt", odd_points), max_size=4).map("".join)),
     elements("robndbox", shuffled(*(elements(tag, numbers) for tag in ("cx", "cy", "w", "h", "angle")))),
     *(elements(tag, odd_flags) for tag in ("difficult", "truncated", "pose")),
