@@ -120,6 +120,7 @@ CASES = {
     "listed twice": (lambda document: document["images"].append({"id": 3, "file_name": "b.jpg"}), "duplicate_id", GOOD),
     "other machine's folder": (of_image_b(file_name="C:\\data\\b.jpg"), "path_in_filename", GOOD),
     "out of the folder": (of_image_b(file_name="../images/b.jpg"), "path_in_filename", GOOD),
+    "a dot, but no extension": (of_image_b(file_name="b.2"), "missing_image", None),
     "other extension": (of_image_b(file_name="b.png"), "extension", GOOD),
     "no such image": (more_of_b(image_id=7, bbox=BOX), "no_such_image", GOOD),
     "no category": (more_of_b(category_id=9, bbox=BOX), "missing_name", GOOD),
@@ -140,6 +141,11 @@ CASES = {
     "negative width": (of_b(bbox=[30, 5, -20, 20]), "swapped_box", GOOD),
     "reaching out": (of_b(bbox=[-5, -5, 70, 70]), "clipped_box", [(0.0, 0.0, 40.0, 60.0)]),
     "outside": (more_of_b(bbox=[70, 5, 20, 20]), "outside_box", GOOD),
+    "rotated": (  # 20 x 10 becomes 10 x 20 around the same centre
+        of_b(bbox=[10, 15, 20, 10], segmentation=[], attributes={"rotation": 90.0, "occluded": False}),
+        "rotated_box",
+        [(10.0, 15.0, 30.0, 25.0)],
+    ),
     "twice the same": (more_of_b(bbox=BOX), "duplicate_box", GOOD),
     "no annotation": (of_b(image_id=1), "no_objects", []),
     "no UTF-8": (lambda document: document["categories"][0].update(name="\ud800"), "not_utf8", None),
@@ -169,6 +175,20 @@ def test_good_files_give_no_findings(made):
     assert manifest.labels == ("cat", "dog")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        of_b(attributes={"rotation": 0.0}),
+        of_b(attributes={"rotation": None, "colour": "red"}),
+        of_b(attributes={"rotation": 90.0}, segmentation={"counts": [5], "size": [40, 60]}),  # CVAT's ellipse
+    ],
+)
+def test_what_is_no_rotation(made, change):
+    change(made.document)
+    made.convert(strict=True, on_error="fail")
+    np.testing.assert_allclose(records(made.folder / "out")["b"].boxes, GOOD, atol=1e-4)
+
+
 def test_rounding_is_no_flaw(made):
     """A width of two decimals may reach a hundredth of a pixel out of the image."""
     made.document["annotations"][1]["bbox"] = [10.005, 5, 50.0, 35]
@@ -195,6 +215,13 @@ def test_crowds_become_ignored_regions(made):
     assert [example[key] for key in CROWD_KEYS[1:]] == [[1, 2], [0, 1], [0, 1]]
 
 
+def test_a_crowd_with_the_box_of_an_object_is_no_duplicate(made):
+    crowd = {"image_id": 2, "category_id": 1, "bbox": BOX, "iscrowd": 1}
+    made.document["annotations"].insert(0, crowd)
+    manifest = made.convert()
+    assert (manifest.num_boxes, manifest.num_ignored, manifest.dropped.counts) == (2, 1, {})
+
+
 CROWD_KEYS = (
     *("image/source_id", "image/object/class/label"),
     *("image/object/is_crowd", "image/object/difficult"),
@@ -216,6 +243,27 @@ def test_images_in_subfolders(made):
     found = records(made.folder / "out")
     assert (len(found["one/x"].boxes), len(found["two/x"].boxes)) == (0, 1)
     assert manifest.noted.counts == {"no_objects": 1}
+
+
+def test_the_end_of_a_path_that_is_there_counts(made):
+    """Where --images_dir is a folder inside that of the names, and there are other images of the same name."""
+    for name in ("1.jpg", "cam1/1.jpg", "cam2/1.jpg"):
+        (made.images / name).parent.mkdir(exist_ok=True)
+        (made.images / name).write_bytes(encoded(picture(seed=len(made.document["images"]))))
+        made.document["images"].append({"id": name, "file_name": f"images/{name}", "height": 40, "width": 60})
+    made.document["images"].append({"id": 9, "file_name": "images\\cam2\\2.jpg", "height": 40, "width": 60})
+    manifest = made.convert()
+    assert set(records(made.folder / "out")) == {"a", "b", "1", "cam1/1", "cam2/1"}
+    assert [(finding.image_id, finding.reason) for finding in manifest.refused.files] == [("cam2/2", "missing_image")]
+
+
+def test_a_name_with_a_dot_is_not_that_of_another_image(made):
+    (made.images / "frame.2.jpg").write_bytes(encoded(picture(seed=7)))
+    (made.images / "frame.jpg").write_bytes(encoded(picture(seed=8)))
+    made.document["images"].append({"id": 3, "file_name": "frame.2", "height": 40, "width": 60})
+    manifest = made.convert()
+    assert set(manifest.inputs) == {"a", "b", "frame.2"}
+    assert manifest.noted.counts == {"extension": 1, "no_objects": 1}
 
 
 def test_white_space_in_a_file_name_counts(made):
@@ -266,6 +314,18 @@ def test_classes_are_renamed_and_ignored(made):
     assert (manifest.labels, manifest.num_boxes, manifest.num_ignored) == (("cat",), 3, 1)
 
 
+def test_a_misspelt_class_to_ignore_is_refused_where_there_is_a_label_list(made):
+    """Classes in the list may be named though no object is of them, and others that the file has."""
+    labels = made.folder / "labels.txt"
+    labels.write_text("cat\ncow\n")
+    with pytest.raises(
+        ConversionError, match="--ignore_classes: no object is of class 'Cat'; there are: cat, cow, dog"
+    ):
+        made.convert(labels_file=str(labels), ignore_classes=("Cat",))
+    manifest = made.convert(labels_file=str(labels), ignore_classes=("cow", "dog"), rename=("horse=cat",))
+    assert (manifest.num_boxes, manifest.noted.counts) == (2, {})
+
+
 def test_a_fraction_is_held_out(made):
     (made.folder / "made.json").write_text(json.dumps(made.document))
     config = ConvertConfig(
@@ -282,6 +342,39 @@ def test_a_changed_annotation_is_named(made):
     made.document["annotations"][1]["bbox"] = [1, 2, 3, 4]
     with pytest.raises(ConversionError, match="1 changed: b"):
         made.convert()
+
+
+def repeat(what: str, **fields: Any):
+    return lambda document: document[what].append(fields)
+
+
+def all_annotations(**fields: Any):
+    return lambda document: [annotation.update(fields) for annotation in document["annotations"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (repeat("images", id=1, file_name="c.jpg"), "the images 'a.jpg' and 'c.jpg' have one id, 1, .* image_id"),
+        (repeat("categories", id="2", name="cow"), "the categories 'dog' and 'cow' have one id, 2, .* category_id"),
+        (all_annotations(image_id=7), "their id is, for instance, 1, and image_id of an annotation 7; export"),
+        (
+            lambda document: [annotation.pop("image_id") for annotation in document["annotations"]],
+            "image_id of an annotation missing",
+        ),
+    ],
+)
+def test_ids_that_contradict_each_other_are_refused(made, change, message):
+    change(made.document)
+    with pytest.raises(ConversionError, match=message):
+        made.convert()
+
+
+def test_an_entry_that_is_there_twice_is_read_once(made):
+    made.document["categories"].append(made.document["categories"][0])
+    made.document["images"].append(made.document["images"][1])
+    manifest = made.convert()
+    assert (manifest.num_boxes, manifest.labels, manifest.refused.counts) == (2, ("cat", "dog"), {"duplicate_id": 1})
 
 
 @pytest.mark.parametrize(

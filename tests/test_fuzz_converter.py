@@ -149,6 +149,7 @@ def read_with_xml_etree(data: bytes) -> voc_xml.Document:
             corners=corners,
             points=[] if has_box else points(item),
             rotated={} if has_box else of_children(last(item, "robndbox")),
+            rotation=None,
             deleted=text(item, "deleted") == "1",
             difficult=text(item, "difficult"),
             truncated=text(item, "truncated"),
@@ -365,7 +366,7 @@ odd_flags = st.sampled_from(("0", "1", "yes", "2", "", "é"))
 odd_objects = shuffled(
     elements("name", odd_names),
     elements("bndbox", odd_corners),
-    elements("bndbox", odd_corners),
+    st.one_of(*(st.just("") for _ in range(6)), elements("bndbox", odd_corners)),
     elements("polygon", st.lists(elements("pt", odd_points), max_size=4).map("".join)),
     elements("robndbox", shuffled(*(elements(tag, numbers) for tag in ("cx", "cy", "w", "h", "angle")))),
     *(elements(tag, odd_flags) for tag in ("difficult", "truncated", "pose")),

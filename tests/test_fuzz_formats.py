@@ -159,11 +159,14 @@ odd = entries(
     segmentation=st.lists(st.lists(scalars, max_size=8), max_size=3),
     iscrowd=st.integers(0, 1),
     ignore=st.integers(0, 1),
+    attributes=st.fixed_dictionaries({"rotation": scalars}),
 )
 image = {"id": 1, "file_name": "b.jpg", "height": HEIGHT, "width": WIDTH}
+categories = [{"id": index + 1, "name": name} for index, name in enumerate(LABELS)]
 documents = st.fixed_dictionaries(
     {
         "images": st.one_of(
+            st.just([image]),
             st.just([image]),
             st.just([image]),
             st.lists(
@@ -177,8 +180,11 @@ documents = st.fixed_dictionaries(
             ),
         ),
         "annotations": st.lists(sound | odd, max_size=6),
-        "categories": st.just([{"id": index + 1, "name": name} for index, name in enumerate(LABELS)])
-        | st.lists(entries(id=st.integers(1, 4), name=st.sampled_from((*LABELS, "cow"))), max_size=5),
+        "categories": st.one_of(
+            st.just(categories),
+            st.just(categories),
+            st.lists(entries(id=st.integers(1, 4), name=st.sampled_from((*LABELS, "cow"))), max_size=5),
+        ),
     }
 )
 

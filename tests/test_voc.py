@@ -55,6 +55,13 @@ def rotated(x: float, y: float, width: float, height: float, angle: float) -> st
     return f"<cx>{x}</cx><cy>{y}</cy><w>{width}</w><h>{height}</h><angle>{angle}</angle>"
 
 
+def rotation(degrees: str) -> str:
+    """CVAT's, beside an attribute that the user defined."""
+    named = {"colour": "red", "rotation": degrees}
+    attributes = (f"<attribute><name>{name}</name><value>{value}</value></attribute>" for name, value in named.items())
+    return f"<attributes>{''.join(attributes)}</attributes>"
+
+
 def in_other_case(text: str) -> str:
     for tag in ("object", "bndbox", "xmin", "name", "size", "width"):
         text = text.replace(f"{tag}>", f"{tag.title()}>")
@@ -118,6 +125,17 @@ CASES = {
     "binary xml": (replace_xml(b"\x00\x01\x02\xff\xfe"), "not_xml", None),
     "schema": (replace_xml("<annotations><image/></annotations>"), "other_schema", None),
     "schema without content": (replace_xml("<annotation><shapes/></annotation>"), "other_schema", None),
+    "objects deeper down": (
+        replace_xml(annotation_xml(f"<objects>{object_xml()}</objects>")),
+        "other_schema",
+        None,
+    ),
+    "an object inside another": (replace_xml(annotation_xml(object_xml(inner=object_xml()))), "other_schema", None),
+    "two boxes of an object": (
+        replace_xml(annotation_xml(object_xml(inner=box_xml((1, 1, 9, 9))))),
+        "other_schema",
+        None,
+    ),
     "entity bomb": (replace_xml(BOMB), "entities", None),
     "external entity": (replace_xml(EXTERNAL), "entities", None),
     "entities in UTF-16": (replace_xml(BOMB.encode("utf-16")), "entities", None),
@@ -241,6 +259,11 @@ CASES = {
         "rotated_box",
         [(14.5 - 1 - 7.5, 20.5 - 1 - 9.5, 22.0, 30.0)],
     ),
+    "rotated by an attribute": (  # 19 x 10 from (11, 6) to (30, 16) becomes 10 x 19 around the same centre
+        replace_xml(annotation_xml(object_xml(box=(11, 6, 30, 16), inner=rotation("90.0")))),
+        "rotated_box",
+        [(1.5 - 1, 15.5 - 1, 20.5, 25.5)],
+    ),
     "tags in another case": (replace_xml(in_other_case(annotation_xml())), "tag_case", GOOD),
     "tags in another case in UTF-16": (replace_xml(in_other_case(annotation_xml()).encode("utf-16")), "tag_case", GOOD),
     "deleted object": (
@@ -277,7 +300,7 @@ ELSEWHERE = {
         "no_annotation",
         "same_image_elsewhere",
     ),
-    *("similar_classes", "maybe_zero_based"),
+    *("similar_classes", "unused_class", "maybe_zero_based"),
     *("no_such_image", "no_label_file"),  # of COCO and YOLO
     *("near_duplicate", "near_duplicate_elsewhere"),  # in test_looks.py
     "tiled",  # in test_tiling.py
@@ -721,6 +744,27 @@ def test_formats_that_are_not_read(tree, start, detail):
     assert (refusal.value.reason, refusal.value.detail) == ("not_an_image", detail)
 
 
+@pytest.mark.parametrize("degrees", ["0.0", "-360", "nan", "inf", "left", ""])
+def test_what_is_no_rotation(tree, degrees):
+    replace_xml(annotation_xml(object_xml(inner=rotation(degrees))))(tree)
+    example = read(tree)
+    assert (example.annotation.boxes, example.findings) == (GOOD, [])
+
+
+def test_a_degenerate_box_stays_one_when_it_is_rotated(tree):
+    replace_xml(annotation_xml(object_xml(box=(11, 6, 11, 25), inner=rotation("45")), object_xml()))(tree)
+    assert [finding.reason for finding in read(tree).findings] == ["degenerate_box"]
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_an_encoding_that_is_declared_but_not_used(tree, mark):
+    """As by C#, whose StringWriter declares its own."""
+    replace_xml(f'{mark}<?xml version="1.0" encoding="utf-16"?>{annotation_xml(object_xml("chat noir é"))}')(tree)
+    path = str(tree.annotations / "b.xml")
+    assert voc_xml.class_names(path) == {"chat noir é"}
+    assert not voc_xml.read_document(path).replaced
+
+
 def test_external_entities_are_not_read(tree, tmp_path):
     (tmp_path / "secret").write_text("cat")
     replace_xml(EXTERNAL.replace("/etc/hostname", str(tmp_path / "secret")))(tree)
@@ -880,6 +924,18 @@ def test_flags_of_classes_that_cannot_be_followed(tree, settings, message):
         converted(tree, **settings)
 
 
+def test_a_misspelt_class_to_ignore_is_named_where_there_is_a_label_list(tree):
+    """Of classes in the list and of regions nothing is said."""
+    replace_xml(annotation_xml(*(object_xml(name, box) for name, box in KINDS_OF_B)))(tree)
+    ignored = ("Cat", "dog", "lorry", "Katze")
+    manifest, _ = convert_tree(tree, ignore_classes=ignored, on_error="fail")
+    (finding,) = (finding for finding in manifest.noted.files if finding.reason == "unused_class")
+    assert (finding.file, finding.detail) == ("some", "'Cat'")
+    replace_xml(annotation_xml(object_xml("lorry")))(tree)
+    manifest, _ = convert_tree(tree, ignore_classes=("lorry",), drop_empty=True, overwrite=True)
+    assert manifest.noted.counts == {"dropped_empty": 1}
+
+
 @pytest.mark.parametrize(
     ("written", "suspected"),
     [
@@ -962,6 +1018,16 @@ def test_an_image_is_no_negative_because_its_objects_are_unreadable(tree, box):
     assert len(records["b"].boxes) == 0
 
 
+def test_an_ignored_region_beside_unreadable_objects_makes_no_negative(tree):
+    region = object_xml("ignore", (1, 30, 60, 40))
+    replace_xml(annotation_xml(object_xml(box=(9, 9, 9, 20)), region))(tree)
+    manifest, _ = convert_tree(tree)
+    assert manifest.refused.counts == {"all_objects_dropped": 1}
+    replace_xml(annotation_xml(region))(tree)
+    manifest, _ = convert_tree(tree, overwrite=True)
+    assert (manifest.refused.counts, manifest.noted.counts, manifest.num_ignored) == ({}, {"no_objects": 1}, 1)
+
+
 def test_class_names_need_a_declared_encoding(tmp_path):
     """Otherwise both would be the same class, whether the labels are given or found."""
     tree = voc_tree.VocTree(tmp_path / "voc")
@@ -991,6 +1057,21 @@ def test_no_class_name_is_utf8(tree):
     tree.add("negative", annotation_xml("", filename="negative.jpg"))
     with pytest.raises(ConversionError, match="no class name is UTF-8"):
         convert.convert(dataclasses.replace(config, on_error="skip"), Workers(1))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (replace_xml("a,b"), r"no annotation names a class \(b\.xml: not_xml: .*\): check"),
+        (lambda tree: (tree.annotations / "b.xml").unlink(), r" class \(b\.xml: missing_annotation: .*\): check"),
+        (replace_xml(annotation_xml("")), "no annotation names a class: check"),
+    ],
+)
+def test_why_no_class_was_found(tree, damage, reason):
+    (tree.annotations / "a.xml").write_text(annotation_xml("", filename="a.jpg"))
+    damage(tree)
+    with pytest.raises(ConversionError, match=reason):
+        converted(tree, image_set="some")
 
 
 def test_empty_images_dropped_as_asked(tree):

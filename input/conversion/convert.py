@@ -38,6 +38,7 @@ from input.manifest import (
 )
 
 _MANY_ZEROS = 5  # boxes with a coordinate of 0
+_READ_AGAIN = 100  # annotations, to say why none names a class
 _SKIPPED_SHOWN = 5  # files, where all were skipped
 
 
@@ -144,12 +145,13 @@ def _choose_labels(splits: dict[str, Listing], config: ConvertConfig, workers: W
             f"{config.labels_file} differs from {existing}, which {', '.join(others)} was made with: "
             "convert every split anew, into an empty folder."
         )
-    if given:
-        return given
     replaced = any(files.exists(manifest_path(config.output_dir, split)) for split in splits)
-    if there and (others or not (config.overwrite and replaced)):
-        return there
     found = tuple(dict.fromkeys(label for listing in splits.values() for label in listing.labels))
+    labels = given or (there if others or not (config.overwrite and replaced) else None)
+    if labels:
+        if found:  # of VOC they would take a pass over all files; `_make_split` looks afterwards
+            _check_classes("ignore_classes", config.ignore_classes, (*labels, *_renamed(found, config)))
+        return labels
     if not found:
         found = find_classes([item for listing in splits.values() for item in listing.inputs], workers)
         return tuple(sorted(_kept_classes(found, config)))
@@ -162,21 +164,36 @@ def _kept_classes(found: Sequence[str], config: ConvertConfig) -> tuple[str, ...
     Raises:
       ConversionError: a flag names a class that was not found, or no class is left.
     """
-    renamed = dict.fromkeys(config.new_names.get(name, name) for name in found)
-    for flag, names, known in (("rename", config.new_names, found), ("ignore_classes", config.ignore_classes, renamed)):
-        if unknown := [name for name in names if name not in known]:
-            raise ConversionError(f"--{flag}: no object is of class {unknown[0]!r}; there are: {', '.join(known)}.")
+    renamed = _renamed(found, config)
+    _check_classes("rename", config.new_names, found)
+    _check_classes("ignore_classes", config.ignore_classes, renamed)
     kept = tuple(name for name in renamed if name not in (*config.ignore_classes, IGNORE))
     if found and not kept:
         raise ConversionError("no class is left: take one out of --ignore_classes.")
     return kept
 
 
+def _renamed(found: Sequence[str], config: ConvertConfig) -> tuple[str, ...]:
+    """The classes after --rename."""
+    return tuple(dict.fromkeys(config.new_names.get(name, name) for name in found))
+
+
+def _check_classes(flag: str, names: Iterable[str], known: Sequence[str]) -> None:
+    """Raises ConversionError if the flag names another class than those that are known."""
+    if unknown := [name for name in names if name not in known]:
+        there = ", ".join(dict.fromkeys(known))
+        raise ConversionError(f"--{flag}: no object is of class {unknown[0]!r}; there are: {there}.")
+
+
 def find_classes(inputs: Sequence[Input], workers: Workers) -> tuple[str, ...]:
     """All class names in UTF-8, sorted; of XML files."""
     names = set().union(*workers.map_chunks(voc.all_classes, inputs, "finding classes"))
     if not names:
-        raise ConversionError("no annotation names a class: check --voc_dir, or give --labels.")
+        refusal = voc.first_refusal(inputs[:_READ_AGAIN])
+        example = (
+            f" ({name_key(os.path.basename(refusal.path))}: {refusal.reason}: {refusal.detail})" if refusal else ""
+        )
+        raise ConversionError(f"no annotation names a class{example}: check --voc_dir, or give --labels.")
     return tuple(sorted(name for name in names if "\ufffd" not in name))  # the files with the others are refused
 
 
@@ -204,8 +221,10 @@ def _make_split(
       known: the manifests of other splits, whose images should not be here as well.
     """
     inputs, findings = listing.inputs, list(listing.findings)
+    ignored_classes: set[str] = set()
     while True:
         order, results = stage(split, listing._replace(inputs=inputs), labels, config, workers)
+        ignored_classes.update(*(result.ignored_classes for result in results))
         digests = zip(order, itertools.chain.from_iterable(result.digests for result in results))
         left_out = {item.image_id for item, digest in digests if not digest}
         inputs = [item for item in inputs if item.image_id not in left_out]
@@ -216,6 +235,9 @@ def _make_split(
         findings += [finding for finding in staged if finding.image_id in left_out]
     manifest = _make_manifest(split, listing, order, results, labels, config)
     findings += [*_maybe_zero_based(split, results), *_similar_classes(labels)]
+    if not listing.labels:  # otherwise `_choose_labels` knew the classes
+        unused = [name for name in config.ignore_classes if name not in (*labels, *ignored_classes)]
+        findings += [Finding("", split, "unused_class", repr(name)) for name in unused]  # perhaps they are misspelt
     findings += [*_same_images(manifest, known, listing), *_similar_images(manifest, known, listing)]
     tally = Tally(findings)
     for result in results:

@@ -58,12 +58,12 @@ def read_example(source: Source, options: ReadOptions) -> Example:
     else:
         size, written = labelled_size(frame.size, image.source_size, image.swappable, source.path, note), labels.objects
     placed = place_objects(written, size, image.size, labels.zero_based, note)
+    objects = [item for item in placed if not item.ignored]
     invalid = [finding for finding in findings if finding.reason in INVALID_OBJECTS]
-    if invalid and not placed and not options.drop_invalid_objects:
+    if invalid and not objects and not options.drop_invalid_objects:
         flaws = "; ".join(f"{finding.reason}: {finding.detail}" for finding in invalid[:3])
         more = f"; and {len(invalid) - 3} more" if len(invalid) > 3 else ""
         raise Refused(source.path, "all_objects_dropped", f"{flaws}{more}")
-    objects = [item for item in placed if not item.ignored]
     annotation = Annotation(
         image_id=source.image_id,
         filename=image_name,

@@ -62,19 +62,20 @@ NOTED = {
     "reencoded": "the image was encoded anew as 8-bit RGB JPEG",
     "tiled": "the image was cut into tiles, each a record",
     "grayscale": "the image has one channel; it was kept, and readers repeat the channel three times",
-    "path_in_filename": "the annotation names a folder of the image; only the last part was used",
+    "path_in_filename": "the annotation names a folder of the image; only the end of the path was used",
     "exif_ignored": "the EXIF orientation was not applied: the boxes are in the frame of the stored pixels",
     "exponent_number": "a coordinate is written with an exponent",
     "zero_coordinate": "a coordinate is 0, which 1-based data cannot have: see --zero_based",
     "fields_absent": "difficult, truncated or pose is absent; 0, 0 and Unspecified were used",
     "tag_case": "a tag is in another case, such as <Object>; it was read all the same",
     "polygon": "an object has a polygon, but no box; the upright box around it was used",
-    "rotated_box": "an object has a <robndbox>, but no <bndbox>; the upright box around it was used",
+    "rotated_box": "an object has a rotated box; the upright box around it was used",
     "deleted_object": "an object is marked as <deleted>; it was left out",
     "parts": "an object has <part> boxes, which are not objects",
     "no_label_file": "an image has no text file, which in YOLO means no objects",
     "no_annotation": "an image has no XML file; it was left out",
     "similar_classes": "two classes differ only in case or spaces; both were kept",
+    "unused_class": "--ignore_classes names a class that is not in the label list, and of which no region was found",
     "maybe_zero_based": "many coordinates are 0 and none is the image's width or height: see --zero_based",
     "same_image": "the image has the same bytes as another; both were kept",
     "same_image_elsewhere": "an image of another split has the same bytes; it was kept in both",
@@ -86,7 +87,7 @@ NOTED = {
 }
 # What is noted not of one image alone, and therefore named in the short report too.
 DUPLICATES = {"same_image", "same_image_elsewhere", "near_duplicate", "near_duplicate_elsewhere"}
-NAMED_NOTES = {"no_annotation", "similar_classes", "maybe_zero_based", *DUPLICATES}
+NAMED_NOTES = {"no_annotation", "similar_classes", "unused_class", "maybe_zero_based", *DUPLICATES}
 # The reasons for which an object is dropped that nobody asked to drop, and of which nothing is kept.
 INVALID_OBJECTS = {
     *("bad_number", "missing_corner", "missing_name", "degenerate_box", "swapped_outside", "outside_box"),

@@ -103,15 +103,16 @@ def place_objects(
       objects: with boxes as written, which refer to an image of `labelled_size`.
       zero_based: the boxes are edges counted from 0, not pixels counted from 1.
     """
-    placed: dict[tuple[str, Box], Object] = {}
+    placed: dict[tuple[str, Box, bool], Object] = {}  # a crowd may have the box of an object
     for item in objects:
         box = _fit_box(item.box, labelled_size, image_size, zero_based, note)
         if not box:
             continue
-        if (item.name, box) in placed:
+        key = item.name, box, item.ignored
+        if key in placed:
             note("duplicate_box", item.name)
             continue
-        placed[item.name, box] = item._replace(box=box)
+        placed[key] = item._replace(box=box)
     return list(placed.values())
 
 
@@ -138,15 +139,37 @@ def _read_box(texts: ObjectTexts, note: Note) -> Box | None:
         if not numbers:
             return None
         note("rotated_box", texts.name)
-        x, y, width, height, angle = numbers
-        cos, sin = abs(math.cos(angle)) / 2, abs(math.sin(angle)) / 2
-        half_width, half_height = abs(width) * cos + abs(height) * sin, abs(width) * sin + abs(height) * cos
-        return y - half_height, x - half_width, y + half_height, x + half_width
+        return _box_around_rotated(*numbers)
     corners = _read_numbers(texts.corners, CORNERS, note)
     if not corners:
         return None
     ymin, xmin, ymax, xmax = corners
-    return ymin, xmin, ymax, xmax
+    return rotate((ymin, xmin, ymax, xmax), texts.rotation, texts.name, note)
+
+
+def rotate(box: Box, rotation: Any, name: str, note: Note) -> Box:
+    """The upright box around one of class `name` that is rotated about its centre, by degrees.
+
+    CVAT writes the box as it was before, and `rotation` beside it as an attribute, which users may also define for
+    themselves: then it may be anything, and only numbers count.
+    """
+    try:
+        degrees = float(rotation)
+    except (OverflowError, TypeError, ValueError):
+        return box
+    ymin, xmin, ymax, xmax = box
+    width, height = xmax - xmin, ymax - ymin
+    if not math.isfinite(degrees) or degrees % 360 == 0 or min(abs(width), abs(height)) < _MIN_SIDE:
+        return box
+    note("rotated_box", name)
+    return _box_around_rotated((xmin + xmax) / 2, (ymin + ymax) / 2, width, height, math.radians(degrees))
+
+
+def _box_around_rotated(x: float, y: float, width: float, height: float, angle: float) -> Box:
+    """The upright box around one with this centre that is rotated about it by `angle`, in radians."""
+    cos, sin = abs(math.cos(angle)) / 2, abs(math.sin(angle)) / 2
+    half_width, half_height = abs(width) * cos + abs(height) * sin, abs(width) * sin + abs(height) * cos
+    return y - half_height, x - half_width, y + half_height, x + half_width
 
 
 def box_around(numbers: Sequence[float]) -> Box:

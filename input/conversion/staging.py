@@ -59,6 +59,7 @@ class ShardResult:
     num_at_end: int  # boxes that reach the image's right or lower edge
     boxes_per_class: dict[str, int]
     images_per_class: dict[str, int]
+    ignored_classes: Sequence[str]  # of the ignored regions, also of images that are left out as empty
     digests: Sequence[str]  # of each input the start of the stored image's SHA-256; empty where it gave no record
     looks: Sequence[str]  # of each input the hash of how the image looks; empty where that was not decoded either
     findings: Sequence[Finding]  # of each reason the first few; a file beside the shard holds all
@@ -152,6 +153,7 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
     counts: collections.Counter[str] = collections.Counter(dict.fromkeys(_COUNTS, 0))
     boxes_per_class: collections.Counter[str] = collections.Counter()
     images_per_class: collections.Counter[str] = collections.Counter()
+    ignored_classes: set[str] = set()
     digests, looks = [], []
     digest, tally = hashlib.sha256(), Tally()
     with files.create(task.path + ".shard") as shard, files.create(task.path + ".findings") as lines:
@@ -162,6 +164,8 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
             sha256 = hashlib.sha256(example.encoded).hexdigest() if example and records else ""
             digests.append(sha256[:16])
             looks.append(example.look if example and records else "")
+            if example:
+                ignored_classes.update(region.name for region in example.annotation.regions)
             if example and records:
                 counts.update(_counts_of_image(example, found))
                 for annotation, encoded, *_ in records:
@@ -178,6 +182,7 @@ def write_shard(task: ShardTask, advance: Advance) -> ShardResult:
         sha256=digest.hexdigest(),
         boxes_per_class=dict(boxes_per_class),
         images_per_class=dict(images_per_class),
+        ignored_classes=sorted(ignored_classes),
         digests=digests,
         looks=looks,
         findings=tally.kept,
@@ -238,7 +243,7 @@ def _read(source: Source, task: ShardTask) -> tuple[Example | None, list[Example
             findings.append(Finding(source.image_id, example.annotation.filename, reason, ""))
         flawed = any(found.reason in REPAIRED or found.reason in DROPPED for found in findings)
         if (empty and task.drop_empty) or (task.strict and flawed):
-            return None, [], findings
+            return example, [], findings
         return example, tiling.cut(example, task.options), findings
     except Refused as refusal:
         name = name_key(os.path.basename(refusal.path))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PureWindowsPath
 
 from input import files
@@ -29,9 +29,7 @@ def read(source: Source, options: ReadOptions, note: Note) -> Labels:
     Raises:
       Refused: it cannot be read, or there is no image for it.
     """
-    if not source.annotation_path:
-        raise Refused(source.image_id + ".xml", "missing_annotation", "not in the annotation folder")
-    document = voc_xml.read_document(source.annotation_path)
+    document = _read_document(source)
     if document.replaced:
         note("encoding", "save it as UTF-8, or declare its encoding in the first line")
     if document.other_case:
@@ -47,6 +45,12 @@ def read(source: Source, options: ReadOptions, note: Note) -> Labels:
         objects=read_objects(document, options, source.annotation_path, note),
         zero_based=options.zero_based,
     )
+
+
+def _read_document(source: Source) -> voc_xml.Document:
+    if not source.annotation_path:
+        raise Refused(source.image_id + ".xml", "missing_annotation", "not in the annotation folder")
+    return voc_xml.read_document(source.annotation_path)
 
 
 def _check_names(source: Source, document: voc_xml.Document, note: Note) -> None:
@@ -83,6 +87,16 @@ def classes_of(inputs: Sequence[Input], advance: Advance) -> dict[str, set[str]]
 def all_classes(inputs: Sequence[Input], advance: Advance) -> set[str]:
     """The classes that the annotations name."""
     return set().union(*classes_of(inputs, advance).values())
+
+
+def first_refusal(inputs: Iterable[Input]) -> Refused | None:
+    """Why the first annotation that is refused is so; None where all can be read."""
+    for item in inputs:
+        try:
+            _read_document(item.source)
+        except Refused as refusal:
+            return refusal
+    return None
 
 
 # Which files there are.

@@ -32,6 +32,7 @@ class ObjectTexts(NamedTuple):
     # Of the <polygon>, x and y of each point; empty where <bndbox> gives a corner, as the one that follows.
     points: list[tuple[str, str]]
     rotated: dict[str, str]  # of the children of <robndbox>, by tag
+    rotation: str | None  # of <bndbox> about its centre, in degrees, as CVAT writes it
     deleted: bool
     difficult: str | None  # None where there is no such element, as in the two that follow
     truncated: str | None
@@ -74,26 +75,32 @@ def read_document(path: str) -> Document:
     texts, size = _texts(root), _texts(_last_child(root, "size"))
     if root.tag != "annotation" or texts.keys().isdisjoint(("object", "filename", "size")):
         raise Refused(path, "other_schema", f"<{root.tag}> is not the <annotation> of Pascal VOC")
+    objects = list(root.iterchildren("object"))
+    if deeper := sum(1 for _ in root.iter("object")) - len(objects):
+        raise Refused(path, "other_schema", f"{deeper} <object> not directly in <annotation>, where they are read")
     return Document(
         filename=_name(root, "filename"),
         folder=_name(root, "folder"),
         height=size.get("height", ""),
         width=size.get("width", ""),
-        objects=[_read_object(element) for element in root.iterchildren("object")],
+        objects=[_read_object(element, path) for element in objects],
         other_case=other_case,
         replaced=replaced,
     )
 
 
 def _parse(data: bytes) -> tuple[etree._Element, bool]:
-    """The root element; and whether bytes that are not UTF-8 had to be replaced before the XML could be parsed."""
+    """The root element; and whether bytes that are not UTF-8 had to be replaced before the XML could be parsed.
+
+    Another encoding that was declared is not believed where it did not work: C# writes `utf-16` into files in UTF-8.
+    """
     try:
         return etree.fromstring(data, _PARSER), False
     except etree.XMLSyntaxError:
-        text = data.decode("utf-8", "replace")
-        if "\ufffd" not in text:
+        if b"\0" in data:  # it is UTF-16, or no text
             raise
-        return etree.fromstring(text.encode(), _UTF8_PARSER), True
+        text = data.decode("utf-8", "replace")
+        return etree.fromstring(text.encode(), _UTF8_PARSER), "\ufffd" in text
 
 
 def _lower_tags(root: etree._Element) -> bool:
@@ -121,21 +128,31 @@ def _last_child(element: etree._Element, tag: str) -> etree._Element | None:
     return next(element.iterchildren(tag, reversed=True), None)
 
 
-def _read_object(element: etree._Element) -> ObjectTexts:
+def _read_object(element: etree._Element, path: str) -> ObjectTexts:
     texts = _texts(element)
-    corners = _texts(_last_child(element, "bndbox"))
+    boxes = list(element.iterchildren("bndbox"))
+    if len(boxes) > 1:
+        raise Refused(path, "other_schema", f"an <object> with {len(boxes)} <bndbox>: write an <object> for each")
+    corners = _texts(boxes[0]) if boxes else {}
     has_box = any(corners.get(corner) for corner in CORNERS)
     return ObjectTexts(
         name=texts.get("name", ""),
         corners=corners,
         points=[] if has_box else list(_points(element)),
         rotated={} if has_box else _texts(_last_child(element, "robndbox")),
+        rotation=_attributes(element).get("rotation") if "attributes" in texts else None,
         deleted=texts.get("deleted") == "1",
         difficult=texts.get("difficult"),
         truncated=texts.get("truncated"),
         pose=texts.get("pose"),
         has_parts="part" in texts,
     )
+
+
+def _attributes(element: etree._Element) -> dict[str, str]:
+    """CVAT's attributes of an object, by name."""
+    found = [_texts(attribute) for attribute in element.iterfind("attributes/attribute")]
+    return {texts["name"]: texts.get("value", "") for texts in found if "name" in texts}
 
 
 def _points(element: etree._Element) -> Iterator[tuple[str, str]]:
