@@ -266,6 +266,26 @@ def test_a_name_with_a_dot_is_not_that_of_another_image(made):
     assert manifest.noted.counts == {"extension": 1, "no_objects": 1}
 
 
+def test_an_image_may_have_been_saved_in_another_format(made):
+    (made.images / "photo.jpg").write_bytes(encoded(picture(seed=7)))
+    made.document["images"].append({"id": 3, "file_name": "photo.jfif", "height": 40, "width": 60})
+    manifest = made.convert()
+    assert (set(manifest.inputs), manifest.noted.counts["extension"]) == ({"a", "b", "photo"}, 1)
+
+
+def test_an_unreadable_ignored_region_refuses_no_image(made):
+    """Nothing is lost that would have been learnt, as where it is an object of a class of the list."""
+    labels = made.folder / "labels.txt"
+    labels.write_text("cow\n")
+    made.document["annotations"].append({"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 0]})
+    settings = {"labels_file": str(labels), "drop_unknown_classes": True}
+    manifest = made.convert(**settings)
+    assert (manifest.num_images, manifest.num_ignored, manifest.dropped.counts["degenerate_box"]) == (2, 2, 1)
+    labels.write_text("cat\n")
+    made.document["annotations"] = made.document["annotations"][-1:]
+    assert made.convert(**settings, overwrite=True).refused.counts == {"all_objects_dropped": 1}
+
+
 def test_white_space_in_a_file_name_counts(made):
     """But for that around it, as a line of a list leaves it."""
     for index, name in enumerate(("b  2.jpg", "b 2.jpg", "b\u00a0\u00a03.jpg")):
@@ -314,16 +334,13 @@ def test_classes_are_renamed_and_ignored(made):
     assert (manifest.labels, manifest.num_boxes, manifest.num_ignored) == (("cat",), 3, 1)
 
 
-def test_a_misspelt_class_to_ignore_is_refused_where_there_is_a_label_list(made):
-    """Classes in the list may be named though no object is of them, and others that the file has."""
+def test_a_misspelt_class_to_ignore_is_noted_where_there_is_a_label_list(made):
+    """It may be one that this split lacks. Classes in the list may be named, and others that the file has."""
     labels = made.folder / "labels.txt"
     labels.write_text("cat\ncow\n")
-    with pytest.raises(
-        ConversionError, match="--ignore_classes: no object is of class 'Cat'; there are: cat, cow, dog"
-    ):
-        made.convert(labels_file=str(labels), ignore_classes=("Cat",))
-    manifest = made.convert(labels_file=str(labels), ignore_classes=("cow", "dog"), rename=("horse=cat",))
-    assert (manifest.num_boxes, manifest.noted.counts) == (2, {})
+    manifest = made.convert(labels_file=str(labels), ignore_classes=("Cat", "cow", "dog"), rename=("horse=cat",))
+    assert (manifest.num_boxes, manifest.noted.counts) == (2, {"unused_class": 1})
+    assert manifest.noted.files[0].detail == "'Cat'"
 
 
 def test_a_fraction_is_held_out(made):

@@ -62,6 +62,14 @@ def test_folders_of_splits(tmp_path, valid):
     ]
 
 
+def test_a_class_may_be_called_train(tmp_path):
+    """Folders for each class."""
+    root = make(
+        tmp_path / "set", *(f"{name}/{name}.{kind}" for name in ("bus", "car", "train") for kind in ("xml", "jpg"))
+    )
+    assert find_folders(root) == found(root, "", "")
+
+
 def test_folders_of_splits_without_xml_are_left_alone(tmp_path):
     root = make(tmp_path / "set", "annots/a.xml", "images/a.jpg", "test/b.jpg", "val/more/c.jpg")
     assert find_folders(root) == found(root, "annots", "images")

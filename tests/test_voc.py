@@ -301,7 +301,7 @@ ELSEWHERE = {
         "same_image_elsewhere",
     ),
     *("similar_classes", "unused_class", "maybe_zero_based"),
-    *("no_such_image", "no_label_file"),  # of COCO and YOLO
+    *("no_such_image", "no_label_file", "unlabelled_split"),  # of COCO and YOLO
     *("near_duplicate", "near_duplicate_elsewhere"),  # in test_looks.py
     "tiled",  # in test_tiling.py
 }

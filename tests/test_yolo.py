@@ -395,6 +395,34 @@ def test_lists_of_images(tmp_path, case, packed):
     assert all(manifest.num_boxes == manifest.num_images > 0 for manifest in manifests)
 
 
+@pytest.mark.parametrize(
+    ("yaml", "lists", "noted"),
+    [
+        ("train: images/train\ntest: images/test", {}, r"images/test: none of its 1 images has a text file"),
+        ("train: train.txt\ntest: test.txt", {"test.txt": "images/test/b.jpg"}, r"test.txt: none of its 1 images has"),
+        ("train: train.txt\ntest: test.txt", {"test.txt": "images/test/x.jpg"}, r"test.txt lists 1 images, and none"),
+        ("train: train.txt\nval: val.txt", {"val.txt": "\n"}, ""),
+        ("", {}, r"images/test: none of its 1 images has a text file"),
+    ],
+)
+def test_a_test_split_that_nobody_labelled_is_left_out(tmp_path, yaml, lists, noted):
+    root = make(tmp_path / "set", "images/train/a.jpg", "labels/train/a.txt", "images/test/b.jpg")
+    for name, text in {"data.yaml": NAMES + yaml, "train.txt": "images/train/a.jpg\n", **lists}.items():
+        (root / name).write_text(text)
+    manifest = run(root)
+    assert (manifest.split, manifest.num_boxes) == ("train", 1)
+    found = [finding.detail for finding in manifest.noted.files if finding.reason == "unlabelled_split"]
+    assert [noted in detail for detail in found] == [True] * bool(noted)
+
+
+def test_darknet_lists_that_were_not_written_are_not_missed(tmp_path):
+    root = make(tmp_path / "set", "obj_train_data/a.jpg", "obj_train_data/a.txt")
+    (root / "obj.names").write_text("cat\n")
+    (root / "obj.data").write_text("classes = 1\ntrain = data/train.txt\nnames = data/obj.names\n")
+    manifest = run(root)
+    assert (manifest.split, manifest.num_boxes) == ("train", 1)
+
+
 def test_flaws_of_a_list(folder):
     """An image that is not there, one without a text file, one listed twice, and two of one stem."""
     (folder / "data.yaml").write_text(NAMES + "train: train.txt\n")

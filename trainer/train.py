@@ -259,7 +259,9 @@ class _Run:
         if not resumed:  # all workers have read the folder by now, since each waited for the others
             self._forget_earlier_run()
         elif self.has_other_validation:
-            log.warning("the validation records are others, so the next evaluation counts as the best so far")
+            log.warning(
+                "the validation records are others: the run is evaluated on them, which counts as the best so far"
+            )
             self.saved.forget_best()
         if self.budget.is_measured:
             self.fit()
@@ -312,8 +314,9 @@ class _Run:
                 self.strategy.num_replicas_in_sync,
             )
         is_evaluated = not self._is_due(self.eval_every) or resume.read_evaluated_step(self.model_dir) >= self.step
-        if self.evaluator and self.step and not self.workers.all(is_evaluated):
-            log.info("the evaluation of step %d was not completed, so it comes first", self.step)
+        if self.evaluator and self.step and not self.workers.all(is_evaluated and not self.has_other_validation):
+            if not self.has_other_validation:
+                log.info("the evaluation of step %d was not completed, so it comes first", self.step)
             self.evaluate()
 
     def _forget_earlier_run(self) -> None:

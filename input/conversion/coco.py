@@ -261,7 +261,7 @@ class _ImageFolder:
 def _stem(name: str) -> str:
     """A file's name without its extension; `frame.2` has none."""
     stem, extension = os.path.splitext(name)
-    return stem if extension.lower() in images.IMAGE_EXTENSIONS else name
+    return name if extension[1:].isdigit() else stem
 
 
 def _scalar(value: Any) -> Any:

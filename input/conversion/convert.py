@@ -149,8 +149,6 @@ def _choose_labels(splits: dict[str, Listing], config: ConvertConfig, workers: W
     found = tuple(dict.fromkeys(label for listing in splits.values() for label in listing.labels))
     labels = given or (there if others or not (config.overwrite and replaced) else None)
     if labels:
-        if found:  # of VOC they would take a pass over all files; `_make_split` looks afterwards
-            _check_classes("ignore_classes", config.ignore_classes, (*labels, *_renamed(found, config)))
         return labels
     if not found:
         found = find_classes([item for listing in splits.values() for item in listing.inputs], workers)
@@ -235,9 +233,9 @@ def _make_split(
         findings += [finding for finding in staged if finding.image_id in left_out]
     manifest = _make_manifest(split, listing, order, results, labels, config)
     findings += [*_maybe_zero_based(split, results), *_similar_classes(labels)]
-    if not listing.labels:  # otherwise `_choose_labels` knew the classes
-        unused = [name for name in config.ignore_classes if name not in (*labels, *ignored_classes)]
-        findings += [Finding("", split, "unused_class", repr(name)) for name in unused]  # perhaps they are misspelt
+    used = {*labels, *_renamed(listing.labels, config), *ignored_classes}
+    unused = [name for name in config.ignore_classes if name not in used]  # perhaps they are misspelt
+    findings += [Finding("", split, "unused_class", repr(name)) for name in unused]
     findings += [*_same_images(manifest, known, listing), *_similar_images(manifest, known, listing)]
     tally = Tally(findings)
     for result in results:

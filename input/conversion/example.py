@@ -57,9 +57,10 @@ def read_example(source: Source, options: ReadOptions) -> Example:
         size, written = image.source_size, scale_objects(labels.objects, image.source_size)
     else:
         size, written = labelled_size(frame.size, image.source_size, image.swappable, source.path, note), labels.objects
-    placed = place_objects(written, size, image.size, labels.zero_based, note)
-    objects = [item for item in placed if not item.ignored]
+    written_objects, written_regions = ([item for item in written if item.ignored is kind] for kind in (False, True))
+    objects = place_objects(written_objects, size, image.size, labels.zero_based, note)
     invalid = [finding for finding in findings if finding.reason in INVALID_OBJECTS]
+    regions = place_objects(written_regions, size, image.size, labels.zero_based, note)
     if invalid and not objects and not options.drop_invalid_objects:
         flaws = "; ".join(f"{finding.reason}: {finding.detail}" for finding in invalid[:3])
         more = f"; and {len(invalid) - 3} more" if len(invalid) > 3 else ""
@@ -75,7 +76,7 @@ def read_example(source: Source, options: ReadOptions) -> Example:
         difficult=[item.difficult for item in objects],
         truncated=[item.truncated for item in objects],
         poses=[item.pose for item in objects],
-        regions=[_make_region(item, options) for item in placed if item.ignored],
+        regions=[_make_region(item, options) for item in regions],
     )
     return Example(annotation, image.encoded, findings, image.source_size, image.source_bytes, image.look)
 

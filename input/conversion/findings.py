@@ -73,6 +73,7 @@ NOTED = {
     "deleted_object": "an object is marked as <deleted>; it was left out",
     "parts": "an object has <part> boxes, which are not objects",
     "no_label_file": "an image has no text file, which in YOLO means no objects",
+    "unlabelled_split": "a test split without text files was left out",
     "no_annotation": "an image has no XML file; it was left out",
     "similar_classes": "two classes differ only in case or spaces; both were kept",
     "unused_class": "--ignore_classes names a class that is not in the label list, and of which no region was found",
@@ -87,7 +88,7 @@ NOTED = {
 }
 # What is noted not of one image alone, and therefore named in the short report too.
 DUPLICATES = {"same_image", "same_image_elsewhere", "near_duplicate", "near_duplicate_elsewhere"}
-NAMED_NOTES = {"no_annotation", "similar_classes", "unused_class", "maybe_zero_based", *DUPLICATES}
+NAMED_NOTES = {"unlabelled_split", "no_annotation", "similar_classes", "unused_class", "maybe_zero_based", *DUPLICATES}
 # The reasons for which an object is dropped that nobody asked to drop, and of which nothing is kept.
 INVALID_OBJECTS = {
     *("bad_number", "missing_corner", "missing_name", "degenerate_box", "swapped_outside", "outside_box"),

@@ -58,7 +58,10 @@ def find_folders(voc_dir: str, annotations_dir: str = "", images_dir: str = "") 
     splits = [path for path in subfolders if os.path.basename(path).lower() in SPLIT_NAMES]
     candidates = [voc_dir, *(path for path in subfolders if path not in splits)]
     with_xml = [path for path in candidates if _holds(path, (".xml",))]
-    if with_xml and not annotations_dir and (labelled := [path for path in splits if any(walk(path, (".xml",)))]):
+    labelled = [path for path in splits if any(walk(path, (".xml",)))] if with_xml and not annotations_dir else []
+    # Of a folder for each class, one may be called train.
+    are_classes = not annotations and not images and len(with_xml) > 1 and _paired([*with_xml, *labelled])
+    if labelled and not are_classes:
         raise ConversionError(
             f"{' and '.join(labelled)} hold XML files, and so does {' and '.join(with_xml)}: move one kind away, or "
             "convert one folder, named with --voc_dir or --annotations_dir and --images_dir."
@@ -70,7 +73,7 @@ def find_folders(voc_dir: str, annotations_dir: str = "", images_dir: str = "") 
             f"{voc_dir}: neither it nor a folder in it holds an XML file; name the folder with --annotations_dir."
             + ask_format(voc_dir, ".yaml", ".json")
         )
-    if not annotations and not images and len(with_xml) > 1 and _paired(with_xml):
+    if are_classes:
         return [Folders("", voc_dir, voc_dir)]
     annotations = annotations or _choose(with_xml, _ANNOTATION_NAMES, "XML files", "--annotations_dir")
     if not images:

@@ -103,16 +103,15 @@ def place_objects(
       objects: with boxes as written, which refer to an image of `labelled_size`.
       zero_based: the boxes are edges counted from 0, not pixels counted from 1.
     """
-    placed: dict[tuple[str, Box, bool], Object] = {}  # a crowd may have the box of an object
+    placed: dict[tuple[str, Box], Object] = {}
     for item in objects:
         box = _fit_box(item.box, labelled_size, image_size, zero_based, note)
         if not box:
             continue
-        key = item.name, box, item.ignored
-        if key in placed:
+        if (item.name, box) in placed:
             note("duplicate_box", item.name)
             continue
-        placed[key] = item._replace(box=box)
+        placed[item.name, box] = item._replace(box=box)
     return list(placed.values())
 
 

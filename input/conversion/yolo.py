@@ -92,6 +92,10 @@ def classes_of(inputs: Sequence[Input], advance: Advance) -> dict[str, set[str]]
 # Which files there are.
 
 
+class _Unlabelled(ConversionError):
+    """A split has no text file, or none of its images is there."""
+
+
 class _Folders(NamedTuple):
     """Where the files of one split are."""
 
@@ -101,20 +105,26 @@ class _Folders(NamedTuple):
 
 
 def list_splits(config: ConvertConfig) -> dict[str, Listing]:
-    """The inputs of each split.
+    """The inputs of each split. A test split that nobody labelled is left out, and noted with another split.
 
     Raises:
-      ConversionError: the classes or the images were not found.
+      ConversionError: the classes, the images or their text files were not found.
     """
     root = unwrap(config.yolo_dir)
     settings = _read_settings(root)
     classes = _read_classes(root, settings)
-    return {
-        folders.split or config.split or "all": (
-            _list_split(folders) if folders.labels else _read_list(root, folders.images)
-        )._replace(classes=classes, box_first="kpt_shape" in settings)
-        for folders in _find_folders(root, config, settings)
-    }
+    listings: dict[str, Listing] = {}
+    for folders in _find_folders(root, config, settings):
+        try:
+            listing = _list_split(folders) if folders.labels else _read_list(root, folders.images)
+        except _Unlabelled as error:
+            if folders.split != "test" or not listings:
+                raise
+            next(iter(listings.values())).findings.append(Finding("", "test", "unlabelled_split", str(error)))
+            continue
+        split = folders.split or config.split or "all"
+        listings[split] = listing._replace(classes=classes, box_first="kpt_shape" in settings)
+    return listings
 
 
 def describe(config: ConvertConfig) -> list[str]:
@@ -162,7 +172,7 @@ def _read_list(root: str, path: str) -> Listing:
     names = [_find_listed(line, os.path.relpath(os.path.dirname(path), home), there) for line in lines]
     folders = {os.path.dirname(name) for name in names if name}
     if not folders:
-        raise ConversionError(f"{path} lists {len(lines)} images, and none of them is in {home}: correct its lines.")
+        raise _Unlabelled(f"{path} lists {len(lines)} images, and none of them is in {home}: correct its lines.")
     label_dirs = {folder: _labels_folder(os.path.join(home, folder)) for folder in folders}
     label_files = {folder: list_folder(label_dirs[folder], (".txt",))[0] for folder in folders}
     common = os.path.commonpath(folders) or os.curdir
@@ -203,7 +213,7 @@ def _find_listed(line: str, start: str, there: dict[str, str]) -> str:
 
 def _refuse_unlabelled(what: str, count: int, image_folder: str) -> NoReturn:
     """Refuses a split of negatives only, as it would be where the folder of the text files is not found."""
-    raise ConversionError(
+    raise _Unlabelled(
         f"{what}: none of its {count} images has a text file in {' or '.join(_label_folders(image_folder))}: move the "
         "text files there or, where the images truly have no objects, make an empty text file for one of them."
     )
@@ -270,7 +280,9 @@ def _read_darknet(root: str) -> dict[str, Any]:
     path = os.path.join(root, "obj.data")
     if files.exists(path):
         pairs = [line.split("=", 1) for line in files.read_regular(path).decode("utf-8", "replace").splitlines()]
-        return {pair[0].strip(): pair[1].strip() for pair in pairs if len(pair) == 2}
+        named = {pair[0].strip(): pair[1].strip() for pair in pairs if len(pair) == 2}
+        # Not every tool writes the lists that it names.
+        return named if any(_resolve(root, None, named[key]) for key in SPLIT_NAMES if named.get(key)) else {}
     if files.exists(os.path.join(root, "obj.names")):
         return {name: f"{name}.txt" for name in SPLIT_NAMES if files.exists(os.path.join(root, f"{name}.txt"))}
     return {}
@@ -285,7 +297,10 @@ def _find_folders(root: str, config: ConvertConfig, settings: dict[str, Any]) ->
         value = settings.get(key)
         for part in value if isinstance(value, list) else [value]:
             if isinstance(part, str) and part:
-                if place := _resolve(root, settings.get("path"), part):
+                place = _resolve(root, settings.get("path"), part)
+                if split != "train" and place and _is_list(place) and not files.read_regular(place).strip():
+                    continue  # it lists no image
+                if place:
                     found.append(_Folders(split, place, "" if _is_list(place) else _labels_folder(place)))
                 elif split != "test":  # Roboflow names a test set even where there is none
                     part = clean_text(part)
