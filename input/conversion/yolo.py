@@ -169,7 +169,8 @@ def _read_list(root: str, path: str) -> Listing:
     there = {name_key(name): name for name in walk(home, images.IMAGE_EXTENSIONS)}
     text = files.read_regular(path).decode("utf-8-sig", "surrogateescape")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    names = [_find_listed(line, os.path.relpath(os.path.dirname(path), home), there) for line in lines]
+    start = os.path.relpath(os.path.dirname(path), home)
+    names = [_find_listed(line, start, there) for line in lines]
     folders = {os.path.dirname(name) for name in names if name}
     if not folders:
         raise _Unlabelled(f"{path} lists {len(lines)} images, and none of them is in {home}: correct its lines.")
