@@ -155,6 +155,14 @@ def test_a_bmp_with_a_palette_has_its_colours(detector, tmp_path, mode):
     np.testing.assert_array_equal(augment.decode(read.encoded), read.pixels)
 
 
+def test_a_bmp_with_a_palette_has_a_limit_too(detector, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "MAX_PIXELS", painted.WIDE.height * painted.WIDE.width - 1)
+    path = tmp_path / "picture.bmp"
+    Image.fromarray(painted.WIDE.pixels).convert("P").save(path)
+    assert predict.predict(detector, [str(path)], str(tmp_path / "output")) == []
+    assert f"skipped {path}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_an_exif_orientation_is_applied(orientation, tmp_path):
     """Every corner of the stored picture has a colour of its own; Pillow's own function is the reference."""

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import base64
 import bisect
-import io
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from input import shards, tfrecord
-from trainer import diagnosis, formats, page
+from trainer import diagnosis, drawing, formats, page
 from trainer.diagnosis import Suspect
 from trainer.metrics import Judgement
 
@@ -251,9 +249,7 @@ def _figure(
     truth, judgement = evaluation.ground_truths[image], evaluation.judgement
     scale = min(1.0, _PICTURE_SIDE / max(truth.height, truth.width))
     height, width = max(round(truth.height * scale), 1), max(round(truth.width * scale), 1)
-    with Image.open(io.BytesIO(record["image/encoded"])) as picture:
-        picture.draft("RGB", (width, height))
-        small = picture.convert("RGB").resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    small = drawing.shrink(record["image/encoded"], height, width)
     drawn = [f'<image href="{page.jpeg(small)}" width="{width}" height="{height}"/>']
 
     def rectangle(box: Sequence[float], style: str, title: str) -> None:

@@ -322,6 +322,8 @@ def _without_palette(content: bytes) -> bytes:
     encoded = io.BytesIO()
     try:
         with Image.open(io.BytesIO(content)) as image:
+            if image.height * image.width > export.MAX_PIXELS:
+                raise ValueError("too large")
             image.convert("RGB").save(encoded, "BMP")
     except Exception as error:  # Pillow raises almost any exception on a damaged header
         raise ValueError("a damaged BMP") from error
