@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from input.palette import class_colour
-from trainer import predict
+from trainer import drawing, predict
 from trainer.formats import LabelledBox
 
 COLOURS = {"cat": class_colour(0), "dog": class_colour(1)}
@@ -18,6 +21,17 @@ def drawn(size: tuple[int, int], *detections: LabelledBox) -> np.ndarray:
     image = Image.new("RGB", size[::-1], (128, 128, 128))
     predict.draw_detections(image, detections, COLOURS, {})
     return np.asarray(image)
+
+
+def test_a_records_image_of_any_size_is_shrunk(monkeypatch):
+    """Pillow takes large images for attacks; here from 1,000 pixels on, until the module is imported."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    importlib.reload(drawing)
+    encoded = io.BytesIO()
+    Image.new("1", (200, 90), 1).save(encoded, "PNG")
+    small = np.asarray(drawing.shrink(encoded.getvalue(), 9, 20))
+    assert small.shape == (9, 20, 3)
+    assert small.min() == 255
 
 
 def test_a_box_is_drawn_on_its_edges():

@@ -5,13 +5,18 @@ from __future__ import annotations
 import base64
 import dataclasses
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import painted
 import pytest
 from lxml import etree
+from PIL import Image
 
 from input import tfrecord
+from input.conversion.config import ConvertConfig
+from input.conversion.convert import convert
+from input.conversion.workers import Workers
 from trainer import evaluate, evaluation_page, inference, metrics
 from trainer.matching import ImageDetections
 
@@ -132,3 +137,49 @@ def test_a_page_without_detections_or_objects():
         text = "".join(evaluation_page.make_page(evaluation))
         assert "The model contradicts no label." in text
         etree.fromstring(text.encode())
+
+
+@pytest.mark.parametrize("settings", [{}, {"zero_based": True}, {"store_max_side": 50}, {"tile": 64}], ids=str)
+def test_a_corrected_annotation_is_converted_to_the_same_boxes(settings, tmp_path):
+    """The model sees an object that is not annotated; the others keep their places."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    corners = "<xmin>10</xmin><ymin>20</ymin><xmax>50</xmax><ymax>60</ymax>"
+    xml = f"<annotation><object><name>cat</name><bndbox>{corners}</bndbox></object></annotation>"
+    (folder / "a.xml").write_text(xml)
+    Image.new("RGB", (100, 80)).save(folder / "a.png")
+
+    def truths(output):
+        with Workers(1) as workers:
+            convert(ConvertConfig(voc_dirs=(str(folder),), output_dir=str(output), **settings), workers)
+        paths = sorted(map(str, output.glob("*.tfrecord")))
+        return paths, evaluation_page.shards.read_annotations(paths)
+
+    paths, found = truths(tmp_path / "first")
+    unlabelled = [float(edge) for edge in (2, found[0].width - 9, 12, found[0].width)]
+    detections = [ImageDetections(np.float32([unlabelled]), np.float32([0.9]), np.int32([0]))]
+    detections += [ImageDetections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))] * (len(found) - 1)
+    judgement = metrics.judge(found, detections, ["cat"])
+    result = {**metrics.summarize(judgement), "checkpoint": "ckpt-1", "step": 1}
+    evaluation = evaluation_page.Evaluation(result, judgement, found, list(range(len(found))), paths, "all")
+    root = etree.fromstring("".join(evaluation_page.make_page(evaluation)).encode())
+    links = [link.get("href") for link in root.iter(f"{SVG}a")]
+    text = "".join(root.itertext())
+    assert ("a tile, which has no XML" in text) == (links == []) == ("tile" in settings)
+    assert ("corrected XML in the 50x40 pixels that are stored" in text) == ("store_max_side" in settings)
+    if links:
+        (folder / "a.xml").write_bytes(base64.b64decode(links[0].split(",")[1]))
+        _, (corrected,) = truths(tmp_path / "second")
+        np.testing.assert_allclose(corrected.boxes, [*found[0].boxes.tolist(), unlabelled], atol=0.51)
+
+
+def test_of_many_classes_the_most_frequent_confusions_are_listed(monkeypatch):
+    count = evaluation_page.MAX_CLASSES + 1
+    matrix = np.zeros((count + 1, count + 1), int)
+    np.fill_diagonal(matrix, 6)
+    matrix[3, 7], matrix[0, 2], matrix[5, count], matrix[count, 5] = 4, 18, 20, 20
+    monkeypatch.setattr(evaluation_page.diagnosis, "confusion_matrix", lambda *_: matrix)
+    judgement = SimpleNamespace(labels=[f"<{index}>" for index in range(count)])
+    text = "".join(evaluation_page._confusions(judgement, []))
+    rows = ["|".join(row.itertext()) for row in etree.fromstring(f"<body>{text}</body>").iter("tr")]
+    assert rows == ["object|found as|objects|of all of its class", "<0>|<2>|18|75.0%", "<3>|<7>|4|40.0%"]

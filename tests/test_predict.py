@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from input import augment, shards
+from input import augment, files, shards
 from input.conversion import convert
 from input.conversion.config import ConvertConfig
 from input.conversion.workers import Workers
@@ -154,6 +155,14 @@ def test_a_bmp_with_a_palette_has_its_colours(detector, tmp_path, mode):
     np.testing.assert_array_equal(augment.decode(read.encoded), read.pixels)
 
 
+def test_a_bmp_with_a_palette_has_a_limit_too(detector, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "MAX_PIXELS", painted.WIDE.height * painted.WIDE.width - 1)
+    path = tmp_path / "picture.bmp"
+    Image.fromarray(painted.WIDE.pixels).convert("P").save(path)
+    assert predict.predict(detector, [str(path)], str(tmp_path / "output")) == []
+    assert f"skipped {path}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_an_exif_orientation_is_applied(orientation, tmp_path):
     """Every corner of the stored picture has a colour of its own; Pillow's own function is the reference."""
@@ -217,6 +226,70 @@ def test_annotations_are_read_back_by_the_converter(detector, pictures, tmp_path
             assert row["bbox"] == pytest.approx([xmin, ymin, xmax - xmin, ymax - ymin])
             assert row["category_id"] == painted.LABELS.index(result["detections"][0]["label"]) + 1
     assert (output / "labels.txt").read_text() == "red\nyellow\n"
+
+
+def test_annotations_of_pictures_in_subfolders_are_paired_with_their_own(detector, tmp_path):
+    """By their paths, by which the converter pairs them: both pictures are called a.png."""
+    painting = {"a": painted.WIDE, "sub/a": painted.TALL}
+    (tmp_path / "pictures" / "sub").mkdir(parents=True)
+    for stem, item in painting.items():
+        Image.fromarray(item.pixels).save(tmp_path / "pictures" / f"{stem}.png")
+    paths = predict.find_pictures([str(tmp_path / "pictures")], recursive=True)
+    output = tmp_path / "output"
+    predict.predict(detector, paths, str(output), write=["voc", "coco", "yolo"])
+    assert {row["image_id"] for row in json.loads((output / "coco_results.json").read_text())} == set(painting)
+    assert (output / "labels" / "sub" / "a.txt").exists()
+    settings = {"annotations_dir": str(output / "annotations"), "images_dir": str(tmp_path / "pictures")}
+    with Workers(1) as pool:
+        convert.convert(ConvertConfig(output_dir=str(tmp_path / "records"), split="all", **settings), pool)
+    truths = list(shards.iterate_annotations(sorted(map(str, (tmp_path / "records").glob("*.tfrecord")))))
+    assert {truth.image_id for truth in truths} == set(painting)
+    for truth in truths:
+        item = painting[truth.image_id]
+        assert (truth.height, truth.width) == (item.height, item.width)
+        np.testing.assert_allclose(truth.boxes, [item.box], atol=item.tolerance + 1)
+
+
+def test_names_that_are_not_utf8_do_not_end_the_run(detector, tmp_path):
+    folder = os.fsencode(tmp_path)
+    for name in (b"caf\xe8", b"caf\xe9"):
+        with open(folder + b"/" + name + b".png", "wb") as file:
+            Image.fromarray(painted.WIDE.pixels).save(file, "PNG")
+    output = tmp_path / "output"
+    paths = predict.find_pictures([str(tmp_path)], recursive=False)
+    predict.predict(detector, paths, str(output), write=predict.OUTPUTS)
+    results = json.loads((output / "detections.json").read_text(encoding="utf-8"))
+    assert [result["path"] for result in results] == [f"{tmp_path}/caf\ufffd.png"] * 2
+    assert [result["picture"] for result in results] == ["caf\ufffd.png", "caf\ufffd-2.png"]
+    for result in results:
+        assert (output / result["picture"]).exists()
+    assert "<filename>caf\ufffd.png<" in (output / "annotations" / "caf\ufffd-2.xml").read_text(encoding="utf-8")
+
+
+def test_labels_are_never_overwritten(detector, tmp_path):
+    """What the command itself wrote is, when it is called again."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "labels.txt").write_text("by hand")
+    Image.fromarray(painted.WIDE.pixels).save(tmp_path / "images" / "a.png")
+    paths = [str(tmp_path / "images" / "a.png")]
+    for kind, name in (("voc", "annotations"), ("yolo", "labels.txt")):
+        with pytest.raises(ValueError, match=f"{name} exists, and --write={kind} .*choose another --output_dir"):
+            predict.predict(detector, paths, str(tmp_path), write=["pictures", kind])
+    assert sorted(os.listdir(tmp_path)) == ["annotations", "images", "labels.txt"]
+    for _ in range(2):
+        predict.predict(detector, paths, str(tmp_path / "output"), write=["voc", "yolo"])
+
+
+def test_a_remote_output_folder(detector, pictures, tmp_path):
+    """`ram://` stands for gs://."""
+    output = f"ram://{tmp_path.name}/output"
+    results = predict.predict(detector, paths_in(pictures), output, write=predict.OUTPUTS)
+    names = {"annotations", "labels", "labels.txt", "coco_results.json", "detections.json"}
+    assert set(files.names(output)) == {*names, *(result["picture"] for result in results)}
+    with Image.open(io.BytesIO(files.read(f"{output}/0.png"))) as drawn:
+        assert drawn.size == (painted.WIDE.width, painted.WIDE.height)
+    files.remove_tree(f"ram://{tmp_path.name}")
 
 
 def test_a_threshold_for_each_class(detector, pictures, tmp_path):
@@ -291,9 +364,14 @@ def test_files_of_one_name_do_not_overwrite_each_other(detector, tmp_path):
             paths.append(str(tmp_path / folder / name))
             Image.fromarray(painted.TINY.pixels).save(paths[-1])
     results = predict.predict(detector, paths, str(tmp_path / "output"))
-    names = ["x.png", "film.gif.jpg", "x-2.png", "film.gif-2.jpg"]
+    names = ["a/x.png", "a/film.gif.jpg", "b/x.png", "b/film.gif.jpg"]
     assert [result["picture"] for result in results] == names
-    assert sorted(os.listdir(tmp_path / "output")) == sorted([*names, "detections.json"])
+    written = {str(path.relative_to(tmp_path / "output")) for path in (tmp_path / "output").rglob("*.*")}
+    assert written == {*names, "detections.json"}
+    (tmp_path / "a" / "x.jpg").write_bytes((tmp_path / "a" / "x.png").read_bytes())
+    beside = [str(tmp_path / "a" / name) for name in ("x.jpg", "x.png")]
+    results = predict.predict(detector, beside, str(tmp_path / "beside"))
+    assert [result["picture"] for result in results] == ["x.jpg", "x-2.png"]
 
 
 def test_brackets_in_the_name_of_a_file_are_no_pattern(pictures):
@@ -312,6 +390,14 @@ def test_input_pictures_are_never_overwritten(detector, pictures):
     before = [path.read_bytes() for path in sorted(pictures.iterdir())]
     with pytest.raises(ValueError, match="choose another --output_dir"):
         predict.predict(detector, paths_in(pictures), f"{pictures}/../{pictures.name}")
+    for folder in ("one", "two"):
+        (pictures / folder).mkdir()
+        shutil.copy(pictures / "0.png", pictures / folder)
+    with pytest.raises(ValueError, match="choose another --output_dir"):  # each picture would be written in its place
+        predict.predict(detector, [f"{pictures}/{folder}/0.png" for folder in ("one", "two")], str(pictures))
+    for folder in ("one", "two"):
+        (pictures / folder / "0.png").unlink()
+        (pictures / folder).rmdir()
     assert [path.read_bytes() for path in sorted(pictures.iterdir())] == before
 
 

@@ -44,7 +44,7 @@ def start_event(folder, records, step=0):
 
 def log_event(step):
     speed = {"images_per_s": 4.0, "data_wait": 0.25, "hours_left": (1000 - step) * 2 / 4 / 3600}
-    return {"step": step, "loss": 500.0 / step, "learning_rate": 0.1, **speed}
+    return {"step": step, "train_steps": 1000, "loss": 500.0 / step, "learning_rate": 0.1, **speed}
 
 
 def evaluate_event(records, step):
@@ -95,11 +95,24 @@ def test_the_page_follows_the_run(tmp_path, records, monkeypatch):
 
     (tmp_path / "RUN <1> [2]" / "eval").mkdir()
     (tmp_path / "RUN <1> [2]" / "eval" / "val.html").write_text("...")
-    report.on_end({"step": 20, "train_steps": 1000, "metrics": {}, "stopped_by": 15, "error": None})
+    report.on_end({"step": 37, "train_steps": 1000, "metrics": {}, "stopped_by": 15, "error": None})
     text, root = read(tmp_path)
+    assert "step 37 of 1,000" in text  # not 20, the step of the last log
     assert "Evaluation: eval/val.html" in text
     assert "stopped by SIGTERM; the same command resumes it" in text
     assert not [element for element in root.iter() if element.get("http-equiv")]
+
+
+def test_a_rollback_is_shown_at_once(tmp_path, records):
+    report = run_report.Report(lambda: 90.0)
+    report.on_start(start_event(tmp_path, records))
+    report.on_log({**log_event(40), "train_steps": 900})
+    report.on_evaluate(evaluate_event(records, 40))
+    report.on_rollback({"step": 20, "bad_step": 45, "rate_factor": 0.5})
+    text, _ = read(tmp_path)
+    assert "step 20 of 900" in text
+    assert "Average precision after" not in text
+    assert "time left" not in text
 
 
 @pytest.mark.parametrize(("resumed_at", "kept"), [(20, True), (10, False)])
@@ -168,4 +181,6 @@ def test_a_plot_maps_its_ranges_to_the_square():
     (line,) = ElementTree.fromstring(drawn).iter("polyline")
     texts = [element.text for element in ElementTree.fromstring(page.plot("t", "x", "y", [], y_end=5e-4)).iter("text")]
     assert {"5e-4", "2.5e-4", "0.5"} <= set(texts)
+    texts = [element.text for element in ElementTree.fromstring(page.plot("t", "x", "y", [], y_end=1999)).iter("text")]
+    assert {"1,000", "1,999"} <= set(texts)  # half of it is 999.5
     assert line.get("points") == "44.0,262.0 164.0,22.0"  # half of 240 px to the right; cut off at the top

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -21,7 +22,7 @@ for name, seconds in {seconds}.items():
     setattr(watch, name, seconds)
 body = lambda i: i + 1
 loop = tf.function(lambda: tf.while_loop(lambda i: i < 10**12, body, [tf.constant(0, tf.int64)]))
-with watch.StopSignal() as stop, watch.no_silent_wait({service!r}, is_compiled=True):
+with watch.StopSignal() as stop, watch.no_silent_wait({service!r}, usual_s=0.0):
     print("ready", flush=True)
     loop()
 """
@@ -100,3 +101,14 @@ def test_a_lost_dispatcher_ends_the_run_and_other_waits_are_mentioned() -> None:
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert f"the dispatcher of --data_service={service} is lost: it has not answered for" in err
+
+
+@pytest.mark.parametrize(("usual_s", "is_said"), [(None, False), (60.0, False), (0.01, True)])
+def test_a_loop_that_takes_as_long_as_the_one_before_is_no_wait(monkeypatch, caplog, usual_s, is_said) -> None:
+    """Nor is one that has to be compiled first, of which no time is known."""
+    monkeypatch.setattr(watch, "_SECONDS_TO_LOOK", 0.02)
+    monkeypatch.setattr(watch, "_SECONDS_TO_SAY", 0.05)
+    monkeypatch.setattr(watch.log, "propagate", True)
+    with watch.no_silent_wait("", usual_s):
+        time.sleep(0.3)
+    assert ("the run waits for data or another worker" in caplog.text) == is_said

@@ -1,14 +1,25 @@
-"""How a box and its label are drawn on a picture."""
+"""Pictures for people: a record's image made small, and how a box and its label are drawn on one."""
 
 from __future__ import annotations
 
 import functools
+import io
 import math
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
 from input.palette import Colour
+
+# The converter's --max_pixels was the limit of a record's image, and trainer.predict has one of its own.
+Image.MAX_IMAGE_PIXELS = None
+
+
+def shrink(encoded: bytes, height: int, width: int) -> Image.Image:
+    """An encoded image in RGB, of this size; a JPEG is decoded at a part of its size where that is enough."""
+    with Image.open(io.BytesIO(encoded)) as image:
+        image.draft("RGB", (width, height))
+        return image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
 
 
 @functools.lru_cache

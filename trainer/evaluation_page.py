@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import base64
 import bisect
-import io
+import functools
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from input import shards, tfrecord
-from trainer import diagnosis, formats, page
+from input.manifest import manifest_path, read_manifest
+from trainer import diagnosis, drawing, formats, page
 from trainer.diagnosis import Suspect
 from trainer.metrics import Judgement
 
 MAX_PICTURES = 12  # of each kind of mistake
 MAX_SUSPECTS = 48
+MAX_CLASSES = 60  # of the table of all confusions, which grows with their square: 400 classes take 10 MB
+MAX_CONFUSIONS = 100  # pairs that are listed where there are more classes
 _PICTURE_SIDE = 400  # px of the longer side of a picture
 _OBJECT, _DETECTION, _REGION = "#2e8b57", "#d64545", "#888"
+_TILE = re.compile(r"_x\d+_y\d+\.jpg$")  # how the converter calls a tile
 _REGION_CLASS = "ignore"  # the class of an object by which the converter knows an ignored region
 _STYLE = """
 figure svg { display: block; width: 100%; height: 220px; background: #f2f2f2; }
@@ -115,6 +119,9 @@ def _thresholds(curves: Sequence[diagnosis.Curve]) -> np.ndarray:
 
 def _confusions(judgement: Judgement, curves: Sequence[diagnosis.Curve]) -> Iterator[str]:
     matrix = diagnosis.confusion_matrix(judgement, _thresholds(curves))
+    if len(judgement.labels) > MAX_CLASSES:
+        yield from _frequent_confusions(judgement.labels, matrix)
+        return
     yield "<p>Rows: the class of the object; columns: what was found there, from the scores of the best F1 on.</p>\n"
     columns = [*(page.escape(label) for label in judgement.labels), "not found"]
     yield f'<div class="wide"><table><tr><th></th>{page.cells(columns, "th")}</tr>\n'
@@ -131,6 +138,24 @@ def _confusions(judgement: Judgement, curves: Sequence[diagnosis.Curve]) -> Iter
     yield "</table></div>\n"
 
 
+def _frequent_confusions(labels: Sequence[str], matrix: np.ndarray) -> Iterator[str]:
+    """The pairs of classes that are confused most."""
+    confused = matrix[: len(labels), : len(labels)].copy()
+    np.fill_diagonal(confused, 0)
+    most = np.argsort(-confused, axis=None, kind="stable")[:MAX_CONFUSIONS]
+    rows, columns = (indexes.tolist() for indexes in np.unravel_index(most, confused.shape))
+    totals = matrix.sum(axis=1).tolist()
+    yield f"<p>With more than {MAX_CLASSES} classes, only the pairs of classes that are confused most are listed, at "
+    yield f"most {MAX_CONFUSIONS}: the class of the object and what was found there, from the scores of the best F1 "
+    yield "on. Objects that were not found and detections where there is no object are left out.</p>\n"
+    yield f"<table><tr><th>object</th><th>found as</th>{page.cells(['objects', 'of all of its class'], 'th')}</tr>\n"
+    for row, column in zip(rows, columns):
+        if count := int(confused[row, column]):
+            names = "".join(f"<td>{page.class_name(labels[index], index)}</td>" for index in (row, column))
+            yield f"<tr>{names}{page.cells([format(count, ','), f'{100 * count / totals[row]:.1f}%'])}</tr>\n"
+    yield "</table>\n"
+
+
 def _suspects(evaluation: Evaluation, suspects: Sequence[Suspect], read: Callable[[int], dict]) -> Iterator[str]:
     if not suspects:
         yield "<p>The model contradicts no label.</p>\n"
@@ -144,6 +169,7 @@ def _suspects(evaluation: Evaluation, suspects: Sequence[Suspect], read: Callabl
     for suspect in suspects:
         by_image.setdefault(suspect.image, []).append(suspect)
     judgement = evaluation.judgement
+    find_settings = functools.lru_cache(conversion_settings)  # a manifest may be large
     yield '<div class="sheet">\n'
     for suspect in suspects[:MAX_SUSPECTS]:
         said = judgement.labels[judgement.objects.classes[suspect.item]] if suspect.item >= 0 else ""
@@ -155,18 +181,43 @@ def _suspects(evaluation: Evaluation, suspects: Sequence[Suspect], read: Callabl
             "doubled": f"doubled: {said}",
         }[suspect.kind]
         record = read(evaluation.record_indexes[suspect.image])
-        xml = formats.voc_xml(
-            record["image/filename"],
-            evaluation.ground_truths[suspect.image].width,
-            evaluation.ground_truths[suspect.image].height,
-            corrected_objects(evaluation, suspect.image, by_image[suspect.image]),
-        )
-        name = re.sub(r"\.[^.]*$", "", record["image/filename"].replace("\\", "/").rsplit("/", 1)[-1])
-        source = f"data:application/xml;base64,{base64.b64encode(xml.encode()).decode()}"
-        link = f'<a href="{source}" download="{page.escape(name)}.xml">corrected XML</a>'
+        settings = find_settings(os.path.dirname(record["shard"]), shards.split_name(record["shard"]))
+        objects = corrected_objects(evaluation, suspect.image, by_image[suspect.image])
+        link = _link(evaluation.ground_truths[suspect.image], record["image/filename"], objects, settings)
         caption = [f"{page.escape(what)} ({suspect.suspicion:.2f})", link]
         yield _figure(evaluation, suspect.image, record, suspect.item, suspect.detection, caption)
     yield "</div>\n"
+
+
+def conversion_settings(folder: str, split: str) -> dict[str, Any]:
+    """The settings of the conversion that made a split; empty where no manifest tells them."""
+    try:
+        return read_manifest(manifest_path(folder, split)).settings
+    except (OSError, ValueError):
+        return {}
+
+
+def _link(
+    truth: shards.GroundTruth, filename: str, objects: Sequence[formats.LabelledBox], settings: dict[str, Any]
+) -> str:
+    """A link to an image's annotation with these objects, counted as the data set counts.
+
+    Args:
+      truth: what the record says.
+      filename: of the image, as the record has it.
+      objects: the corrected ones, in pixels of the record.
+      settings: of the conversion.
+    """
+    if settings.get("tile") and _TILE.search(filename):
+        return "a tile, which has no XML of its own"
+    name = re.sub(r"\.[^.]*$", "", filename.replace("\\", "/").rsplit("/", 1)[-1])
+    zero_based = bool(settings.get("zero_based"))
+    xml = formats.voc_xml(filename, truth.width, truth.height, objects, zero_based=zero_based)
+    source = f"data:application/xml;base64,{base64.b64encode(xml.encode()).decode()}"
+    link = f'<a href="{source}" download="{page.escape(name)}.xml">corrected XML</a>'
+    if max(truth.height, truth.width) == settings.get("store_max_side"):  # the file's own size is not kept
+        link += f" in the {truth.width}x{truth.height} pixels that are stored"
+    return link
 
 
 def corrected_objects(evaluation: Evaluation, image: int, suspects: Sequence[Suspect]) -> list[formats.LabelledBox]:
@@ -231,7 +282,7 @@ def _mistakes(evaluation: Evaluation, curves: Sequence[diagnosis.Curve], read: C
 
 
 def record_reader(paths: Sequence[str]) -> Callable[[int], dict]:
-    """A function from a record's index, counted over all shards, to its image and file name."""
+    """A function from a record's index, counted over all shards, to its image, file name and `shard`."""
     ends = list(itertools.accumulate(shards.count_records(paths)))
 
     def read(index: int) -> dict[str, Any]:
@@ -239,7 +290,8 @@ def record_reader(paths: Sequence[str]) -> Callable[[int], dict]:
         record = next(tfrecord.read_records(paths[shard], start=index - (ends[shard - 1] if shard else 0)))
         features = tfrecord.decode_example(record, frozenset(["image/encoded", "image/filename", "image/source_id"]))
         names = features.get("image/filename") or features.get("image/source_id") or [b""]
-        return {"image/encoded": features["image/encoded"][0], "image/filename": names[0].decode("utf-8", "replace")}
+        filename = names[0].decode("utf-8", "replace")
+        return {"image/encoded": features["image/encoded"][0], "image/filename": filename, "shard": paths[shard]}
 
     return read
 
@@ -251,9 +303,7 @@ def _figure(
     truth, judgement = evaluation.ground_truths[image], evaluation.judgement
     scale = min(1.0, _PICTURE_SIDE / max(truth.height, truth.width))
     height, width = max(round(truth.height * scale), 1), max(round(truth.width * scale), 1)
-    with Image.open(io.BytesIO(record["image/encoded"])) as picture:
-        picture.draft("RGB", (width, height))
-        small = picture.convert("RGB").resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    small = drawing.shrink(record["image/encoded"], height, width)
     drawn = [f'<image href="{page.jpeg(small)}" width="{width}" height="{height}"/>']
 
     def rectangle(box: Sequence[float], style: str, title: str) -> None:

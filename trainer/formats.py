@@ -20,12 +20,14 @@ class LabelledBox(NamedTuple):
     score: float = 1.0
 
 
-def voc_xml(filename: str, width: int, height: int, objects: Sequence[LabelledBox]) -> str:
+def voc_xml(filename: str, width: int, height: int, objects: Sequence[LabelledBox], *, zero_based: bool = False) -> str:
     """An annotation in Pascal VOC's format, which `prepare_tfrecords.py` and labelling tools read.
 
-    VOC names the first and the last pixel of a box, counted from 1: edges at 0 and 10 are the pixels 1 to 10. Edges are
-    rounded to whole pixels inside the image, and a box has at least one pixel.
+    VOC names the first and the last pixel of a box, counted from 1: edges at 0 and 10 are the pixels 1 to 10. With
+    `zero_based` the edges themselves are written, as the converter's flag of this name reads them. Edges are rounded to
+    whole pixels inside the image, and a box has at least one pixel.
     """
+    first = 0 if zero_based else 1
     root = etree.Element("annotation")
 
     def add(parent: etree._Element, tag: str, text: object = "") -> etree._Element:
@@ -45,7 +47,7 @@ def voc_xml(filename: str, width: int, height: int, objects: Sequence[LabelledBo
         for tag, text in (("name", item.label), ("difficult", int(item.difficult))):
             add(element, tag, text)
         corners = add(element, "bndbox")
-        for tag, value in (("xmin", left + 1), ("ymin", top + 1), ("xmax", right), ("ymax", bottom)):
+        for tag, value in (("xmin", left + first), ("ymin", top + first), ("xmax", right), ("ymax", bottom)):
             add(corners, tag, value)
     return etree.tostring(root, encoding="unicode", pretty_print=True)
 

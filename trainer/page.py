@@ -110,7 +110,7 @@ def plot(title: str, x_name: str, y_name: str, lines: Sequence[Line], *, x_end: 
 
 
 def _tick(value: float) -> str:
-    if value >= 1000:
+    if value >= 999.5:  # which three digits would round to 1e+03
         return f"{value:,.0f}"
     if 0 < value < 0.001:
         digits, exponent = f"{value:.1e}".split("e")

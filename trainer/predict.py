@@ -13,6 +13,8 @@ else is written:
 - `voc`: `PRED/annotations/NAME.xml`, annotations that labelling tools and `prepare_tfrecords.py` read.
 - `yolo`: `PRED/labels/NAME.txt`, with `PRED/labels.txt`.
 
+Pictures from several folders keep their subfolders below the one that holds them all, in `picture` and in `NAME`.
+
 An EXIF orientation is applied first, as viewers do: boxes and pictures are in the frame that one sees.
 """
 
@@ -148,17 +150,17 @@ def predict(
       The content of `detections.json`.
 
     Raises:
-      ValueError: `output_dir` is the folder of a picture, which would be overwritten; or `class_thresholds` names a
-        class that the model does not know.
+      ValueError: `output_dir` is the folder of a picture, or holds labels, which would be overwritten; or
+        `class_thresholds` names a class that the model does not know.
     """
-    if os.path.realpath(output_dir) in {os.path.realpath(os.path.dirname(path)) for path in paths}:
-        raise ValueError(f"{output_dir} holds the pictures themselves: choose another --output_dir.")
+    root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    _check_output_dir(output_dir, paths, root, write)
     if strangers := [label for label in class_thresholds or {} if label not in detector.labels]:
         raise ValueError(
             f"--thresholds has a score for {strangers[0]}, which this model does not know: give an evaluation of the "
             f"same run. Its classes are {', '.join(detector.labels)}."
         )
-    os.makedirs(output_dir, exist_ok=True)
+    files.make_dirs(output_dir)
     numbers = _number_labels(detector.labels, output_dir) if "pictures" in write else {}
     thresholds = np.array([(class_thresholds or {}).get(label, score_threshold) for label in detector.labels])
     results: list[dict[str, Any]] = []
@@ -174,7 +176,7 @@ def predict(
             for picture, found in zip(batch, all_found):
                 columns = (column.tolist() for column in (found.classes, found.scores, found.boxes))
                 detections = [LabelledBox(detector.labels[index], box, score=s) for index, s, box in zip(*columns)]
-                name = _picture_name(picture.path, names)
+                name = _picture_name(os.path.relpath(picture.path, root), names)
                 arguments = (picture, detections, detector.labels, numbers, output_dir, name, write)
                 writing.append(pool.submit(_write_picture, *arguments))
                 results.append(_result(picture, name, detections))
@@ -182,6 +184,26 @@ def predict(
             written.result()
     _write_lists(results, detector.labels, output_dir, write)
     return results
+
+
+def _check_output_dir(output_dir: str, paths: Sequence[str], root: str, write: Collection[str]) -> None:
+    """Refuses a folder in which pictures or labels would be overwritten that this command has not written.
+
+    Raises:
+      ValueError: names the folder or the file.
+    """
+    folders = {os.path.dirname(os.path.abspath(path)) for path in paths}
+    written = [output_dir, *(os.path.join(output_dir, os.path.relpath(folder, root)) for folder in folders)]
+    if not {os.path.realpath(folder) for folder in folders}.isdisjoint(map(os.path.realpath, written)):
+        raise ValueError(f"{output_dir} holds the pictures themselves: choose another --output_dir.")
+    if files.exists(os.path.join(output_dir, "detections.json")):
+        return  # written by this command before
+    for kind, name in (("voc", "annotations"), ("yolo", "labels"), ("yolo", "labels.txt")):
+        if kind in write and files.exists(path := os.path.join(output_dir, name)):
+            raise ValueError(
+                f"{path} exists, and --write={kind} would replace what it holds: choose another --output_dir, or "
+                "remove it if it is what an interrupted trainer.predict left."
+            )
 
 
 def _number_labels(labels: Sequence[str], output_dir: str) -> dict[str, str]:
@@ -224,7 +246,7 @@ def _result(picture: Picture, name: str, detections: Sequence[LabelledBox]) -> d
     height, width = picture.pixels.shape[:2]
     corners = ("ymin", "xmin", "ymax", "xmax")
     found = [{"label": item.label, "score": item.score, "box": dict(zip(corners, item.box))} for item in detections]
-    return {"path": picture.path, "width": width, "height": height, "picture": name, "detections": found}
+    return {"path": _as_utf8(picture.path), "width": width, "height": height, "picture": name, "detections": found}
 
 
 def _detect(
@@ -300,6 +322,8 @@ def _without_palette(content: bytes) -> bytes:
     encoded = io.BytesIO()
     try:
         with Image.open(io.BytesIO(content)) as image:
+            if image.height * image.width > export.MAX_PIXELS:
+                raise ValueError("too large")
             image.convert("RGB").save(encoded, "BMP")
     except Exception as error:  # Pillow raises almost any exception on a damaged header
         raise ValueError("a damaged BMP") from error
@@ -334,8 +358,9 @@ def _write_picture(
 ) -> None:
     """Writes what `write` asks for of one picture."""
     height, width = picture.pixels.shape[:2]
+    filename = _as_utf8(os.path.basename(picture.path))
     texts = {
-        "voc": ("annotations", ".xml", lambda: voc_xml(os.path.basename(picture.path), width, height, detections)),
+        "voc": ("annotations", ".xml", lambda: voc_xml(filename, width, height, detections)),
         "yolo": ("labels", ".txt", lambda: yolo_txt(width, height, detections, labels)),
     }
     for kind, (folder, suffix, make) in texts.items():
@@ -346,12 +371,26 @@ def _write_picture(
         image = Image.fromarray(picture.pixels)
         colours = {label: class_colour(index) for index, label in enumerate(labels)}
         draw_detections(image, detections, colours, numbers)
-        image.save(os.path.join(output_dir, name), quality=95)
+        encoded = io.BytesIO()
+        image.save(encoded, Image.registered_extensions()[os.path.splitext(name)[1].lower()], quality=95)
+        path = os.path.join(output_dir, name)
+        files.make_dirs(os.path.dirname(path))
+        with files.open(path, "wb") as file:
+            file.write(encoded.getvalue())
+
+
+def _as_utf8(path: str) -> str:
+    """A path as files in UTF-8 can name it: bytes that are no UTF-8 become U+FFFD."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _picture_name(path: str, taken: set[str]) -> str:
-    """The file's own name, with a number if its stem is in `taken` (from another folder); adds the stem to `taken`."""
-    stem, suffix = os.path.splitext(os.path.basename(path))
+    """The name of a file's picture, with a number if its stem is in `taken`, to which the stem is added.
+
+    Args:
+      path: of the file, from the folder that holds all pictures.
+    """
+    stem, suffix = os.path.splitext(_as_utf8(path))
     if suffix.lower() not in PICTURE_SUFFIXES:
         stem, suffix = stem + suffix, ".jpg"
     unique, number = stem, 1

@@ -66,15 +66,21 @@ class Report(Hook):
         if files.exists(self._state_path):
             with contextlib.suppress(ValueError):  # damaged: the next evaluation writes it anew
                 self._state = json.loads(files.read(self._state_path))
-        self.on_rollback(event)
+        self._forget_later_evaluation(event["step"])
         self._environment = environment()
         self._data = list(_data_table(event["config"]["labels"], event["train_records"], event["val_records"]))
-        self._latest: dict[str, Any] = {"step": event["step"]}
+        self._latest: dict[str, Any] = {"step": event["step"], "train_steps": event["train_steps"]}
         self._write("running")
 
     def on_rollback(self, event: dict[str, Any]) -> None:
-        """Forgets an evaluation of a later step; a run may also be resumed from before it."""
-        if self._state["evaluation"] and self._state["evaluation"]["step"] > event["step"]:
+        self._forget_later_evaluation(event["step"])
+        # The time left was that of the later step, so it is left out until the next log.
+        self._latest = {"step": event["step"], "train_steps": self._latest["train_steps"]}
+        self._write("running")
+
+    def _forget_later_evaluation(self, step: int) -> None:
+        """Forgets an evaluation of a later step than the one that the run goes on from."""
+        if self._state["evaluation"] and self._state["evaluation"]["step"] > step:
             self._state.update(evaluation=None, figures=[])
 
     def on_log(self, event: dict[str, Any]) -> None:
@@ -88,6 +94,8 @@ class Report(Hook):
         self._write("running")
 
     def on_end(self, event: dict[str, Any]) -> None:
+        # The last log may be of an earlier step.
+        self._latest = {**self._latest, "step": event["step"], "train_steps": event["train_steps"]}
         if event["error"] is not None:
             self._write(f"failed: {event['error']}")
         elif event["stopped_by"] is None and event["step"] < event["train_steps"]:
@@ -116,7 +124,7 @@ class Report(Hook):
         metrics = read_metrics(self._run["model_dir"])
         yield from _table(self._status(state, metrics))
         yield '<h2>Curves</h2>\n<div class="plots">'
-        yield from _plots(metrics, self._latest.get("train_steps", self._run["train_steps"]))
+        yield from _plots(metrics, self._latest["train_steps"])
         yield "</div>\n"
         if self._state["evaluation"]:
             yield f"<h2>Average precision after step {self._state['evaluation']['step']:,}</h2>\n"
@@ -138,7 +146,7 @@ class Report(Hook):
         yield "</body></html>\n"
 
     def _status(self, state: str, metrics: Sequence[dict[str, Any]]) -> dict[str, str]:
-        step, last = self._latest["step"], self._latest.get("train_steps", self._run["train_steps"])
+        step, last = self._latest["step"], self._latest["train_steps"]
         rows = {
             "state": f"{state} (written {datetime.datetime.now():%Y-%m-%d %H:%M:%S})",
             "step": f"{step:,} of {last:,}, in batches of {self._run['batch_size']:,}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,9 +49,7 @@ def draw(sample: dict[str, Any], encoded: bytes, labels: Sequence[str]) -> Image
     height, width = sample["size"]
     scale = min(1.0, _SIDE / max(height, width))
     height, width = max(round(height * scale), 1), max(round(width * scale), 1)
-    with Image.open(io.BytesIO(encoded)) as file:
-        file.draft("RGB", (width, height))
-        picture = file.convert("RGB").resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    picture = drawing.shrink(encoded, height, width)
     numbers = drawing.number_labels(labels)
     names = [numbers.get(label, label) for label in labels]
     truth = [(box, names[index], index) for index, box in sample["objects"]]

@@ -151,6 +151,7 @@ class _Run:
         self.results: list[LoopResult] = []  # of the loops since the last report
         self.loop_steps = 1  # of the next loop
         self.is_compiled = self.is_timed = self.is_fitted = False
+        self.step_s: float | None = None  # of the last loop, for each of its steps
         self.stopped_by: int | None = None  # the signal that one of the workers got
 
     def _hooks(self, config: Config) -> list[events.Hook]:
@@ -367,12 +368,14 @@ class _Run:
         num_steps = self.profile.limit(self.step, target) - self.step
         self.profile.before_loop(self.step)
         started = self.clock()
-        waiting = watch.no_silent_wait(self.config.input.data_service, is_compiled=self.is_compiled)
+        usual_s = None if self.step_s is None else self.step_s * num_steps
+        waiting = watch.no_silent_wait(self.config.input.data_service, usual_s)
         with watch.naming_damaged_shard(self.train_paths), waiting:
             result = self.train_loop(self.iterator, tf.constant(num_steps))
         seconds = self.clock() - started
+        self.step_s = seconds / num_steps
         if self.is_compiled:
-            self.loop_steps = steps_within(seconds / num_steps, self.config.train.steps_per_loop)
+            self.loop_steps = steps_within(self.step_s, self.config.train.steps_per_loop)
         else:
             log.info("compiled, and the first steps done (%d), after %.0f s", num_steps, seconds)
             self.is_compiled = True

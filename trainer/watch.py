@@ -186,7 +186,7 @@ def naming_damaged_shard(paths: Sequence[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def no_silent_wait(service: str, *, is_compiled: bool) -> Iterator[None]:
+def no_silent_wait(service: str, usual_s: float | None) -> Iterator[None]:
     """Looks after a loop that does not return, from a thread, since TensorFlow waits for lost machines forever.
 
     The process ends where the dispatcher is lost; the loop cannot be left otherwise. Every other wait is logged: the
@@ -194,7 +194,8 @@ def no_silent_wait(service: str, *, is_compiled: bool) -> Iterator[None]:
 
     Args:
       service: the address of the tf.data service, or "".
-      is_compiled: whether the loop has been compiled before, which takes minutes.
+      usual_s: how long such a loop takes, in seconds, as the one before it says; None where none was measured. A loop
+        that has to be compiled first takes minutes, and large steps on a slow machine do so always.
     """
     has_returned = threading.Event()
 
@@ -211,7 +212,7 @@ def no_silent_wait(service: str, *, is_compiled: bool) -> Iterator[None]:
                     *(service, now - answered),
                 )
                 os._exit(1)
-            if is_compiled and now - said >= _SECONDS_TO_SAY:
+            if usual_s is not None and now - started >= 2 * usual_s and now - said >= _SECONDS_TO_SAY:
                 said = now
                 log.warning(
                     "no step has been done for %d s: the run waits for data%s",
