@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent import futures
 from typing import Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -145,8 +146,7 @@ def measure(case: Case, arguments: Sequence[str], paths: Sequence[str], seconds:
     from trainer import distribution
 
     flags.FLAGS(["gpu_report", *arguments], known_only=True)
-    labels = shards.read_labels(paths) if paths else tuple(f"class {index}" for index in range(80))
-    config = trainer_settings.config_from_flags(labels)
+    config = trainer_settings.config_from_flags(shards.read_labels(paths))
     distribution.set_up_devices(config.train)
     tf.keras.mixed_precision.set_global_policy(config.train.precision)
     strategy = distribution.make_strategy(config.train)
@@ -168,16 +168,20 @@ def measure(case: Case, arguments: Sequence[str], paths: Sequence[str], seconds:
     }
 
 
-def estimate(arguments: Sequence[str], num_images: int) -> dict[str, float]:
-    """The peak of memory that --print_model gives, in bytes, by precision."""
+def estimated_case(case: Case) -> Case:
+    """The case whose memory --print_model gives for a replica of this one; cases that share it are estimated once."""
+    precision = case.precision.replace("bfloat16", "float16")  # they take the same memory
+    return dataclasses.replace(case, precision=precision, num_replicas=1, real_images=False)
+
+
+def estimate(case: Case, arguments: Sequence[str], paths: Sequence[str]) -> dict[str, float]:
+    """The peak of memory that --print_model gives for a case of one replica."""
     import flags as trainer_settings
     from trainer import model_cost
 
     flags.FLAGS(["gpu_report", *arguments], known_only=True)
-    config = trainer_settings.config_from_flags(tuple(f"class {index}" for index in range(80)))
-    memory = model_cost.measure(config).memory
-    peaks = {precision: part.peak(num_images) for precision, part in memory.items()}
-    return {**peaks, "mixed_bfloat16": peaks["mixed_float16"]}
+    config = trainer_settings.config_from_flags(shards.read_labels(paths))
+    return {"peak_bytes": model_cost.measure_memory(config, case.precision).peak(config.input.batch_size)}
 
 
 class Runner:
@@ -218,7 +222,7 @@ def do_job(job: dict[str, Any]) -> dict[str, Any]:
     if job["kind"] == "machine":
         return look_at_machine()
     if job["kind"] == "estimate":
-        return estimate(job["flags"], job["num_images"])
+        return estimate(Case(**job["case"]), job["flags"], job["paths"])
     return measure(Case(**job["case"]), job["flags"], job["paths"], job["seconds"])
 
 
@@ -316,11 +320,15 @@ def make_report(scale: Scale, *, records: str, minutes: float, rehearse: bool) -
             resumed = kill_and_resume(folder, records, base_flags, scale, runner.left)
         for cases in others:
             run(cases)
-    estimates: dict[int, dict[str, Any]] = {}
-    for size in (scale.middle_size, *(size for size in scale.image_sizes if size != scale.middle_size)):
-        size_flags = [*scale.network, f"--image_size={size}", "--norm=local"]
-        size_job = {"kind": "estimate", "flags": size_flags, "num_images": scale.images_per_replica}
-        estimates[size] = runner.call(f"--print_model at {size}", size_job, CUDA_VISIBLE_DEVICES="-1")
+
+        def estimate_memory(case: Case) -> dict[str, Any]:
+            case_flags = trainer_flags(case, scale, on_gpu)
+            job = {"kind": "estimate", "case": dataclasses.asdict(case), "flags": case_flags, "paths": paths}
+            return runner.call(f"--print_model {' '.join(case_flags)}", job, CUDA_VISIBLE_DEVICES="-1")
+
+        estimated = list(dict.fromkeys(map(estimated_case, results)))
+        with futures.ThreadPoolExecutor(4) as pool:  # nothing is timed any more; each traces on one core
+            estimates = dict(zip(estimated, pool.map(estimate_memory, estimated)))
     report = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "rehearsal": rehearse,
@@ -332,7 +340,7 @@ def make_report(scale: Scale, *, records: str, minutes: float, rehearse: bool) -
                 {
                     **dataclasses.asdict(case),
                     **results[case],
-                    "estimated_bytes": estimates[case.image_size].get(case.precision),
+                    "estimated_bytes": estimates[estimated_case(case)].get("peak_bytes"),
                 }
                 for case in cases
             ]

@@ -81,7 +81,7 @@ def _parts(report: dict[str, Any]) -> Iterator[str]:
         shown = f"{value:.1f}" if isinstance(value, float) else str(value).lower() if value is True else str(value)
         yield f"<tr><td>{name.replace('_', ' ')}</td><td>{html.escape(shown)}</td></tr>\n"
     yield "</table>\n<p>The first step includes starting TensorFlow, tracing and compiling. Memory is the peak of the "
-    yield "first replica; estimated is what <code>--print_model</code> says.</p>\n</body></html>\n"
+    yield "first replica; estimated is what <code>--print_model</code> says of the same case.</p>\n</body></html>\n"
 
 
 def _table(rows: list[dict[str, Any]], fastest: float) -> Iterator[str]:

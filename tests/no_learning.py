@@ -55,7 +55,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
         return evaluator
 
-    def make_finder(model: Any, config: Config, paths: list[str]) -> Any:
+    def make_finder(model: Any, config: Config, paths: list[str], **options: Any) -> Any:
         truths = shards.read_annotations(paths)
         nothing = ImageDetections(np.zeros([0, 4], np.float32), np.zeros([0], np.float32), np.zeros([0], np.int32))
         losses = dict.fromkeys(Losses._fields, 1.0)

@@ -17,7 +17,7 @@ import toy_shards
 from input import pipeline, tfrecord
 from input.config import AugmentConfig
 from model.config import DetectConfig
-from trainer import checkpoints, evaluate, metrics, step, train
+from trainer import checkpoints, compare, evaluate, inference, metrics, step, train
 from trainer.config import OptimizerConfig
 
 # Keeps every detection of an untrained network, so that there is something to compare.
@@ -48,6 +48,44 @@ def test_the_batch_size_changes_nothing(shard, batch_size):
         assert found.classes.tolist() == ([painting.category] if painting.box else [])
         expected = np.reshape(painting.box or (), (-1, 4))
         np.testing.assert_allclose(found.boxes, expected, atol=painting.tolerance)
+
+
+def test_images_of_an_accumulated_batch_are_evaluated_a_part_at_a_time(shard):
+    """As they are trained, since no more may fit into a GPU; and with the same result."""
+    config = dataclasses.replace(
+        painted.CONFIG,
+        input=dataclasses.replace(painted.CONFIG.input, batch_size=4),
+        train=dataclasses.replace(painted.CONFIG.train, accumulation_steps=2),
+    )
+    sizes = []
+
+    class Model(painted.PaintFinder):
+        def __call__(self, images, training=False):
+            sizes.append(len(images))
+            return super().__call__(images, training)
+
+    in_parts = evaluate.make_finder(Model(), config, [shard])()
+    whole = evaluate.make_finder(Model(), config, [shard], batch_size=4)()
+    assert sizes == [2, 4]
+    assert in_parts.losses == pytest.approx(whole.losses, rel=1e-5)
+    for ours, theirs in zip(in_parts.detections, whole.detections):
+        np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-3)
+
+
+def test_lack_of_memory_names_the_batch_size_to_give(shard, monkeypatch):
+    def lack(*arguments, **options):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    run = inference.TrainedRun(painted.CONFIG, painted.PaintFinder(), 1, "run/checkpoints/ckpt-1")
+    monkeypatch.setattr(inference, "load_for_inference", lambda *arguments, **options: run)
+    monkeypatch.setattr(evaluate, "make_finder", lambda *arguments, **options: lack)
+    expected = r"does not suffice for 2 images of 64x96 at a time in float32 .*Give --batch_size=1 or less\."
+    with pytest.raises(ValueError, match=expected):
+        evaluate.evaluate_run("run", [shard])
+    with pytest.raises(ValueError, match=expected):
+        compare.compare_runs(["run", "run"], [shard])
+    with pytest.raises(ValueError, match=r"for 1 image of 64x96 .*CUDA_VISIBLE_DEVICES=-1 takes the CPU"):
+        evaluate.evaluate_run("run", [shard], batch_size=1)
 
 
 def test_evaluating_again_sees_new_weights_and_compiles_nothing(shard):

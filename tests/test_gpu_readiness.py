@@ -51,6 +51,7 @@ class Case:
     head_norm: str = "none"
     separable_convs: bool = False
     backbone: str = "resnet18"
+    accumulation_steps: int = 1
 
     def __str__(self) -> str:
         return "-".join(str(value) for value in dataclasses.astuple(self))
@@ -92,6 +93,10 @@ MORE_CASES = [
     Case(ties="nearest"),
     *(Case(precision=precision, backbone="efficientnet_lite0") for precision in PRECISIONS),
 ]
+IN_PARTS = [
+    Case(accumulation_steps=2),
+    pytest.param(Case(accumulation_steps=2, precision="mixed_float16", assignment="host"), marks=pytest.mark.slow),
+]
 each_case = pytest.mark.parametrize(
     "case", [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in MORE_CASES)], ids=str
 )
@@ -131,7 +136,7 @@ def make_config(case: Case) -> Config:
             norm=case.norm,
         ),
         loss=LossConfig(box_loss=case.box_loss, class_loss=case.class_loss),
-        train=TrainConfig(ema_decay=case.ema_decay),
+        train=TrainConfig(ema_decay=case.ema_decay, accumulation_steps=case.accumulation_steps),
     )
 
 
@@ -233,6 +238,13 @@ def test_xla_compiles_our_own_stages_alone(case: Case) -> None:
         f"__inference_{first}",
         "__inference_losses_and_gradients",
     }
+
+
+@pytest.mark.parametrize("case", IN_PARTS, ids=str)
+def test_a_step_in_parts_stays_on_the_gpu(case: Case) -> None:
+    findings = training(case)
+    assert {operation.type for operation in findings.without_kernel} <= {"Timestamp"}
+    assert not describe(findings.crossings, 1000)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,11 @@ import sys
 from xml.etree import ElementTree
 
 import pytest
+import toy_shards
+from absl.testing import flagsaver
 
 from benchmarks import gpu_report, gpu_report_page
+from trainer import model_cost
 
 CHECKOUT = pathlib.Path(__file__).parent.parent
 
@@ -74,6 +77,39 @@ def test_the_flags_of_a_case():
     case = gpu_report.Case(image_size=640, precision="mixed_float16", num_replicas=4, compile_stages=False)
     found = gpu_report.trainer_flags(case, gpu_report.FULL, on_gpu=True)
     assert {"--image_size=640", "--batch_size=64", "--num_gpus=4", "--compile_stages=False"} <= set(found)
+
+
+def test_each_case_is_compared_with_the_estimate_of_its_own_network():
+    """Of cases that differ in what --print_model does not see there is one estimate."""
+    sections = gpu_report.make_cases(gpu_report.FULL, 8)
+    estimated = {gpu_report.estimated_case(case) for cases in sections.values() for case in cases}
+    assert {(case.norm, case.compile_stages) for case in estimated} == {
+        ("local", True), ("local", False), ("frozen", True), ("group", True), ("sync", True)
+    }  # fmt: skip
+    assert len(estimated) == 3 * 2 + 4  # sizes in float32 and float16, and at one size the others
+    base = gpu_report.Case(image_size=640, precision="mixed_bfloat16", norm="sync", num_replicas=8)
+    same = gpu_report.Case(image_size=640, precision="mixed_float16", norm="sync", real_images=True)
+    assert gpu_report.estimated_case(base) == gpu_report.estimated_case(same)
+
+
+def test_an_estimate_is_of_the_case_and_of_the_records(tmp_path, monkeypatch):
+    seen = []
+
+    def measure_memory(config, precision):
+        seen.append((config, precision))
+        return model_cost.Memory(variables=100, image=10.0, rest=1.0)
+
+    monkeypatch.setattr(model_cost, "measure_memory", measure_memory)
+    paths = toy_shards.write_shards(tmp_path)
+    case = gpu_report.Case(image_size=64, precision="mixed_float16", norm="group", compile_stages=False)
+    case_flags = gpu_report.trainer_flags(case, gpu_report.REHEARSAL, on_gpu=False)
+    job = {"kind": "estimate", "case": dataclasses.asdict(case), "flags": case_flags, "paths": paths}
+    with flagsaver.flagsaver():
+        assert gpu_report.do_job(job) == {"peak_bytes": 100 + 1 + 2 * 10}
+    ((config, precision),) = seen
+    assert precision == "mixed_float16"
+    assert config.labels == toy_shards.LABELS
+    assert (config.model.norm, config.train.compile_stages) == ("group", False)
 
 
 def test_goals():

@@ -112,6 +112,22 @@ def test_most_images():
     assert memory.peak(4) == 2_400_000_000
     assert memory.most_images(10) == 17  # of 9 GB 0.4 are taken
     assert memory.most_images(0.4) == 0
+    in_parts = memory._replace(waiting=100_000_000)
+    assert in_parts.peak(4) == 2_800_000_000
+    assert in_parts.most_images(10) == 14
+
+
+@pytest.mark.parametrize("precision", ["mixed_float16", pytest.param("float32", marks=pytest.mark.slow)])
+def test_memory_of_a_step_in_parts(precision, monkeypatch):
+    """Against the trace of the whole step; a single pass of it would have two thirds of this peak."""
+    monkeypatch.setitem(resnet.LAYOUTS, "resnet18", (False, (1, 1, 1, 1)))
+    config = tiny.config(input=dataclasses.replace(tiny.CONFIG.input, image_size=(128, 128)))
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulation_steps=4))
+    memory = model_cost.measure_memory(config, precision)
+    monkeypatch.setattr(model_cost, "_BATCH_SIZES", (4 * 32,))
+    traced = model_cost._trace(config, precision)
+    peak = virtual_gpu.run(traced.functions[0]).peak_bytes + traced.variables_bytes
+    assert peak <= memory.peak(32) < 1.1 * peak
 
 
 def test_the_memory_of_a_known_function():
@@ -136,6 +152,17 @@ def test_the_table(cost, monkeypatch):
     most = [4 * memory.most_images(16) for memory in cost.memory.values()]
     assert lines["4 x 16 GB"][-2:] == list(map(str, most))
     assert 0 < most[0] < most[1]
+
+
+def test_the_table_of_a_step_in_parts(cost, monkeypatch):
+    memory = {precision: part._replace(waiting=part.image) for precision, part in cost.memory.items()}
+    monkeypatch.setattr(model_cost, "measure", lambda config: cost._replace(memory=memory))
+    input_config = dataclasses.replace(tiny.CONFIG.input, batch_size=32)
+    text = model_cost.describe(tiny.config(input=input_config, train={"accumulation_steps": 4}), 4)
+    lines = {line[:12].strip(): line.split() for line in text.splitlines()}
+    assert "peak with 2 images" in text
+    assert lines["those that w"][-4:-1:2] == lines["each image"][-4:-1:2]
+    assert lines["4 x 16 GB"][-2:] == [str(16 * part.most_images(16)) for part in memory.values()]
 
 
 def test_a_batch_that_cannot_be_split_is_refused(cost):

@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from input import shards
-from trainer import command, evaluate, inference, metrics
+from trainer import command, evaluate, guards, inference, metrics
 
 
 def compare_runs(
@@ -36,26 +36,28 @@ def compare_runs(
       patterns: shards, or glob patterns of them.
       ious: further IoUs at which average precision is compared.
       resamples: the number of bootstrap samples, at least 1.
-      batch_size: images at a time; None for that of each run.
+      batch_size: images at a time; None for `evaluate.default_batch_size` of each run.
 
     Returns:
       What `metrics.compare` does.
 
     Raises:
       FileNotFoundError: there is no such run, or no shard that matches.
-      ValueError: the records or the runs have different labels.
+      ValueError: the records or the runs have different labels, or a device's memory does not suffice.
     """
     metrics.require_ious(ious)
     paths = shards.expand_glob(patterns)
     # Whatever is wrong with one of the runs is found before the other is evaluated.
     runs = [inference.load_for_inference(model_dir) for model_dir in model_dirs]
-    finders = [evaluate.make_finder(run.model, run.config, paths, batch_size=batch_size) for run in runs]
+    sizes = [batch_size or evaluate.default_batch_size(run.config) for run in runs]
+    finders = [evaluate.make_finder(run.model, run.config, paths, batch_size=size) for run, size in zip(runs, sizes)]
 
-    def judge(find: Callable[[], evaluate.Evaluated]) -> metrics.Judgement:
-        evaluated = find()
+    def judge(run: inference.TrainedRun, find: Callable[[], evaluate.Evaluated], size: int) -> metrics.Judgement:
+        with guards.explaining_lack_of_memory_to_evaluate(run.config, size):
+            evaluated = find()
         return metrics.judge(evaluated.ground_truths, evaluated.detections, runs[0].config.labels, ious)
 
-    first, second = map(judge, finders)
+    first, second = map(judge, runs, finders, sizes)
     return metrics.compare(first, second, resamples)
 
 
@@ -94,7 +96,7 @@ if __name__ == "__main__":
     absl_flags.DEFINE_list(
         "records", None, "Shards to evaluate on: patterns such as 'OUT/test-*.tfrecord'.", required=True
     )
-    absl_flags.DEFINE_integer("batch_size", None, "Images at a time; default: the run's.", lower_bound=1)
+    absl_flags.DEFINE_integer("batch_size", None, evaluate.BATCH_SIZE_HELP, lower_bound=1)
     absl_flags.DEFINE_list("ious", [], "Further IoUs at which to compare average precision, such as 0.3,0.6.")
     absl_flags.DEFINE_integer("resamples", evaluate.RESAMPLES, "Bootstrap samples of the images.", lower_bound=1)
     command.run(main, arguments=("RUN_A", "RUN_B"))

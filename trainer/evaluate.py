@@ -22,12 +22,13 @@ from absl import flags as absl_flags
 from input import anchors, files, pipeline, shards, targets, types
 from model import losses
 from model.types import Detections, Losses, Predictions
-from trainer import command, diagnosis, distribution, evaluation_page, formats, inference, metrics, samples
+from trainer import command, diagnosis, distribution, evaluation_page, formats, guards, inference, metrics, samples
 from trainer.config import Config
 from trainer.matching import ImageDetections
 from trainer.reporting import log
 
 RESAMPLES = 1000  # bootstrap samples for an interval
+BATCH_SIZE_HELP = "Images at a time; default: the run's --batch_size divided by its --accumulation_steps."
 
 
 class Evaluated(NamedTuple):
@@ -54,6 +55,11 @@ def check_records(paths: Sequence[str], labels: Sequence[str]) -> None:
     shards.require_whole_sets(paths)
 
 
+def default_batch_size(config: Config) -> int:
+    """The images that pass through the network at a time in training, since a whole batch may not fit."""
+    return max(1, config.input.batch_size // config.train.accumulation_steps)
+
+
 def make_finder(
     model: tf.keras.Model,
     config: Config,
@@ -69,7 +75,7 @@ def make_finder(
       model: the network, made in the scope of `strategy`.
       config: every setting; its `labels` must be those of the records.
       paths: shards, in order.
-      batch_size: over all replicas, rounded to a multiple of their number; None for `config.input.batch_size`.
+      batch_size: over all replicas, rounded to a multiple of their number; None for `default_batch_size(config)`.
       strategy: splits each batch over its replicas; None for the current one. Each of several workers evaluates all
         images, so that each knows the result.
       between_batches: called before the first batch and after each; what it raises ends the evaluation.
@@ -97,7 +103,7 @@ def make_finder(
         measure = tf.function(measure, jit_compile=True)
 
     replicas = strategy.num_replicas_in_sync
-    batch_size = max((batch_size or config.input.batch_size) // replicas, 1) * replicas
+    batch_size = max((batch_size or default_batch_size(config)) // replicas, 1) * replicas
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     dataset = pipeline.make_dataset(paths, config.input, training=False, batch_size=batch_size).with_options(options)
@@ -173,7 +179,7 @@ def evaluate_run(
     averaged: bool = True,
     ious: Sequence[float] = (),
     resamples: int = RESAMPLES,
-    **options: Any,
+    batch_size: int | None = None,
 ) -> dict[str, Any]:
     """Evaluates a run's checkpoint and writes `RUN/eval/SPLIT.json`, `.html` and `.detections.json`.
 
@@ -183,7 +189,7 @@ def evaluate_run(
       checkpoint: a path; None for the best, else the latest.
       averaged: take the averaged weights where the run keeps them.
       ious, resamples: as `metrics.compute_metrics` takes them.
-      **options: those of `make_finder`.
+      batch_size: images at a time; None for `default_batch_size` of the run.
 
     Returns:
       The losses, the metrics, and what was evaluated on what: `checkpoint`, `step`, `averaged` (whether its averaged
@@ -192,12 +198,15 @@ def evaluate_run(
 
     Raises:
       FileNotFoundError: there is no such run, no such checkpoint, or no shard that matches.
-      ValueError: the records were converted with other labels than the run's, or an IoU is out of range.
+      ValueError: the records were converted with other labels than the run's, an IoU is out of range, or a device's
+        memory does not suffice.
     """
     metrics.require_ious(ious)  # before what takes long
     paths = shards.expand_glob(patterns)
     run = inference.load_for_inference(model_dir, checkpoint, averaged=averaged)
-    evaluated = make_finder(run.model, run.config, paths, **options)()
+    batch_size = batch_size or default_batch_size(run.config)
+    with guards.explaining_lack_of_memory_to_evaluate(run.config, batch_size):
+        evaluated = make_finder(run.model, run.config, paths, batch_size=batch_size)()
     judgement = metrics.judge(evaluated.ground_truths, evaluated.detections, run.config.labels, ious)
     result = metrics.summarize(judgement, resamples=resamples)
     of_what = {"checkpoint": run.path, "step": run.step, "averaged": run.averaged, "records": paths}
@@ -284,7 +293,7 @@ if __name__ == "__main__":
     )
     absl_flags.DEFINE_string("checkpoint", None, "The checkpoint to use; default: the best, else the latest.")
     absl_flags.DEFINE_bool("averaged", True, "Take the averaged weights where the run keeps them (--ema_decay).")
-    absl_flags.DEFINE_integer("batch_size", None, "Images at a time; default: the run's.", lower_bound=1)
+    absl_flags.DEFINE_integer("batch_size", None, BATCH_SIZE_HELP, lower_bound=1)
     absl_flags.DEFINE_list("ious", [], "Further IoUs at which to compute average precision, such as 0.3,0.6.")
     absl_flags.DEFINE_integer(
         "resamples", RESAMPLES, "Bootstrap samples for the 95% intervals. 0: no intervals.", lower_bound=0

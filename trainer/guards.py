@@ -157,8 +157,31 @@ def explaining_lack_of_memory(config: Config, num_replicas: int) -> Iterator[Non
         if images % (2 * parts) == 0:
             remedies.insert(0, f"--accumulation_steps={2 * parts}, the same batch in smaller parts")
         raise ValueError(
-            f"a device's memory does not suffice for {images // parts} images of {height}x{width} at a time in "
-            f"{config.train.precision} ({config.model.backbone}-{config.model.neck}, "
-            f"{error.message.partition(chr(10))[0]}). Try one of: {'; '.join(remedies)}. "
+            f"{_lack_of_memory(error, config, images // parts, config.train.precision)} "
+            f"Try one of: {'; '.join(remedies)}. "
             "--print_model with the same flags says which batch fits into which GPU."
         ) from error
+
+
+@contextlib.contextmanager
+def explaining_lack_of_memory_to_evaluate(config: Config, batch_size: int) -> Iterator[None]:
+    """As `explaining_lack_of_memory`, for the commands that evaluate a finished run, with so many images at a time."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        remedy = (
+            f"Give --batch_size={batch_size // 2} or less."
+            if batch_size > 1
+            else "CUDA_VISIBLE_DEVICES=-1 takes the CPU."
+        )
+        raise ValueError(f"{_lack_of_memory(error, config, batch_size, 'float32')} {remedy}") from error
+
+
+def _lack_of_memory(error: tf.errors.ResourceExhaustedError, config: Config, num_images: int, precision: str) -> str:
+    """What did not fit, as a sentence."""
+    height, width = config.input.image_size
+    images = "1 image" if num_images == 1 else f"{num_images} images"
+    return (
+        f"a device's memory does not suffice for {images} of {height}x{width} at a time in {precision} "
+        f"({config.model.backbone}-{config.model.neck}, {error.message.partition(chr(10))[0]})."
+    )

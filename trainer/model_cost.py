@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from input import augment, random_numbers
+from input import anchors, augment, random_numbers
 from input.config import InputConfig
 from input.types import Batch
 from trainer import checkpoints, distribution, optimizers, step, virtual_gpu
@@ -36,15 +36,17 @@ class Memory(NamedTuple):
     """The memory of a training step on one GPU, in bytes."""
 
     variables: int  # of the network and the optimizer
-    image: float  # added at the peak by each image
+    image: float  # added at the peak by each image of a pass through the network
     rest: float  # added at the peak by everything else, such as copies of the weights in float16
+    waiting: float = 0.0  # added for each image of a pass by those that wait for theirs; 0 where there is one pass
 
     def peak(self, num_images: int) -> float:
-        return self.variables + self.rest + num_images * self.image
+        """With so many images in a pass."""
+        return self.variables + self.rest + num_images * (self.image + self.waiting)
 
     def most_images(self, gigabytes: float) -> int:
-        """How many images of a replica a GPU of so many GB takes; 0: not one."""
-        return max(0, int((gigabytes * 1e9 * _USABLE - self.variables - self.rest) / self.image))
+        """How many images of a pass a replica's GPU of so many GB takes; 0: not one."""
+        return max(0, int((gigabytes * 1e9 * _USABLE - self.variables - self.rest) / (self.image + self.waiting)))
 
 
 class ModelCost(NamedTuple):
@@ -65,7 +67,7 @@ class _Traced(NamedTuple):
 
 def measure(config: Config) -> ModelCost:
     """Traces the training step of `config` in float32 and in float16; `labels` must be filled in."""
-    traced = {precision: _trace(config, precision) for precision in _PRECISIONS}
+    traced = {precision: _trace(_one_pass(config), precision) for precision in _PRECISIONS}
     model, graph = traced["float32"].model, traced["float32"].functions[0].graph
     parameters: collections.Counter[str] = collections.Counter()
     for variable in model.trainable_variables:
@@ -85,8 +87,13 @@ def measure(config: Config) -> ModelCost:
             for name in dict.fromkeys(_parts(model).values())
         },
         step_flops=count_flops(graph.get_operations()) // _BATCH_SIZES[0],
-        memory={precision: _memory(traced[precision]) for precision in _PRECISIONS},
+        memory={precision: _memory(traced[precision], config) for precision in _PRECISIONS},
     )
+
+
+def measure_memory(config: Config, precision: str) -> Memory:
+    """As `measure`, but the memory in one precision alone, which takes less time."""
+    return _memory(_trace(_one_pass(config), precision), config)
 
 
 def count_flops(operations: Iterable[tf.Operation]) -> int:
@@ -112,11 +119,13 @@ def count_flops(operations: Iterable[tf.Operation]) -> int:
     return total
 
 
+def _one_pass(config: Config) -> Config:
+    """One of the passes that --accumulation_steps makes; `_memory` adds what the others need."""
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, accumulation_steps=1))
+
+
 def _trace(config: Config, precision: str) -> _Traced:
-    # One of the passes that --accumulation_steps makes.
-    config = dataclasses.replace(
-        config, train=dataclasses.replace(config.train, precision=precision, accumulation_steps=1)
-    )
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
     policy, level = tf.keras.mixed_precision.global_policy(), tf.get_logger().level
     tf.get_logger().setLevel(logging.ERROR)  # Keras would warn that float16 is slow without a GPU
     try:
@@ -156,10 +165,34 @@ def _batch_spec(config: InputConfig, batch_size: int) -> Batch:
     )
 
 
-def _memory(traced: _Traced) -> Memory:
+def _memory(traced: _Traced, config: Config) -> Memory:
     small, large = (virtual_gpu.run(function).peak_bytes for function in traced.functions)
     image = (large - small) / (_BATCH_SIZES[1] - _BATCH_SIZES[0])
-    return Memory(variables=traced.variables_bytes, image=image, rest=small - _BATCH_SIZES[0] * image)
+    rest, waiting = small - _BATCH_SIZES[0] * image, 0.0
+    if (passes := config.train.accumulation_steps) > 1:
+        rest += sum(
+            4 * variable.shape.num_elements() for variable in traced.model.trainable_variables
+        )  # summed gradients
+        # Nothing makes a cast of the weights wait for its pass, so those of all passes may lie in memory at once.
+        rest += (passes - 1) * _cast_weights_bytes(traced)
+        waiting = passes * _prepared_image_bytes(config.input)
+    return Memory(variables=traced.variables_bytes, image=image, rest=rest, waiting=waiting)
+
+
+def _cast_weights_bytes(traced: _Traced) -> int:
+    """The bytes of all copies of weights in half precision that a pass makes."""
+    casts = [
+        operation.outputs[0]
+        for operation in traced.functions[0].graph.get_operations()
+        if operation.type == "Cast" and operation.inputs[0].op.type == "ReadVariableOp"
+    ]
+    return sum(tensor.shape.num_elements() * tensor.dtype.size for tensor in casts)
+
+
+def _prepared_image_bytes(config: InputConfig) -> int:
+    """The bytes of an image as the network takes it, float32, and of its targets: a class, a box and a weight each."""
+    height, width = config.image_size
+    return 4 * (3 * height * width + (1 + 4 + 1) * len(anchors.make_anchors(config.anchor, config.image_size)))
 
 
 def _kept_bytes(traced: _Traced) -> collections.Counter[str]:
@@ -231,6 +264,7 @@ def describe(config: Config, num_replicas: int) -> str:
         ["memory of a replica", "float32", "float16"],
         ["weights and optimizer", *(f"{part.variables / 1e9:.2f} GB" for part in memory)],
         ["each image", *(f"{part.image / 1e9:.2f} GB" for part in memory)],
+        *([["those that wait, for each", *(f"{part.waiting / 1e9:.2f} GB" for part in memory)]] if passes > 1 else []),
         ["the rest", *(f"{part.rest / 1e9:.2f} GB" for part in memory)],
         [f"peak with {per_pass} images", *(f"{part.peak(per_pass) / 1e9:.2f} GB" for part in memory)],
     ]

@@ -53,6 +53,7 @@ def make_train_step(
       `train_step(batch, targets=None) -> StepResult`; `targets` are given where the host has assigned them.
     """
     anchors = tf.constant(make_anchors(config.input.anchor, config.input.image_size))
+    num_parts = config.train.accumulation_steps
     scales_loss = isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
 
     def stage(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,8 +70,10 @@ def make_train_step(
 
     @stage
     def losses_and_gradients(
-        predictions: Predictions, targets: types.Targets, normalizer: tf.Tensor, loss_scale: tf.Tensor
+        predictions: Predictions, targets: types.Targets, part: tf.Tensor, normalizer: tf.Tensor, loss_scale: tf.Tensor
     ) -> tuple[Losses, Predictions]:
+        # Cut here, where XLA does it: outside, a GPU would send the class targets through the host, as they are int32.
+        targets = tf.nest.map_structure(lambda values: _cut(values, part, num_parts), targets)
         with tf.GradientTape() as tape:
             tape.watch(predictions)
             values = losses.detection_losses(predictions, targets, normalizer, config.loss, anchors)
@@ -78,11 +81,13 @@ def make_train_step(
         return values, tape.gradient(scaled, predictions)
 
     def pass_through(
-        images: tf.Tensor, targets: types.Targets, normalizer: tf.Tensor, loss_scale: tf.Tensor
+        images: tf.Tensor, targets: types.Targets, part: int, normalizer: tf.Tensor, loss_scale: tf.Tensor
     ) -> tuple[Losses, list[tf.Tensor]]:
+        """The losses and the gradients of a part, whose images these are; the targets are those of all parts."""
         with tf.GradientTape() as tape:
             predictions = model(images, training=True)
-        values, upstream = losses_and_gradients(predictions, targets, normalizer, loss_scale)
+        # The part as a tensor, or XLA would compile this anew for each.
+        values, upstream = losses_and_gradients(predictions, targets, tf.constant(part), normalizer, loss_scale)
         return values, tape.gradient(predictions, model.trainable_variables, output_gradients=upstream)
 
     def train_step(batch: types.Batch, targets: types.Targets | None = None) -> StepResult:
@@ -99,12 +104,11 @@ def make_train_step(
             loss_scale = optimizer.get_scaled_loss(loss_scale)
             (gradient_scale,) = optimizer.get_unscaled_gradients([gradient_scale])
 
-        (images, targets), *others = _split((images, targets), config.train.accumulation_steps)
-        local, gradients = pass_through(images, targets, normalizer, loss_scale)
-        for part in others:
+        local, gradients = pass_through(_cut(images, 0, num_parts), targets, 0, normalizer, loss_scale)
+        for part in range(1, num_parts):
             with tf.control_dependencies(gradients):  # one after the other, or all would be in memory at once
-                images, targets = tf.nest.map_structure(tf.identity, part)
-            more, more_gradients = pass_through(images, targets, normalizer, loss_scale)
+                images_of_part = _cut(images, part, num_parts)
+            more, more_gradients = pass_through(images_of_part, targets, part, normalizer, loss_scale)
             local = tf.nest.map_structure(tf.add, local, more)
             gradients = [gradient + other for gradient, other in zip(gradients, more_gradients)]
         # TensorFlow reverses the gradients, so that the first pack is that of the last layers and travels while the
@@ -132,7 +136,10 @@ def _scale_and_clip(
     return [gradient * scale for gradient in gradients], norm
 
 
-def _split(values: Any, num_parts: int) -> list[Any]:
-    """Splits every tensor of a structure along its first axis."""
-    parts = [tf.split(value, num_parts) if num_parts > 1 else [value] for value in tf.nest.flatten(values)]
-    return [tf.nest.pack_sequence_as(values, part) for part in zip(*parts)]
+def _cut(values: tf.Tensor, part: int | tf.Tensor, num_parts: int) -> tf.Tensor:
+    """One of equal parts of a tensor, along its first axis."""
+    if num_parts == 1:
+        return values
+    size, *others = values.shape
+    size //= num_parts
+    return tf.slice(values, [part * size, *[0] * len(others)], [size, *others])
