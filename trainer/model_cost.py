@@ -170,9 +170,7 @@ def _memory(traced: _Traced, config: Config) -> Memory:
     image = (large - small) / (_BATCH_SIZES[1] - _BATCH_SIZES[0])
     rest, waiting = small - _BATCH_SIZES[0] * image, 0.0
     if (passes := config.train.accumulation_steps) > 1:
-        rest += sum(
-            4 * variable.shape.num_elements() for variable in traced.model.trainable_variables
-        )  # summed gradients
+        rest += 4 * sum(variable.shape.num_elements() for variable in traced.model.trainable_variables)  # of gradients
         # Nothing makes a cast of the weights wait for its pass, so those of all passes may lie in memory at once.
         rest += (passes - 1) * _cast_weights_bytes(traced)
         waiting = passes * _prepared_image_bytes(config.input)
