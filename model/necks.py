@@ -186,6 +186,8 @@ def _downsample(x: tf.Tensor) -> tf.Tensor:
     """Half as high and wide, rounded up: a 3x3 max pool, padded on every side like the strided convolutions."""
     # A repeated edge is in its window already, so it changes no maximum. A constant below every value would do as well,
     # but the int8 export would take it for a part of the tensor's range; and mirrored padding is rare in ONNX.
-    x = tf.concat([x[:, :1], x, x[:, -1:]], axis=1)
-    x = tf.concat([x[:, :, :1], x, x[:, :, -1:]], axis=2)
+    # The last window of an even side ends at its edge.
+    height, width = x.shape[1:3]
+    x = tf.concat([x[:, :1], x, *([x[:, -1:]] if height % 2 else [])], axis=1)
+    x = tf.concat([x[:, :, :1], x, *([x[:, :, -1:]] if width % 2 else [])], axis=2)
     return tf.nn.max_pool2d(x, 3, 2, "VALID")
