@@ -179,8 +179,7 @@ def _renamed(found: Sequence[str], config: ConvertConfig) -> tuple[str, ...]:
 def _check_classes(flag: str, names: Iterable[str], known: Sequence[str]) -> None:
     """Raises ConversionError if the flag names another class than those that are known."""
     if unknown := [name for name in names if name not in known]:
-        there = ", ".join(dict.fromkeys(known))
-        raise ConversionError(f"--{flag}: no object is of class {unknown[0]!r}; there are: {there}.")
+        raise ConversionError(f"--{flag}: no object is of class {unknown[0]!r}; there are: {', '.join(known)}.")
 
 
 def find_classes(inputs: Sequence[Input], workers: Workers) -> tuple[str, ...]:
